@@ -1,0 +1,30 @@
+//! What a machine must be able to do to run π0, and how to prove that it does.
+//!
+//! - [`Device`]: the moves and the operations; a new device implements this trait and nothing else.
+//! - [`Reference`]: the plain scalar definition of every operation, the judge of every other device.
+//! - [`Traced`]: a wrapper that records what ran where, and falls back to a host device when asked.
+//! - [`Tapped`]: a wrapper that keeps every named intermediate.
+//! - [`compare()`]: Pearson correlation, relative L2, max abs and the worst index; NaN always fails.
+
+#![deny(unsafe_code)]
+
+mod compare;
+mod device;
+mod error;
+pub mod flops;
+mod host;
+mod reference;
+mod source;
+mod tapped;
+mod traced;
+
+pub use compare::{Agreement, Bound, compare};
+pub use device::{
+    Activation, Attention, Dense, Device, KeyValue, Keys, Norm, OpKind, Qkv, Scope, Span, dense, qkv,
+};
+pub use error::{Error, Result};
+pub use host::HostTensor;
+pub use reference::{Reference, ReferenceWeight};
+pub use source::{Bytes, Dtype, LinearPart, MappedFile, NormKind, TensorSource, WeightSource};
+pub use tapped::Tapped;
+pub use traced::{Fallback, Place, Record, Traced, TracedWeight};

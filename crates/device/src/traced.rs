@@ -1,0 +1,499 @@
+//! A wrapper that records what ran where, and runs on a host device what the device lacks, when asked.
+//!
+//! Coverage, fallbacks and roadmaps are folds over these records; nothing else knows what a device supports.
+
+use std::cell::{OnceCell, RefCell};
+use std::fmt;
+use std::ops::Range;
+use std::time::{Duration, Instant};
+
+use crate::{
+    Activation, Attention, Dense, Device, HostTensor, KeyValue, OpKind, Qkv, Result, WeightSource, flops,
+};
+
+/// What to do with an operation that the device refuses as `Unsupported`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Fallback {
+    /// Return the error: a slow path must not hide. The default for releases and benchmarks.
+    #[default]
+    Fail,
+    /// Download the operands, run on the host device, upload the result, and record all of it.
+    RunOnHost,
+}
+
+/// Where an operation ran.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Place {
+    /// On the device.
+    Device,
+    /// On the host, because the device lacks it.
+    Host,
+    /// On the host, because the caller forced it there.
+    Forced,
+}
+
+/// One call of a device, as it was executed.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Record {
+    /// Which operation.
+    pub op: OpKind,
+    /// The base operations that a fused one stands for; itself otherwise.
+    pub parts: Vec<OpKind>,
+    /// Module path, such as `prefix.layer3`.
+    pub module: String,
+    /// Shapes of the operands; of a weight `[out, in]`.
+    pub shapes: Vec<[usize; 2]>,
+    /// Shape of the (first) result.
+    pub result: [usize; 2],
+    /// Where it ran.
+    pub place: Place,
+    /// Start, since the trace began.
+    pub start: Duration,
+    /// Duration of the call, transfers included. A device that enqueues shows its waiting in `download`.
+    pub time: Duration,
+    /// The part of `time` spent moving operands and results of a fallback.
+    pub transfer_time: Duration,
+    /// Bytes moved across the bus: by a fallback, an upload or a download.
+    pub transfer_bytes: u64,
+    /// Bytes of the activations read and written, as f32.
+    pub bytes: u64,
+    /// Floating-point operations; see [`flops`].
+    pub flop: u64,
+}
+
+/// Runs on `D`, records every call, and may fall back to `H`.
+pub struct Traced<D: Device, H: Device> {
+    device: D,
+    host: H,
+    fallback: Fallback,
+    forced: Vec<OpKind>,
+    began: Instant,
+    state: RefCell<State>,
+}
+
+#[derive(Default)]
+struct State {
+    /// Path of the module entered, and the lengths to cut it back to.
+    path: String,
+    lengths: Vec<usize>,
+    records: Vec<Record>,
+}
+
+/// A weight on either side, packed for the host only when a fallback needs it.
+pub struct TracedWeight<D, H> {
+    source: WeightSource,
+    device: Result<D>,
+    host: OnceCell<H>,
+}
+
+/// Operations that a call stands for, its operands and cost.
+struct Call<'a> {
+    op: OpKind,
+    parts: Vec<OpKind>,
+    shapes: Vec<[usize; 2]>,
+    flop: &'a dyn Fn([usize; 2]) -> u64,
+}
+
+/// Measures the moves of one fallback.
+struct Ferry<'a, D: Device, H: Device> {
+    traced: &'a Traced<D, H>,
+    time: Duration,
+    bytes: u64,
+}
+
+impl<D: Device, H: Device> Ferry<'_, D, H> {
+    fn down(&mut self, x: &D::Tensor) -> Result<H::Tensor> {
+        let start = Instant::now();
+        let t = self.traced.device.download(x)?;
+        let on_host = self.traced.host.upload(t.rows(), t.cols(), &t.data);
+        self.time += start.elapsed();
+        self.bytes += 4 * t.data.len() as u64;
+        on_host
+    }
+
+    fn up(&mut self, x: &H::Tensor) -> Result<D::Tensor> {
+        let t = self.traced.host.download(x)?;
+        let start = Instant::now();
+        let on_device = self.traced.device.upload(t.rows(), t.cols(), &t.data);
+        self.time += start.elapsed();
+        self.bytes += 4 * t.data.len() as u64;
+        on_device
+    }
+}
+
+type W<D, H> = TracedWeight<<D as Device>::Weight, <H as Device>::Weight>;
+
+impl<D: Device, H: Device> Traced<D, H> {
+    /// Traces `device`; `host` serves fallbacks and forced operations.
+    pub fn new(device: D, host: H, fallback: Fallback) -> Self {
+        Self { device, host, fallback, forced: Vec::new(), began: Instant::now(), state: RefCell::default() }
+    }
+
+    /// Forces these operations to the host, to measure what having them on the device is worth. A fused
+    /// operation that contains one of them is composed.
+    pub fn force_to_host(mut self, ops: Vec<OpKind>) -> Self {
+        self.forced = ops;
+        self
+    }
+
+    /// The records since the last call.
+    pub fn take(&self) -> Vec<Record> {
+        std::mem::take(&mut self.state.borrow_mut().records)
+    }
+
+    /// The traced device.
+    pub fn device(&self) -> &D {
+        &self.device
+    }
+
+    fn host_weight<'w>(&self, w: &'w W<D, H>) -> Result<&'w H::Weight> {
+        if w.host.get().is_none() {
+            let _ = w.host.set(self.host.prepare(&w.source)?);
+        }
+        Ok(w.host.get().expect("set above"))
+    }
+
+    fn push(&self, call: Call<'_>, start: Instant, result: [usize; 2], place: Place, moved: (Duration, u64)) {
+        let time = start.elapsed();
+        let values = |s: &[usize; 2]| 4 * (s[0] * s[1]) as u64;
+        let mut state = self.state.borrow_mut();
+        let module = state.path.clone();
+        state.records.push(Record {
+            bytes: call.shapes.iter().map(values).sum::<u64>() + values(&result),
+            flop: (call.flop)(result),
+            op: call.op,
+            parts: call.parts,
+            module,
+            shapes: call.shapes,
+            result,
+            place,
+            start: start - self.began,
+            time,
+            transfer_time: moved.0,
+            transfer_bytes: moved.1,
+        });
+    }
+
+    /// Runs a base operation on the device, or on the host if it must and may.
+    fn run(
+        &self,
+        op: OpKind,
+        shapes: Vec<[usize; 2]>,
+        flop: &dyn Fn([usize; 2]) -> u64,
+        on_device: impl FnOnce(&D) -> Result<D::Tensor>,
+        on_host: impl FnOnce(&H, &mut Ferry<'_, D, H>) -> Result<H::Tensor>,
+    ) -> Result<D::Tensor> {
+        let call = Call { op, parts: vec![op], shapes, flop };
+        let forced = self.forced.contains(&op);
+        if !forced {
+            let start = Instant::now();
+            match on_device(&self.device) {
+                Err(e) if e.is_unsupported() && self.fallback == Fallback::RunOnHost => {}
+                Err(e) => return Err(e),
+                Ok(y) => {
+                    self.push(call, start, self.device.shape(&y), Place::Device, (Duration::ZERO, 0));
+                    return Ok(y);
+                }
+            }
+        }
+        let start = Instant::now();
+        let mut ferry = Ferry { traced: self, time: Duration::ZERO, bytes: 0 };
+        let y = on_host(&self.host, &mut ferry)?;
+        let y = ferry.up(&y)?;
+        let place = if forced { Place::Forced } else { Place::Host };
+        let moved = (ferry.time, ferry.bytes);
+        self.push(call, start, self.device.shape(&y), place, moved);
+        Ok(y)
+    }
+
+    fn pointwise(
+        &self,
+        op: OpKind,
+        x: &D::Tensor,
+        on_device: impl FnOnce(&D) -> Result<D::Tensor>,
+        on_host: impl FnOnce(&H, &H::Tensor) -> Result<H::Tensor>,
+    ) -> Result<D::Tensor> {
+        self.run(op, vec![self.shape(x)], &|r| flops::pointwise(op, r), on_device, |h, f| {
+            on_host(h, &f.down(x)?)
+        })
+    }
+
+    fn move_record(&self, op: OpKind, start: Instant, shape: [usize; 2]) {
+        let moved = (start.elapsed(), 4 * (shape[0] * shape[1]) as u64);
+        self.push(
+            Call { op, parts: vec![op], shapes: vec![], flop: &|_| 0 },
+            start,
+            shape,
+            Place::Device,
+            moved,
+        );
+    }
+
+    /// Refuses a fused operation of which a part is forced to the host, so that it is composed.
+    fn check_forced(&self, op: OpKind, parts: &[OpKind]) -> Result<()> {
+        match parts.iter().find(|p| self.forced.contains(p)) {
+            Some(p) => Err(crate::Error::unsupported(self.name(), op, format!("{p} is forced to the host"))),
+            None => Ok(()),
+        }
+    }
+}
+
+impl<D: Device, H: Device> Device for Traced<D, H> {
+    type Tensor = D::Tensor;
+    type Weight = W<D, H>;
+
+    fn name(&self) -> &'static str {
+        self.device.name()
+    }
+    fn shape(&self, x: &D::Tensor) -> [usize; 2] {
+        self.device.shape(x)
+    }
+    fn tap(&self, name: &str, x: &D::Tensor) {
+        self.device.tap(name, x);
+    }
+    fn enter(&self, module: fmt::Arguments<'_>) {
+        use fmt::Write as _;
+        self.device.enter(module);
+        let state = &mut *self.state.borrow_mut();
+        state.lengths.push(state.path.len());
+        if !state.path.is_empty() {
+            state.path.push('.');
+        }
+        let _ = state.path.write_fmt(module);
+    }
+    fn exit(&self) {
+        self.device.exit();
+        let state = &mut *self.state.borrow_mut();
+        let length = state.lengths.pop().unwrap_or(0);
+        state.path.truncate(length);
+    }
+
+    fn upload(&self, rows: usize, cols: usize, data: &[f32]) -> Result<D::Tensor> {
+        let start = Instant::now();
+        let y = self.device.upload(rows, cols, data)?;
+        self.move_record(OpKind::Upload, start, [rows, cols]);
+        Ok(y)
+    }
+    fn download(&self, x: &D::Tensor) -> Result<HostTensor> {
+        let start = Instant::now();
+        let y = self.device.download(x)?;
+        self.move_record(OpKind::Download, start, [y.rows(), y.cols()]);
+        Ok(y)
+    }
+    fn prepare(&self, source: &WeightSource) -> Result<Self::Weight> {
+        let device = match self.device.prepare(source) {
+            Err(e) if e.is_unsupported() && self.fallback == Fallback::RunOnHost => Err(e),
+            Err(e) => return Err(e),
+            packed => packed,
+        };
+        Ok(TracedWeight { source: source.clone(), device, host: OnceCell::new() })
+    }
+
+    fn embed(&self, table: &Self::Weight, ids: &[u32], scale: f32) -> Result<D::Tensor> {
+        self.run(
+            OpKind::Embed,
+            vec![[1, ids.len()]],
+            &|r| flops::pointwise(OpKind::Embed, r),
+            |d| d.embed(table.device()?, ids, scale),
+            |h, _| h.embed(self.host_weight(table)?, ids, scale),
+        )
+    }
+    fn linear(&self, x: &D::Tensor, weight: &Self::Weight) -> Result<D::Tensor> {
+        let [out, inputs] = weight.source.dims();
+        self.run(
+            OpKind::Linear,
+            vec![self.shape(x), [out, inputs]],
+            &|[rows, _]| flops::linear(rows, inputs, out),
+            |d| d.linear(x, weight.device()?),
+            |h, f| h.linear(&f.down(x)?, self.host_weight(weight)?),
+        )
+    }
+    fn layer_norm(&self, x: &D::Tensor, weight: &Self::Weight) -> Result<D::Tensor> {
+        self.pointwise(
+            OpKind::LayerNorm,
+            x,
+            |d| d.layer_norm(x, weight.device()?),
+            |h, x| h.layer_norm(x, self.host_weight(weight)?),
+        )
+    }
+    fn rms_norm(&self, x: &D::Tensor, weight: &Self::Weight) -> Result<D::Tensor> {
+        self.pointwise(
+            OpKind::RmsNorm,
+            x,
+            |d| d.rms_norm(x, weight.device()?),
+            |h, x| h.rms_norm(x, self.host_weight(weight)?),
+        )
+    }
+    fn rope(&self, x: &D::Tensor, positions: &[u32], head_dim: usize) -> Result<D::Tensor> {
+        self.pointwise(
+            OpKind::Rope,
+            x,
+            |d| d.rope(x, positions, head_dim),
+            |h, x| h.rope(x, positions, head_dim),
+        )
+    }
+    fn attention(
+        &self,
+        q: &D::Tensor,
+        kv: &[KeyValue<'_, D::Tensor>],
+        spec: &Attention<'_>,
+    ) -> Result<D::Tensor> {
+        let mut shapes = vec![self.shape(q)];
+        shapes.extend(kv.iter().flat_map(|p| [self.shape(p.k), self.shape(p.v)]));
+        self.run(
+            OpKind::Attention,
+            shapes,
+            &|_| flops::attention(spec),
+            |d| d.attention(q, kv, spec),
+            |h, f| {
+                let q = f.down(q)?;
+                let kv: Vec<_> =
+                    kv.iter().map(|p| Ok((f.down(p.k)?, f.down(p.v)?))).collect::<Result<_>>()?;
+                let kv: Vec<_> = kv.iter().map(|(k, v)| KeyValue { k, v }).collect();
+                h.attention(&q, &kv, spec)
+            },
+        )
+    }
+    fn gelu(&self, x: &D::Tensor) -> Result<D::Tensor> {
+        self.pointwise(OpKind::Gelu, x, |d| d.gelu(x), |h, x| h.gelu(x))
+    }
+    fn silu(&self, x: &D::Tensor) -> Result<D::Tensor> {
+        self.pointwise(OpKind::Silu, x, |d| d.silu(x), |h, x| h.silu(x))
+    }
+    fn geglu(&self, x: &D::Tensor) -> Result<D::Tensor> {
+        self.pointwise(OpKind::Geglu, x, |d| d.geglu(x), |h, x| h.geglu(x))
+    }
+    fn add(&self, x: &D::Tensor, y: &D::Tensor) -> Result<D::Tensor> {
+        self.run(
+            OpKind::Add,
+            vec![self.shape(x), self.shape(y)],
+            &|r| flops::pointwise(OpKind::Add, r),
+            |d| d.add(x, y),
+            |h, f| h.add(&f.down(x)?, &f.down(y)?),
+        )
+    }
+    fn add_scaled(&self, x: &D::Tensor, y: &D::Tensor, scale: f32) -> Result<D::Tensor> {
+        self.run(
+            OpKind::AddScaled,
+            vec![self.shape(x), self.shape(y)],
+            &|r| flops::pointwise(OpKind::AddScaled, r),
+            |d| d.add_scaled(x, y, scale),
+            |h, f| h.add_scaled(&f.down(x)?, &f.down(y)?, scale),
+        )
+    }
+    fn concat_rows(&self, parts: &[&D::Tensor]) -> Result<D::Tensor> {
+        self.run(
+            OpKind::ConcatRows,
+            parts.iter().map(|p| self.shape(p)).collect(),
+            &|_| 0,
+            |d| d.concat_rows(parts),
+            |h, f| {
+                let parts = parts.iter().map(|p| f.down(p)).collect::<Result<Vec<_>>>()?;
+                h.concat_rows(&parts.iter().collect::<Vec<_>>())
+            },
+        )
+    }
+    fn slice_rows(&self, x: &D::Tensor, range: Range<usize>) -> Result<D::Tensor> {
+        let (a, b) = (range.clone(), range);
+        self.pointwise(OpKind::SliceRows, x, |d| d.slice_rows(x, a), |h, x| h.slice_rows(x, b))
+    }
+    fn slice_cols(&self, x: &D::Tensor, range: Range<usize>) -> Result<D::Tensor> {
+        let (a, b) = (range.clone(), range);
+        self.pointwise(OpKind::SliceCols, x, |d| d.slice_cols(x, a), |h, x| h.slice_cols(x, b))
+    }
+
+    fn dense(&self, call: &Dense<'_, D::Tensor, Self::Weight>) -> Result<D::Tensor> {
+        let parts = call.parts();
+        self.check_forced(OpKind::Dense, &parts)?;
+        let [out, inputs] = call.weight.source.dims();
+        let mut shapes = vec![self.shape(call.x), [out, inputs]];
+        shapes.extend(call.residual.map(|r| self.shape(r)));
+        let inner = Dense {
+            x: call.x,
+            norm: call.norm.map(|n| Ok(n.map(n.weight().device()?))).transpose()?,
+            weight: call.weight.device()?,
+            activation: call.activation,
+            residual: call.residual,
+            norm_tap: call.norm_tap,
+            branch_tap: call.branch_tap,
+        };
+        let start = Instant::now();
+        let y = self.device.dense(&inner)?;
+        let [rows, _] = shapes[0];
+        let flop = |result| {
+            let rest =
+                parts.iter().map(|&p| flops::pointwise(p, if is_norm(p) { shapes[0] } else { result }));
+            flops::linear(rows, inputs, out) + rest.sum::<u64>()
+        };
+        let call = Call { op: OpKind::Dense, parts: parts.clone(), shapes: shapes.clone(), flop: &flop };
+        self.push(call, start, self.device.shape(&y), Place::Device, (Duration::ZERO, 0));
+        Ok(y)
+    }
+
+    fn qkv(&self, call: &Qkv<'_, D::Tensor, Self::Weight>) -> Result<[D::Tensor; 3]> {
+        let parts = call.parts();
+        self.check_forced(OpKind::Qkv, &parts)?;
+        let [out, inputs] = call.weight.source.dims();
+        let inner = Qkv {
+            x: call.x,
+            norm: call.norm.map(call.norm.weight().device()?),
+            weight: call.weight.device()?,
+            heads: call.heads,
+            kv_heads: call.kv_heads,
+            head_dim: call.head_dim,
+            positions: call.positions,
+            norm_tap: call.norm_tap,
+        };
+        let start = Instant::now();
+        let y = self.device.qkv(&inner)?;
+        let x = self.shape(call.x);
+        let flop = |_| {
+            let rope = match call.positions {
+                Some(_) => {
+                    flops::pointwise(OpKind::Rope, [x[0], (call.heads + call.kv_heads) * call.head_dim])
+                }
+                None => 0,
+            };
+            flops::linear(x[0], inputs, out) + flops::pointwise(call.norm.op(), x) + rope
+        };
+        let record = Call { op: OpKind::Qkv, parts, shapes: vec![x, [out, inputs]], flop: &flop };
+        self.push(record, start, [x[0], out], Place::Device, (Duration::ZERO, 0));
+        Ok(y)
+    }
+}
+
+impl<D, H> TracedWeight<D, H> {
+    fn device(&self) -> Result<&D> {
+        self.device.as_ref().map_err(Clone::clone)
+    }
+}
+
+fn is_norm(op: OpKind) -> bool {
+    matches!(op, OpKind::LayerNorm | OpKind::RmsNorm)
+}
+
+impl<T, W> Dense<'_, T, W> {
+    /// The base operations that this call stands for, in order.
+    pub fn parts(&self) -> Vec<OpKind> {
+        let activation = self.activation.map(|a| match a {
+            Activation::Gelu => OpKind::Gelu,
+            Activation::Silu => OpKind::Silu,
+            Activation::Geglu => OpKind::Geglu,
+        });
+        let norm = self.norm.as_ref().map(|n| n.op());
+        let residual = self.residual.map(|_| OpKind::Add);
+        norm.into_iter().chain([OpKind::Linear]).chain(activation).chain(residual).collect()
+    }
+}
+
+impl<T, W> Qkv<'_, T, W> {
+    /// The base operations that this call stands for, in order.
+    pub fn parts(&self) -> Vec<OpKind> {
+        let mut parts = vec![self.norm.op(), OpKind::Linear];
+        parts.extend([OpKind::SliceCols; 3]);
+        if self.positions.is_some() {
+            parts.extend([OpKind::Rope; 2]);
+        }
+        parts
+    }
+}

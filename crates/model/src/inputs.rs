@@ -1,0 +1,27 @@
+//! What goes into the network and what comes out, in the model's own units.
+
+/// What one robot sees, ready for the network: preprocessed, normalized, tokenized. A batch is a slice of these.
+///
+/// There is no padding: an absent camera is `None` and only real tokens are listed, so nothing is computed for
+/// what is not there.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Inputs {
+    /// One entry a camera, in the model's order: `[3, height, width]` in `[-1, 1]`, or `None` where the camera is
+    /// masked.
+    pub images: Vec<Option<Vec<f32>>>,
+    /// The prompt's tokens with BOS and newline, without padding.
+    pub tokens: Vec<u32>,
+    /// Normalized, padded with zeros to the model's state width.
+    pub state: Vec<f32>,
+    /// Starting noise `[horizon, action_dim]`; drawn from the seed of [`SampleOptions`] when absent.
+    pub noise: Option<Vec<f32>>,
+}
+
+/// How to sample.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct SampleOptions {
+    /// Euler steps; the checkpoint's default when none.
+    pub steps: Option<usize>,
+    /// Seed of the starting noise, for inputs that bring none. Row `i` of a batch draws from `seed + i`.
+    pub seed: u64,
+}
