@@ -24,7 +24,7 @@ OUT = Path(sys.argv[1])
 # otherwise, where the sides of the result add up to 128 or less; real images never do. Pillow 13
 # was seen to shrink columns before rows in some cases, of letterboxes when an image is more than twice as tall
 # as wide; no camera is.
-SIZES = [(90, 200, 15, 115), (30, 53, 33, 110), (9, 300, 5, 140), (17, 300, 11, 130), (5, 40, 6, 135), (8, 200, 8, 122)]
+SIZES = [(90, 200, 15, 115), (10, 53, 11, 118), (9, 300, 5, 140), (17, 300, 11, 130), (5, 40, 6, 135), (8, 200, 8, 122)]
 
 
 def pattern(height, width):
