@@ -1,5 +1,7 @@
 //! What goes into the network and what comes out, in the model's own units.
 
+use crate::Guidance;
+
 /// What one robot sees, ready for the network: preprocessed, normalized, tokenized. A batch is a slice of these.
 ///
 /// There is no padding: an absent camera is `None` and only real tokens are listed, so nothing is computed for
@@ -15,6 +17,8 @@ pub struct Inputs {
     pub state: Vec<f32>,
     /// Starting noise `[horizon, action_dim]`; drawn from the seed of [`SampleOptions`] when absent.
     pub noise: Option<Vec<f32>>,
+    /// Real-time chunking: follow the chunk that is still being executed.
+    pub guidance: Option<Guidance>,
 }
 
 /// How to sample.

@@ -1,7 +1,26 @@
 //! The π0 network, written once, generic over the device.
+//!
+//! Start at [`Pi0::sample_actions`]; [`siglip`] and [`gemma`] hold the layers, [`layout`] says how a batch is packed,
+//! [`weights`] lists every tensor, [`Checkpoint`] reads them, [`golden`] names intermediates as the references do.
 
 #![forbid(unsafe_code)]
 
+mod checkpoint;
+mod config;
+mod error;
+pub mod gemma;
+pub mod golden;
+mod guidance;
 mod inputs;
+pub mod layout;
+mod pi0;
+pub mod siglip;
+pub mod weights;
 
+pub use checkpoint::Checkpoint;
+pub use config::{Config, Family, GemmaConfig, TimeSchedule, VisionConfig};
+pub use error::ModelError;
+pub use gemma::Extent;
+pub use guidance::{Guidance, GuidanceSchedule};
 pub use inputs::{Inputs, SampleOptions};
+pub use pi0::{Pi0, PrefixCache, patchify, time_embedding};

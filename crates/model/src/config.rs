@@ -1,0 +1,462 @@
+//! Sizes of the network, read from a checkpoint's `config.json` and, for shrunk models, `arch.json` beside it.
+
+use std::fs;
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use crate::ModelError;
+
+/// All sizes of a π0 network and how it is sampled.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Config {
+    /// Which code base wrote the checkpoint.
+    pub family: Family,
+    /// SigLIP.
+    pub vision: VisionConfig,
+    /// The language model that reads images and prompt.
+    pub gemma: GemmaConfig,
+    /// The action expert.
+    pub expert: GemmaConfig,
+    /// Rows of the token embedding table.
+    pub vocab_size: usize,
+    /// Width of one action.
+    pub action_dim: usize,
+    /// Width of the state.
+    pub state_dim: usize,
+    /// Actions in one chunk.
+    pub horizon: usize,
+    /// Longest prompt, in tokens.
+    pub max_tokens: usize,
+    /// Euler steps unless the caller says otherwise.
+    pub num_steps: usize,
+    /// How the time of each step is computed.
+    pub schedule: TimeSchedule,
+    /// Shortest period of the time embedding.
+    pub min_period: f64,
+    /// Longest period of the time embedding.
+    pub max_period: f64,
+}
+
+/// The code base that a checkpoint comes from: it decides names, schedule and preprocessing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Family {
+    /// Hugging Face lerobot.
+    Lerobot,
+    /// Physical Intelligence's openpi, converted to PyTorch.
+    Openpi,
+}
+
+/// How the time of Euler step `k` of `n` is computed. The highest frequency of the time embedding turns a
+/// difference of 1e-7 into one of 1e-4 in the actions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum TimeSchedule {
+    /// `f32(1 - k / n)` from f64.
+    Lerobot,
+    /// `-1 / n` added `k` times in f32.
+    Openpi,
+}
+
+impl TimeSchedule {
+    /// Time of every step.
+    pub fn times(self, steps: usize) -> Vec<f32> {
+        let dt = -1.0 / steps as f64;
+        match self {
+            TimeSchedule::Lerobot => (0..steps).map(|k| (1.0 + k as f64 * dt) as f32).collect(),
+            TimeSchedule::Openpi => {
+                let add = |t: &f32| Some(t + dt as f32);
+                std::iter::successors(Some(1.0f32), add).take(steps).collect()
+            }
+        }
+    }
+}
+
+/// Sizes of the vision tower.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[allow(missing_docs)] // Hugging Face's names
+pub struct VisionConfig {
+    pub hidden_size: usize,
+    pub intermediate_size: usize,
+    pub num_hidden_layers: usize,
+    pub num_attention_heads: usize,
+    pub image_size: usize,
+    pub patch_size: usize,
+}
+
+impl VisionConfig {
+    /// Tokens of one image.
+    pub fn patches(&self) -> usize {
+        (self.image_size / self.patch_size).pow(2)
+    }
+
+    /// Values of one patch: three channels.
+    pub fn patch_values(&self) -> usize {
+        3 * self.patch_size * self.patch_size
+    }
+
+    /// Width of one attention head.
+    pub fn head_dim(&self) -> usize {
+        self.hidden_size / self.num_attention_heads
+    }
+}
+
+/// Sizes of a Gemma tower.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[allow(missing_docs)] // openpi's names
+pub struct GemmaConfig {
+    pub width: usize,
+    pub mlp_dim: usize,
+    pub depth: usize,
+    pub num_heads: usize,
+    pub num_kv_heads: usize,
+    pub head_dim: usize,
+}
+
+impl GemmaConfig {
+    fn variant(name: &str) -> Option<Self> {
+        let (width, mlp_dim) = match name {
+            "gemma_2b" => (2048, 16384),
+            "gemma_300m" => (1024, 4096),
+            _ => return None,
+        };
+        Some(Self { width, mlp_dim, depth: 18, num_heads: 8, num_kv_heads: 1, head_dim: 256 })
+    }
+}
+
+/// `arch.json`: the true sizes of a shrunk model, which `config.json` has no words for.
+#[derive(Debug, Serialize, Deserialize)]
+struct Arch {
+    vision: VisionConfig,
+    gemma: GemmaConfig,
+    expert: GemmaConfig,
+    vocab_size: usize,
+    action_dim: usize,
+    state_dim: usize,
+    horizon: usize,
+    max_tokens: usize,
+    num_steps: usize,
+}
+
+impl Config {
+    /// The published π0: 3.5 billion parameters.
+    pub fn full() -> Self {
+        Self {
+            family: Family::Lerobot,
+            vision: VisionConfig {
+                hidden_size: 1152,
+                intermediate_size: 4304,
+                num_hidden_layers: 27,
+                num_attention_heads: 16,
+                image_size: 224,
+                patch_size: 14,
+            },
+            gemma: GemmaConfig::variant("gemma_2b").expect("known"),
+            expert: GemmaConfig::variant("gemma_300m").expect("known"),
+            vocab_size: 257_152,
+            action_dim: 32,
+            state_dim: 32,
+            horizon: 50,
+            max_tokens: 48,
+            num_steps: 10,
+            schedule: TimeSchedule::Lerobot,
+            min_period: 4e-3,
+            max_period: 4.0,
+        }
+    }
+
+    /// A network of the same shape that runs in milliseconds.
+    pub fn tiny() -> Self {
+        let gemma = |width, mlp_dim| GemmaConfig {
+            width,
+            mlp_dim,
+            depth: 3,
+            num_heads: 8,
+            num_kv_heads: 1,
+            head_dim: 32,
+        };
+        Self {
+            vision: VisionConfig {
+                hidden_size: 72,
+                intermediate_size: 216,
+                num_hidden_layers: 3,
+                num_attention_heads: 4,
+                image_size: 224,
+                patch_size: 14,
+            },
+            gemma: gemma(128, 384),
+            expert: gemma(64, 192),
+            vocab_size: 512,
+            horizon: 16,
+            ..Self::full()
+        }
+    }
+
+    /// Reads `config.json` and, if present, `arch.json` of a checkpoint directory.
+    pub fn load(dir: &Path) -> Result<Self, ModelError> {
+        if !dir.is_dir() {
+            let what =
+                if dir.exists() { "is a file; give the directory that holds it" } else { "does not exist" };
+            return Err(ModelError::config(dir, what));
+        }
+        let path = dir.join("config.json");
+        let Value::Object(json) = read_json(&path)? else {
+            return Err(ModelError::config(&path, "is not a JSON object"));
+        };
+        let mut config = Self::from_json(&json).map_err(|what| ModelError::config(&path, what))?;
+        let arch_path = dir.join("arch.json");
+        if arch_path.exists() {
+            let arch: Arch = serde_json::from_value(read_json(&arch_path)?)
+                .map_err(|e| ModelError::config(&arch_path, e.to_string()))?;
+            config.apply(arch);
+        }
+        config.check().map_err(|what| ModelError::config(dir, what))?;
+        Ok(config)
+    }
+
+    fn from_json(json: &Map<String, Value>) -> Result<Self, String> {
+        let variant = |key: &str, default: &str| {
+            let name = json.get(key).and_then(Value::as_str).unwrap_or(default);
+            GemmaConfig::variant(name)
+                .ok_or_else(|| format!("{key} is {name:?}; known are gemma_2b and gemma_300m"))
+        };
+        let number = |key: &str, default: usize| match json.get(key) {
+            None | Some(Value::Null) => Ok(default),
+            Some(v) => match v.as_u64() {
+                Some(n) if n <= 1 << 20 => Ok(n as usize),
+                _ => Err(format!("{key} is {v}, wanted a whole number")),
+            },
+        };
+        let real = |key: &str, default: f64| match json.get(key) {
+            None | Some(Value::Null) => Ok(default),
+            Some(v) => v
+                .as_f64()
+                .filter(|x| *x > 0.0)
+                .ok_or_else(|| format!("{key} is {v}, wanted a number above 0")),
+        };
+        let full = Self::full();
+        let gemma = variant("paligemma_variant", "gemma_2b")?;
+        let expert = variant("action_expert_variant", "gemma_300m")?;
+        match json.get("type").and_then(Value::as_str) {
+            Some("pi0") => {}
+            Some("pi05") => return Err(PI05.into()),
+            Some(other) => {
+                return Err(format!("describes a policy of type {other:?}; this program runs pi0"));
+            }
+            None if json.contains_key("action_horizon") => {
+                let action_dim = number("action_dim", 32)?;
+                return Ok(Self {
+                    family: Family::Openpi,
+                    gemma,
+                    expert,
+                    action_dim,
+                    state_dim: action_dim,
+                    horizon: number("action_horizon", 50)?,
+                    schedule: TimeSchedule::Openpi,
+                    ..full
+                });
+            }
+            None => {
+                return Err("has neither \"type\" (lerobot) nor \"action_horizon\" (openpi); \
+                            is this a π0 checkpoint?"
+                    .into());
+            }
+        }
+        let image_size = match json.get("image_resolution").or_else(|| json.get("resize_imgs_with_padding")) {
+            None | Some(Value::Null) => full.vision.image_size,
+            Some(v) => match v.as_array().map(|a| a.iter().map(Value::as_u64).collect::<Vec<_>>()).as_deref()
+            {
+                Some([Some(h), Some(w)]) if h == w && *h <= 4096 => *h as usize,
+                _ => return Err(format!("image resolution {v}, wanted two equal sizes")),
+            },
+        };
+        // Releases up to 0.3 (which have this key) added dt in f32, as openpi does.
+        let old = json.contains_key("resize_imgs_with_padding");
+        Ok(Self {
+            vision: VisionConfig { image_size, ..full.vision },
+            gemma,
+            expert,
+            action_dim: number("max_action_dim", 32)?,
+            state_dim: number("max_state_dim", 32)?,
+            horizon: number("chunk_size", 50)?,
+            max_tokens: number("tokenizer_max_length", 48)?,
+            num_steps: number("num_inference_steps", number("num_steps", 10)?)?,
+            schedule: if old { TimeSchedule::Openpi } else { TimeSchedule::Lerobot },
+            min_period: real("min_period", 4e-3)?,
+            max_period: real("max_period", 4.0)?,
+            ..full
+        })
+    }
+
+    fn apply(&mut self, arch: Arch) {
+        let Arch { vision, gemma, expert, vocab_size, action_dim, state_dim, horizon, max_tokens, num_steps } =
+            arch;
+        *self = Self {
+            vision,
+            gemma,
+            expert,
+            vocab_size,
+            action_dim,
+            state_dim,
+            horizon,
+            max_tokens,
+            num_steps,
+            ..self.clone()
+        };
+    }
+
+    /// Writes `config.json` and `arch.json` as lerobot and the golden program do, with these cameras.
+    pub fn write(
+        &self,
+        dir: &Path,
+        cameras: &[&str],
+        robot_state: usize,
+        robot_action: usize,
+    ) -> std::io::Result<()> {
+        let size = self.vision.image_size;
+        let mut inputs = Map::new();
+        for name in cameras {
+            let feature = serde_json::json!({"type": "VISUAL", "shape": [3, size, size]});
+            inputs.insert(format!("observation.images.{name}"), feature);
+        }
+        inputs
+            .insert("observation.state".into(), serde_json::json!({"type": "STATE", "shape": [robot_state]}));
+        let config = serde_json::json!({
+            "type": "pi0",
+            "input_features": inputs,
+            "output_features": {"action": {"type": "ACTION", "shape": [robot_action]}},
+            "normalization_mapping": {"VISUAL": "IDENTITY", "STATE": "MEAN_STD", "ACTION": "MEAN_STD"},
+            "paligemma_variant": "gemma_2b",
+            "action_expert_variant": "gemma_300m",
+            "dtype": "bfloat16",
+            "chunk_size": self.horizon,
+            "n_action_steps": self.horizon,
+            "max_state_dim": self.state_dim,
+            "max_action_dim": self.action_dim,
+            "num_inference_steps": self.num_steps,
+            "min_period": self.min_period,
+            "max_period": self.max_period,
+            "image_resolution": [size, size],
+            "empty_cameras": 0,
+            "tokenizer_max_length": self.max_tokens,
+        });
+        fs::write(dir.join("config.json"), serde_json::to_string_pretty(&config)?)?;
+        if *self != Self::full() {
+            let arch = Arch {
+                vision: self.vision.clone(),
+                gemma: self.gemma.clone(),
+                expert: self.expert.clone(),
+                vocab_size: self.vocab_size,
+                action_dim: self.action_dim,
+                state_dim: self.state_dim,
+                horizon: self.horizon,
+                max_tokens: self.max_tokens,
+                num_steps: self.num_steps,
+            };
+            fs::write(dir.join("arch.json"), serde_json::to_string_pretty(&arch)?)?;
+        }
+        Ok(())
+    }
+
+    /// Checks what the layers rely on.
+    fn check(&self) -> Result<(), String> {
+        let (v, g, e) = (&self.vision, &self.gemma, &self.expert);
+        let positive = [
+            v.hidden_size,
+            v.intermediate_size,
+            v.num_hidden_layers,
+            v.num_attention_heads,
+            v.patch_size,
+            g.width,
+            g.mlp_dim,
+            g.depth,
+            g.num_heads,
+            g.num_kv_heads,
+            g.head_dim,
+            e.width,
+            e.mlp_dim,
+            self.vocab_size,
+            self.action_dim,
+            self.state_dim,
+            self.horizon,
+            self.max_tokens,
+            self.num_steps,
+        ];
+        let whole = |n: usize, by: usize| n.is_multiple_of(by);
+        if let Some(n) = positive.iter().find(|n| **n == 0 || **n > 1 << 20) {
+            return Err(format!("a size is {n}"));
+        }
+        if v.image_size == 0 || v.image_size > 4096 || !whole(v.image_size, v.patch_size) {
+            return Err(format!("images of {} do not divide into patches of {}", v.image_size, v.patch_size));
+        }
+        if !whole(v.hidden_size, v.num_attention_heads) {
+            return Err(format!("vision width {} over {} heads", v.hidden_size, v.num_attention_heads));
+        }
+        if !whole(g.head_dim, 2) || !whole(g.num_heads, g.num_kv_heads) || !whole(e.width, 2) {
+            return Err("odd head_dim or expert width, or query heads that key heads do not divide".into());
+        }
+        if (e.depth, e.num_heads, e.num_kv_heads, e.head_dim)
+            != (g.depth, g.num_heads, g.num_kv_heads, g.head_dim)
+        {
+            return Err(
+                "the action expert must have the language model's depth and heads: it reads its keys".into(),
+            );
+        }
+        Ok(())
+    }
+}
+
+/// Why a π0.5 checkpoint is refused.
+pub(crate) const PI05: &str =
+    "is a π0.5 checkpoint (adaptive norms, no state token); this program runs π0 only";
+
+/// Reads a JSON file. Deep nesting and other damage come back as errors.
+fn read_json(path: &Path) -> Result<Value, ModelError> {
+    let text = fs::read_to_string(path).map_err(|e| ModelError::Read { path: path.into(), source: e })?;
+    serde_json::from_str(&text).map_err(|e| ModelError::config(path, format!("is not valid JSON: {e}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn schedules_start_at_one_and_differ_in_the_last_bits() {
+        let (a, b) = (TimeSchedule::Lerobot.times(10), TimeSchedule::Openpi.times(10));
+        assert_eq!((a.len(), a[0], b[0]), (10, 1.0, 1.0));
+        assert_eq!(a[7], 0.3f32);
+        assert!(a != b && a.iter().zip(&b).all(|(a, b)| (a - b).abs() < 3e-7), "{a:?} {b:?}");
+    }
+
+    #[test]
+    fn openpi_and_lerobot_are_told_apart() {
+        let parse =
+            |s: &str| Config::from_json(serde_json::from_str::<Value>(s).unwrap().as_object().unwrap());
+        let openpi = parse(r#"{"action_dim": 32, "action_horizon": 10, "precision": "bfloat16"}"#).unwrap();
+        assert_eq!(
+            (openpi.family, openpi.horizon, openpi.schedule),
+            (Family::Openpi, 10, TimeSchedule::Openpi)
+        );
+        let lerobot = parse(r#"{"type": "pi0", "chunk_size": 16}"#).unwrap();
+        assert_eq!(
+            (lerobot.family, lerobot.horizon, lerobot.schedule),
+            (Family::Lerobot, 16, TimeSchedule::Lerobot)
+        );
+        let old =
+            parse(r#"{"type": "pi0", "resize_imgs_with_padding": [224, 224], "num_steps": 5}"#).unwrap();
+        assert_eq!((old.schedule, old.num_steps), (TimeSchedule::Openpi, 5));
+        for (json, word) in [
+            (r#"{"type": "pi05"}"#, "π0.5"),
+            (r#"{"type": "act"}"#, "act"),
+            ("{}", "neither"),
+            (r#"{"type": "pi0", "chunk_size": -1}"#, "chunk_size"),
+            (r#"{"type": "pi0", "paligemma_variant": "gemma_7b"}"#, "gemma_7b"),
+            (r#"{"type": "pi0", "image_resolution": [224]}"#, "resolution"),
+        ] {
+            let e = parse(json).unwrap_err();
+            assert!(e.contains(word), "{json}: {e}");
+        }
+    }
+}

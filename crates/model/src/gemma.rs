@@ -1,0 +1,217 @@
+//! Gemma: the language model that reads the prefix, and the action expert, which is the same with its own
+//! weights.
+//!
+//! Shapes: R packed rows, W width, Q = heads · head_dim, C = kv_heads · head_dim, F mlp_dim.
+
+use pi0_device::{
+    Activation, Attention, Dense, Device, KeyValue, Norm, Qkv, Result, Scope, Span, dense, qkv,
+};
+
+use crate::weights::Weights;
+use crate::{GemmaConfig, ModelError};
+
+/// A stack of layers and the norm behind them.
+pub struct Gemma<D: Device> {
+    layers: Vec<GemmaLayer<D>>,
+    /// Absent where nothing reads the last layer's output.
+    norm: Option<D::Weight>,
+}
+
+/// Keys (after rotation) and values of one layer, `[R, C]` each.
+pub struct LayerCache<D: Device> {
+    /// Keys.
+    pub k: D::Tensor,
+    /// Values.
+    pub v: D::Tensor,
+}
+
+impl<D: Device> LayerCache<D> {
+    /// As an operand of attention.
+    pub fn key_value(&self) -> KeyValue<'_, D::Tensor> {
+        KeyValue { k: &self.k, v: &self.v }
+    }
+}
+
+/// Rows after a layer or stack (nothing where [`Extent::Cache`] ends) and what it keeps.
+pub type Output<D, C> = (Option<<D as Device>::Tensor>, C);
+
+/// How much of a tower to load.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Extent {
+    /// All of it.
+    Whole,
+    /// Up to the keys and values of the last layer: all that is read of the prefix.
+    Cache,
+}
+
+/// One layer.
+pub struct GemmaLayer<D: Device> {
+    config: GemmaConfig,
+    input_layernorm: D::Weight,
+    body: Body<D>,
+}
+
+enum Body<D: Device> {
+    Whole {
+        qkv: D::Weight,
+        o_proj: D::Weight,
+        post_attention_layernorm: D::Weight,
+        gate_up: D::Weight,
+        down_proj: D::Weight,
+    },
+    /// The last prefix layer, of which only keys and values are read.
+    Cache { kv: D::Weight },
+}
+
+impl<D: Device> Gemma<D> {
+    pub(crate) fn load(
+        config: &GemmaConfig,
+        w: &Weights<'_, D>,
+        extent: Extent,
+    ) -> std::result::Result<Self, ModelError> {
+        let last = config.depth - 1;
+        let layer = |i| {
+            let extent = if i == last { extent } else { Extent::Whole };
+            GemmaLayer::load(config, &w.pp("layers").pp(i), extent)
+        };
+        Ok(Self {
+            layers: (0..config.depth).map(layer).collect::<std::result::Result<_, _>>()?,
+            norm: (extent == Extent::Whole).then(|| w.rms_norm("norm")).transpose()?,
+        })
+    }
+
+    /// Runs all layers over `x` `[R, W]`. `cached` holds, for each layer, parts 1, 2 … of its attention; part 0
+    /// is its own keys and values. Returns the last layer's output before the final norm (nothing for
+    /// [`Extent::Cache`]) and each layer's keys and values.
+    pub fn forward(
+        &self,
+        d: &D,
+        x: D::Tensor,
+        positions: &[u32],
+        cached: &[&[LayerCache<D>]],
+        spans: &[Span],
+    ) -> Result<Output<D, Vec<LayerCache<D>>>> {
+        let mut x = Some(x);
+        let mut caches = Vec::with_capacity(self.layers.len());
+        for (i, layer) in self.layers.iter().enumerate() {
+            let _scope = Scope::new(d, format_args!("layer{i}"));
+            let Some(rows) = x else { break };
+            let earlier: Vec<_> = cached.iter().map(|part| part[i].key_value()).collect();
+            let (next, cache) = layer.forward(d, &rows, positions, &earlier, spans)?;
+            d.tap("k_cache", &cache.k);
+            d.tap("v_cache", &cache.v);
+            if let Some(next) = &next {
+                d.tap("out", next);
+            }
+            caches.push(cache);
+            x = next;
+        }
+        Ok((x, caches))
+    }
+
+    /// The final norm alone; `None` for [`Extent::Cache`].
+    pub fn norm(&self) -> Option<&D::Weight> {
+        self.norm.as_ref()
+    }
+
+    /// The layers.
+    pub fn layers(&self) -> &[GemmaLayer<D>] {
+        &self.layers
+    }
+}
+
+impl<D: Device> GemmaLayer<D> {
+    fn load(
+        config: &GemmaConfig,
+        w: &Weights<'_, D>,
+        extent: Extent,
+    ) -> std::result::Result<Self, ModelError> {
+        let attn = w.pp("self_attn");
+        Ok(Self {
+            config: config.clone(),
+            input_layernorm: w.rms_norm("input_layernorm")?,
+            body: match extent {
+                Extent::Cache => Body::Cache { kv: attn.linear(&["k_proj", "v_proj"])? },
+                Extent::Whole => Body::Whole {
+                    qkv: attn.linear(&["q_proj", "k_proj", "v_proj"])?,
+                    o_proj: attn.linear(&["o_proj"])?,
+                    post_attention_layernorm: w.rms_norm("post_attention_layernorm")?,
+                    gate_up: w.pp("mlp").linear(&["gate_proj", "up_proj"])?,
+                    down_proj: w.pp("mlp").linear(&["down_proj"])?,
+                },
+            },
+        })
+    }
+
+    /// `x` `[R, W]` to the same, with this layer's keys and values.
+    pub fn forward(
+        &self,
+        d: &D,
+        x: &D::Tensor,
+        positions: &[u32],
+        cached: &[KeyValue<'_, D::Tensor>],
+        spans: &[Span],
+    ) -> Result<Output<D, LayerCache<D>>> {
+        match &self.body {
+            Body::Cache { kv } => Ok((None, self.keys_values(d, x, kv, positions)?)),
+            Body::Whole { qkv, o_proj, post_attention_layernorm, gate_up, down_proj } => {
+                let (x, cache) = self.attention(d, x, (qkv, o_proj), positions, cached, spans)?;
+                let h = dense(
+                    d,
+                    &Dense {
+                        norm: Some(Norm::Rms(post_attention_layernorm)),
+                        activation: Some(Activation::Geglu),
+                        norm_tap: Some("ln2"),
+                        ..Dense::new(&x, gate_up)
+                    },
+                )?;
+                let y = Dense { residual: Some(&x), branch_tap: Some("mlp"), ..Dense::new(&h, down_proj) };
+                Ok((Some(dense(d, &y)?), cache))
+            }
+        }
+    }
+
+    /// `x + o_proj(attention(input_layernorm(x)))`.
+    fn attention(
+        &self,
+        d: &D,
+        x: &D::Tensor,
+        (weight, o_proj): (&D::Weight, &D::Weight),
+        positions: &[u32],
+        cached: &[KeyValue<'_, D::Tensor>],
+        spans: &[Span],
+    ) -> Result<(D::Tensor, LayerCache<D>)> {
+        let GemmaConfig { num_heads: heads, num_kv_heads: kv_heads, head_dim, .. } = self.config;
+        let [q, k, v] = qkv(
+            d,
+            &Qkv {
+                x,
+                norm: Norm::Rms(&self.input_layernorm),
+                weight,
+                heads,
+                kv_heads,
+                head_dim,
+                positions: Some(positions),
+                norm_tap: Some("ln1"),
+            },
+        )?;
+        let cache = LayerCache { k, v };
+        let mut parts = vec![cache.key_value()];
+        parts.extend(cached);
+        let scale = (head_dim as f32).powf(-0.5);
+        let a = d.attention(&q, &parts, &Attention { heads, kv_heads, head_dim, scale, spans })?;
+        let x = dense(d, &Dense { residual: Some(x), branch_tap: Some("attn"), ..Dense::new(&a, o_proj) })?;
+        Ok((x, cache))
+    }
+
+    fn keys_values(&self, d: &D, x: &D::Tensor, kv: &D::Weight, positions: &[u32]) -> Result<LayerCache<D>> {
+        let norm = Some(Norm::Rms(&self.input_layernorm));
+        let y = dense(d, &Dense { norm, norm_tap: Some("ln1"), ..Dense::new(x, kv) })?;
+        let width = self.config.num_kv_heads * self.config.head_dim;
+        let k = d.slice_cols(&y, 0..width)?;
+        Ok(LayerCache {
+            k: d.rope(&k, positions, self.config.head_dim)?,
+            v: d.slice_cols(&y, width..2 * width)?,
+        })
+    }
+}

@@ -1,0 +1,197 @@
+//! The table of weights: every tensor of the network with its shape, and how layers ask for theirs.
+
+use std::fmt::Display;
+use std::ops::Range;
+
+use pi0_device::{Device, LinearPart, NormKind, WeightSource};
+
+use crate::{Checkpoint, Config, ModelError};
+
+pub(crate) const VISION: &str = "paligemma_with_expert.paligemma.model.vision_tower.vision_model";
+pub(crate) const PROJECTOR: &str = "paligemma_with_expert.paligemma.model.multi_modal_projector.linear";
+pub(crate) const LANGUAGE: &str = "paligemma_with_expert.paligemma.model.language_model";
+pub(crate) const EXPERT: &str = "paligemma_with_expert.gemma_expert.model";
+/// The token embedding table.
+pub const EMBED: &str = "paligemma_with_expert.paligemma.model.language_model.embed_tokens.weight";
+/// Its alias, under which converted files usually hold it.
+pub const LM_HEAD: &str = "paligemma_with_expert.paligemma.lm_head.weight";
+
+/// Every tensor of the network: canonical name and shape.
+pub fn expected_tensors(c: &Config) -> Vec<(String, Vec<usize>)> {
+    let mut table = Vec::new();
+    let mut put = |name: String, shape: &[usize]| table.push((name, shape.to_vec()));
+
+    let v = &c.vision;
+    let (h, m) = (v.hidden_size, v.intermediate_size);
+    put(format!("{VISION}.embeddings.patch_embedding.weight"), &[h, 3, v.patch_size, v.patch_size]);
+    put(format!("{VISION}.embeddings.patch_embedding.bias"), &[h]);
+    put(format!("{VISION}.embeddings.position_embedding.weight"), &[v.patches(), h]);
+    for i in 0..v.num_hidden_layers {
+        let layer = format!("{VISION}.encoder.layers.{i}");
+        let linears = [
+            ("self_attn.q_proj", h, h),
+            ("self_attn.k_proj", h, h),
+            ("self_attn.v_proj", h, h),
+            ("self_attn.out_proj", h, h),
+            ("mlp.fc1", m, h),
+            ("mlp.fc2", h, m),
+        ];
+        for (name, out, inputs) in linears {
+            put(format!("{layer}.{name}.weight"), &[out, inputs]);
+            put(format!("{layer}.{name}.bias"), &[out]);
+        }
+        for name in ["layer_norm1", "layer_norm2"] {
+            put(format!("{layer}.{name}.weight"), &[h]);
+            put(format!("{layer}.{name}.bias"), &[h]);
+        }
+    }
+    put(format!("{VISION}.post_layernorm.weight"), &[h]);
+    put(format!("{VISION}.post_layernorm.bias"), &[h]);
+    put(format!("{PROJECTOR}.weight"), &[c.gemma.width, h]);
+    put(format!("{PROJECTOR}.bias"), &[c.gemma.width]);
+
+    put(EMBED.into(), &[c.vocab_size, c.gemma.width]);
+    for (tower, g) in [(LANGUAGE, &c.gemma), (EXPERT, &c.expert)] {
+        let (w, q, kv) = (g.width, g.num_heads * g.head_dim, g.num_kv_heads * g.head_dim);
+        for i in 0..g.depth {
+            let layer = format!("{tower}.layers.{i}");
+            let linears = [
+                ("self_attn.q_proj", q, w),
+                ("self_attn.k_proj", kv, w),
+                ("self_attn.v_proj", kv, w),
+                ("self_attn.o_proj", w, q),
+                ("mlp.gate_proj", g.mlp_dim, w),
+                ("mlp.up_proj", g.mlp_dim, w),
+                ("mlp.down_proj", w, g.mlp_dim),
+            ];
+            for (name, out, inputs) in linears {
+                put(format!("{layer}.{name}.weight"), &[out, inputs]);
+            }
+            put(format!("{layer}.input_layernorm.weight"), &[w]);
+            put(format!("{layer}.post_attention_layernorm.weight"), &[w]);
+        }
+        put(format!("{tower}.norm.weight"), &[w]);
+    }
+
+    let w = c.expert.width;
+    let projections = [
+        ("state_proj", w, c.state_dim),
+        ("action_in_proj", w, c.action_dim),
+        ("action_time_mlp_in", w, 2 * w),
+        ("action_time_mlp_out", w, w),
+        ("action_out_proj", c.action_dim, w),
+    ];
+    for (name, out, inputs) in projections {
+        put(format!("{name}.weight"), &[out, inputs]);
+        put(format!("{name}.bias"), &[out]);
+    }
+    table
+}
+
+/// A place in the table, read like a directory: `weights.pp("self_attn").linear(&["q_proj"])`.
+pub(crate) struct Weights<'a, D> {
+    device: &'a D,
+    checkpoint: &'a Checkpoint,
+    progress: &'a dyn Fn(u64),
+    prefix: String,
+}
+
+impl<'a, D: Device> Weights<'a, D> {
+    /// The root. `progress` hears the bytes of each weight as it is packed.
+    pub fn new(device: &'a D, checkpoint: &'a Checkpoint, progress: &'a dyn Fn(u64)) -> Self {
+        Self { device, checkpoint, progress, prefix: String::new() }
+    }
+
+    /// The module `name` below this one.
+    pub fn pp(&self, name: impl Display) -> Self {
+        let dot = if self.prefix.is_empty() { "" } else { "." };
+        Self { prefix: format!("{}{dot}{name}", self.prefix), ..*self }
+    }
+
+    fn name(&self, leaf: &str) -> String {
+        let dot = if self.prefix.is_empty() { "" } else { "." };
+        format!("{}{dot}{leaf}", self.prefix)
+    }
+
+    fn prepare(&self, source: WeightSource, stored: u64) -> Result<D::Weight, ModelError> {
+        let weight = self.device.prepare(&source)?;
+        (self.progress)(stored);
+        Ok(weight)
+    }
+
+    /// Linear layers without bias, stacked on their outputs.
+    pub fn linear(&self, names: &[&str]) -> Result<D::Weight, ModelError> {
+        self.linear_of(names, false, false, None)
+    }
+
+    /// Linear layers with bias, stacked on their outputs.
+    pub fn linear_bias(&self, names: &[&str]) -> Result<D::Weight, ModelError> {
+        self.linear_of(names, true, false, None)
+    }
+
+    /// A linear layer that the references compute in f32. `columns` picks part of its inputs.
+    pub fn linear_exact(
+        &self,
+        name: &str,
+        bias: bool,
+        columns: Option<Range<usize>>,
+    ) -> Result<D::Weight, ModelError> {
+        self.linear_of(&[name], bias, true, columns)
+    }
+
+    fn linear_of(
+        &self,
+        names: &[&str],
+        bias: bool,
+        exact: bool,
+        columns: Option<Range<usize>>,
+    ) -> Result<D::Weight, ModelError> {
+        let mut stored = 0;
+        let mut parts = Vec::new();
+        for name in names {
+            let weight = self.checkpoint.tensor(&self.name(&format!("{name}.weight")));
+            stored += weight.bytes().len() as u64;
+            let [out, inputs] = [weight.shape[0], weight.shape[1..].iter().product()];
+            parts.push(LinearPart {
+                // A convolution whose stride is its size is a linear layer over its patches.
+                weight: weight.reshaped(vec![out, inputs])?,
+                bias: bias.then(|| self.checkpoint.tensor(&self.name(&format!("{name}.bias")))),
+                columns: columns.clone(),
+            });
+        }
+        self.prepare(WeightSource::Linear { parts, exact }, stored)
+    }
+
+    /// Layer norm, eps 1e-6.
+    pub fn layer_norm(&self, name: &str) -> Result<D::Weight, ModelError> {
+        let bias = Some(self.checkpoint.tensor(&self.name(&format!("{name}.bias"))));
+        self.norm(NormKind::Layer, name, bias)
+    }
+
+    /// Gemma's RMS norm, eps 1e-6.
+    pub fn rms_norm(&self, name: &str) -> Result<D::Weight, ModelError> {
+        self.norm(NormKind::Rms, name, None)
+    }
+
+    fn norm(
+        &self,
+        kind: NormKind,
+        name: &str,
+        bias: Option<pi0_device::TensorSource>,
+    ) -> Result<D::Weight, ModelError> {
+        let weight = self.checkpoint.tensor(&self.name(&format!("{name}.weight")));
+        let stored = weight.bytes().len() as u64;
+        self.prepare(WeightSource::Norm { kind, weight, bias, eps: 1e-6 }, stored)
+    }
+
+    /// The token embedding table. It stays where it is: few of its rows are read.
+    pub fn embedding(&self, full_name: &str) -> Result<D::Weight, ModelError> {
+        self.prepare(WeightSource::Embedding(self.checkpoint.tensor(full_name)), 0)
+    }
+
+    /// A matrix as an activation, such as the position embedding.
+    pub fn upload(&self, name: &str) -> Result<D::Tensor, ModelError> {
+        let t = self.checkpoint.tensor(&self.name(name));
+        Ok(self.device.upload(t.rows(), t.cols(), &t.to_f32())?)
+    }
+}
