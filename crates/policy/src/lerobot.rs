@@ -167,7 +167,7 @@ struct TokenizerConfig {
 }
 
 #[derive(Deserialize)]
-struct RelativeConfig {
+pub(crate) struct RelativeConfig {
     #[serde(default)]
     enabled: bool,
     #[serde(default)]
@@ -211,7 +211,7 @@ pub(crate) fn read_processors(directory: &Path, config: &Config) -> Result<Proce
     Ok(processors)
 }
 
-fn read_before(path: &Path, bytes: &[u8], out: &mut Processors) -> Result<Option<RelativeConfig>> {
+pub(crate) fn read_before(path: &Path, bytes: &[u8], out: &mut Processors) -> Result<Option<RelativeConfig>> {
     let file: File = parse_json(path, bytes)?;
     let directory = path.parent().unwrap_or(Path::new(""));
     let mut relative = None;
@@ -273,7 +273,7 @@ fn read_before(path: &Path, bytes: &[u8], out: &mut Processors) -> Result<Option
     Ok(relative)
 }
 
-fn read_after(
+pub(crate) fn read_after(
     path: &Path,
     bytes: &[u8],
     config: &Config,

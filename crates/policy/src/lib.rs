@@ -17,6 +17,8 @@ mod pipeline;
 mod policy;
 mod resize;
 mod robot;
+#[cfg(test)]
+mod robustness;
 mod sentencepiece;
 mod summary;
 mod tokenizer;

@@ -66,8 +66,7 @@ impl Tokenizer {
             let size = model.size();
             (Encoder::Model(model), size)
         } else {
-            let mut json =
-                tokenizers::Tokenizer::from_bytes(bytes).map_err(|why| Error::format(path, why))?;
+            let mut json = read_json(bytes).map_err(|why| Error::format(path, why))?;
             json.with_truncation(None).map_err(|why| Error::format(path, why))?;
             json.with_padding(None);
             json.set_encode_special_tokens(true);
@@ -114,6 +113,16 @@ impl Tokenizer {
             Some(id) => Err(Error::Prompt(format!("the tokenizer turned text into the control id {id}"))),
             None => Ok(ids),
         }
+    }
+}
+
+/// Reads a `tokenizer.json`. The library panics on some broken files: on bad syntax, which is found out before, and
+/// on some contradictions, which are caught.
+fn read_json(bytes: &[u8]) -> Result<tokenizers::Tokenizer, String> {
+    serde_json::from_slice::<serde::de::IgnoredAny>(bytes).map_err(|error| error.to_string())?;
+    match std::panic::catch_unwind(|| tokenizers::Tokenizer::from_bytes(bytes)) {
+        Ok(read) => read.map_err(|error| error.to_string()),
+        Err(_) => Err("the tokenizers library cannot read it".into()),
     }
 }
 
