@@ -5,6 +5,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod cases;
 mod checkpoint;
 mod config;
 mod error;
@@ -15,6 +16,7 @@ mod inputs;
 pub mod layout;
 mod pi0;
 pub mod siglip;
+pub mod synth;
 pub mod weights;
 
 pub use checkpoint::Checkpoint;
