@@ -5,6 +5,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod cases;
 mod checkpoint;
 mod config;
 mod error;
