@@ -32,6 +32,33 @@ pub struct Pi0<D: Device> {
     action_out_proj: D::Weight,
 }
 
+/// A π0 on some device, where it no longer matters which: what a command or a server holds.
+pub trait ActionModel {
+    /// Sizes and schedule.
+    fn config(&self) -> &Config;
+
+    /// One chunk of actions `[T, A]` for each input, still normalized.
+    fn sample_actions(
+        &self,
+        batch: &[Inputs],
+        options: &SampleOptions,
+    ) -> Result<Vec<HostTensor>, ModelError>;
+}
+
+impl<D: Device> ActionModel for Pi0<D> {
+    fn config(&self) -> &Config {
+        self.config()
+    }
+
+    fn sample_actions(
+        &self,
+        batch: &[Inputs],
+        options: &SampleOptions,
+    ) -> Result<Vec<HostTensor>, ModelError> {
+        self.sample_actions(batch, options)
+    }
+}
+
 /// What the denoising steps read of the prefix: each layer's keys and values.
 pub struct PrefixCache<D: Device>(pub Vec<LayerCache<D>>);
 
