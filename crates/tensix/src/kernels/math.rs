@@ -31,6 +31,7 @@ pub(super) fn init(a: &mut Asm) {
     config(a, 0, 0);
     config(a, 1, TF32 << 17 | TF32 << 21 | FP32 << 25 | 1 << 29 | 1 << 30);
     config(a, 2, 0);
+    config_fence(a);
     a.tt(isa::setc16(0, 0)); // configuration state 0
     a.tt(isa::setc16(THREAD_MATH_OFFSET, 0));
     a.tt(isa::setc16(THREAD_ADDR_MOD_BASE, 0));
@@ -46,7 +47,6 @@ pub(super) fn init(a: &mut Asm) {
     a.tt(isa::setrwc_zero(false, false));
     a.tt(isa::zeroacc_all());
     a.tt(isa::sfpencc_all());
-    config_fence(a);
 }
 
 /// Address modifier `i`: steps of the SrcA, SrcB and Dst rows and of the fidelity phase.

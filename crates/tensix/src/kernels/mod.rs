@@ -151,3 +151,67 @@ fn arg(a: &mut Asm, d: Reg, index: u32) {
     a.li(d, l1::ARGS);
     a.lw(d, d, 4 * index as i32);
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::layout::Format;
+
+    const L1: u32 = 1464 * 1024;
+    const BANKS: Banks = Banks(6);
+
+    /// Building a kernel checks every program for hazards.
+    #[test]
+    fn every_form_of_every_kernel_is_free_of_hazards() {
+        use EltwiseOp::*;
+        for op in [Gelu, Silu, Geglu, Add, AddScaled(0.3f32.to_bits()), Rope] {
+            Eltwise { op, banks: BANKS }.build(L1).unwrap();
+        }
+        for whole in [true, false] {
+            Gather { whole, banks: BANKS }.build(L1).unwrap();
+        }
+        for (rows, cols) in [(1, 1), (1, 4), (2, 2), (4, 1), (1, 2)] {
+            for epilogue in
+                [Epilogue::None, Epilogue::Residual, Epilogue::Gelu, Epilogue::Silu, Epilogue::Geglu]
+            {
+                for (weight, bias) in [(Format::Bf16, true), (Format::Bf16, false), (Format::F32, true)] {
+                    if epilogue != Epilogue::Geglu || cols % 2 == 0 {
+                        Matmul { rows, cols, chunk: 8, weight, bias, epilogue, banks: BANKS }
+                            .build(L1)
+                            .unwrap();
+                    }
+                }
+            }
+        }
+        for width in [7, 72, 1152, 2048] {
+            for centered in [true, false] {
+                NormKernel { width, eps: 1e-6f32.to_bits(), centered, banks: BANKS }.build(L1).unwrap();
+            }
+        }
+        for width in [1, 2, 3, 8] {
+            for masked in [true, false] {
+                let scale = 0.125f32.to_bits();
+                AttentionKernel { width, keys: 40, masked, scale, banks: BANKS }.build(L1).unwrap();
+            }
+        }
+        for p in Processor::ALL {
+            firmware(p).unwrap();
+        }
+    }
+
+    #[test]
+    fn what_does_not_fit_l1_is_an_error() {
+        let norm = NormKernel { width: 20_000, eps: 0, centered: true, banks: BANKS };
+        let Err(Fault::L1Overflow { needed, available, .. }) = norm.build(L1) else { panic!("it fits") };
+        assert!(needed > available && available == L1 - l1::DATA, "{needed} of {available}");
+    }
+
+    #[test]
+    fn the_memory_map_does_not_overlap() {
+        let firmware_end = |p: Processor| l1::START[p as usize] + 4 * firmware(p).unwrap().len() as u32;
+        let ends = Processor::ALL.map(firmware_end);
+        assert!(ends.iter().zip(&l1::START[1..]).all(|(end, next)| end <= next));
+        assert!(ends[4] <= l1::GO && l1::GO + 20 <= l1::BANKS && l1::BANKS + 6 * 8 <= l1::COUNTERS);
+        const { assert!(l1::ARGS < l1::CODE && l1::CODE < l1::DATA) };
+    }
+}

@@ -15,7 +15,7 @@ const FACE_BYTES: u32 = 1024;
 /// Once a kernel: each packer packs one face.
 pub(super) fn init(a: &mut Asm) {
     config(a, 8, 4 | 64 << 12); // strides of a datum and a row, in bytes
-    config(a, 9, FACE_BYTES | (4 * FACE_BYTES & 0xFFF) << 12);
+    config(a, 9, FACE_BYTES); // of a face
     config(a, 14, 1); // 32-bit Dst
     config(a, 16, 0);
     config(a, 20, 0xFFFF); // edge mask: keep all columns
