@@ -16,6 +16,9 @@ use crate::isa::Insn;
 pub enum Reg {
     Zero = 0,
     Ra = 1,
+    /// There is no stack and no C: these two are as good as any.
+    Gp = 3,
+    Tp = 4,
     T0 = 5,
     T1 = 6,
     T2 = 7,

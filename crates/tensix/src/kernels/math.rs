@@ -21,7 +21,7 @@ pub(super) const HALF_ROWS: u32 = 256;
 pub(super) const HALVES: [u32; 2] = [0, HALF_ROWS];
 
 /// Fidelity phases of a matrix product: the multipliers take 5 bits of SrcA and 7 of SrcB at a time.
-pub(super) const PHASES: u32 = 4;
+pub(crate) const PHASES: u32 = 4;
 
 const THREAD_MATH_OFFSET: u32 = 1;
 const THREAD_ADDR_MOD_BASE: u32 = 2;

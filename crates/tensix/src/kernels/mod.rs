@@ -27,6 +27,7 @@ pub(crate) use attention::{AttentionKernel, MASKED};
 pub(crate) use eltwise::{Eltwise, EltwiseOp};
 pub(crate) use firmware::firmware;
 pub(crate) use gather::{Columns, Gather, RowSource};
+pub(crate) use math::PHASES;
 pub(crate) use matmul::{Epilogue, Matmul};
 pub(crate) use noc::Banks;
 pub(crate) use norm::NormKernel;
@@ -152,6 +153,16 @@ fn arg(a: &mut Asm, d: Reg, index: u32) {
     a.lw(d, d, 4 * index as i32);
 }
 
+/// Instructions of the vector unit that GELU takes for a vector.
+#[cfg(test)]
+pub(crate) fn gelu_instructions() -> u64 {
+    let mut a = Asm::new();
+    sfpu::gelu(&mut a, 0);
+    let code = a.finish().expect("a program without mistakes");
+    let vector = |w: &&u32| *w & 3 != 3 && (0x70..0x95).contains(&(w.rotate_right(2) >> 24));
+    code.iter().filter(vector).count() as u64
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -170,16 +181,30 @@ mod tests {
         for whole in [true, false] {
             Gather { whole, banks: BANKS }.build(L1).unwrap();
         }
-        for (rows, cols) in [(1, 1), (1, 4), (2, 2), (4, 1), (1, 2)] {
+        let blocks = [(1, 1, 1, 1), (1, 4, 1, 8), (2, 2, 4, 2), (4, 1, 8, 3), (1, 2, 3, 4)];
+        for (rows, cols, panel_rows, panel_cols) in blocks {
             for epilogue in
                 [Epilogue::None, Epilogue::Residual, Epilogue::Gelu, Epilogue::Silu, Epilogue::Geglu]
             {
-                for (weight, bias) in [(Format::Bf16, true), (Format::Bf16, false), (Format::F32, true)] {
-                    if epilogue != Epilogue::Geglu || cols % 2 == 0 {
-                        Matmul { rows, cols, chunk: 8, weight, bias, epilogue, banks: BANKS }
-                            .build(L1)
-                            .unwrap();
+                for (weight, bias, partial) in
+                    [(Format::Bf16, true, true), (Format::Bf16, false, false), (Format::F32, true, false)]
+                {
+                    if epilogue == Epilogue::Geglu && cols % 2 == 1 {
+                        continue;
                     }
+                    let sizes = Matmul {
+                        rows,
+                        cols,
+                        panel_rows,
+                        panel_cols,
+                        chunk: 8,
+                        partial,
+                        weight,
+                        bias,
+                        epilogue,
+                        banks: BANKS,
+                    };
+                    sizes.build(L1).unwrap();
                 }
             }
         }
