@@ -115,8 +115,35 @@ const BLOCKS: [(u32, u32); 8] = [(1, 4), (2, 2), (4, 1), (1, 3), (3, 1), (1, 2),
 /// Tiles along the inputs that may be fetched at once.
 const CHUNKS: [u32; 4] = [16, 8, 4, 2];
 
-/// The sizes with which a linear layer is fastest on paper, among those whose buffers fit L1 and whose items fit
-/// `item_words`. `like` gives what is fixed: formats and epilogue.
+/// Sizes of the kernel for a linear layer whose buffers fit L1 and whose items fit `item_words`. `like` gives what
+/// is fixed: formats and epilogue.
+fn candidates(t: LinearTiles, like: Matmul, l1_room: u32, item_words: usize) -> Vec<Matmul> {
+    let divisors = |n: usize, step: u32| {
+        let fits = move |d: &usize| n.is_multiple_of(*d) && d.is_multiple_of(step as usize);
+        (1..=n.min(32)).filter(fits).map(|d| d as u32)
+    };
+    let mut out = Vec::new();
+    for (rows, cols) in BLOCKS {
+        if like.epilogue == Epilogue::Geglu && cols % 2 == 1 {
+            continue;
+        }
+        for panel_rows in divisors(t.rows, rows) {
+            for panel_cols in divisors(t.cols, cols) {
+                let words = 1 + panel_cols as usize + 2 * (panel_rows * panel_cols) as usize;
+                let sized = CHUNKS.map(|chunk| {
+                    let chunk = chunk.min(t.depth as u32);
+                    let partial = t.depth as u32 > chunk;
+                    Matmul { rows, cols, panel_rows, panel_cols, chunk, partial, ..like }
+                });
+                let fits = |k: &Matmul| k.l1_bytes() <= l1_room && words <= item_words;
+                out.extend(sized.into_iter().find(fits));
+            }
+        }
+    }
+    out
+}
+
+/// The sizes with which a linear layer is fastest on paper; none if nothing fits.
 pub(crate) fn best_linear(
     m: &Machine,
     t: LinearTiles,
@@ -124,38 +151,10 @@ pub(crate) fn best_linear(
     l1_room: u32,
     item_words: usize,
 ) -> Option<Matmul> {
-    let divisors = |n: usize, step: u32, most: usize| {
-        (1..=most.min(n))
-            .filter(move |d| n.is_multiple_of(*d) && d.is_multiple_of(step as usize))
-            .map(|d| d as u32)
-    };
-    let mut best: Option<(u64, u64, Matmul)> = None;
-    for (rows, cols) in BLOCKS {
-        if like.epilogue == Epilogue::Geglu && cols % 2 == 1 {
-            continue;
-        }
-        for panel_rows in divisors(t.rows, rows, 32) {
-            for panel_cols in divisors(t.cols, cols, 32) {
-                for chunk in CHUNKS {
-                    let chunk = chunk.min(t.depth as u32);
-                    let partial = t.depth as u32 > chunk;
-                    let k = Matmul { rows, cols, panel_rows, panel_cols, chunk, partial, ..like };
-                    let words = 1 + panel_cols as usize + 2 * (panel_rows * panel_cols) as usize;
-                    if k.l1_bytes() > l1_room || words > item_words {
-                        continue;
-                    }
-                    let cycles = linear(m, t, &k);
-                    let sum = cycles.matrix + cycles.unpack + cycles.pack + cycles.noc + cycles.dram;
-                    let cost = (cycles.bound().1, sum);
-                    if best.as_ref().is_none_or(|(a, b, _)| cost < (*a, *b)) {
-                        best = Some((cost.0, cost.1, k));
-                    }
-                    break;
-                }
-            }
-        }
-    }
-    best.map(|(_, _, k)| k)
+    candidates(t, like, l1_room, item_words).into_iter().min_by_key(|k| {
+        let c = linear(m, t, k);
+        (c.bound().1, c.matrix + c.unpack + c.pack + c.noc + c.dram)
+    })
 }
 
 /// One linear layer of a pass, in elements.
@@ -232,27 +231,19 @@ pub fn full_pass(m: &Machine) -> PassEstimate {
             banks: crate::kernels::Banks(6),
         };
         let seconds = |cycles: u64| cycles as f64 * l.times as f64 * 1e-9;
-        let best = best_linear(m, t, like, L1_ROOM, 16_000).unwrap_or(like);
-        let built = linear(m, t, &best);
-        let single = BLOCKS.iter().filter(|(r, c)| t.rows as u32 % r == 0 && t.cols as u32 % c == 0);
-        let single = single.map(|&(rows, cols)| {
-            linear(
-                m,
-                t,
-                &Matmul { rows, cols, panel_rows: rows, panel_cols: cols, chunk: t.depth as u32, ..like },
-            )
-            .bound()
-            .1
-        });
+        let all: Vec<(Matmul, Cycles)> =
+            candidates(t, like, L1_ROOM, 16_000).into_iter().map(|k| (k, linear(m, t, &k))).collect();
+        let least = |cycles: &mut dyn Iterator<Item = u64>| seconds(cycles.min().unwrap_or(0));
         let weights = (t.cols * t.depth * Format::Bf16.tile_bytes()) as u64;
         let activations = ((t.rows * t.depth + t.rows * t.cols) * Format::F32.tile_bytes()) as u64;
         let products = (t.rows * t.cols * t.depth) as u64;
         let matrix = (products * PRODUCT_CYCLES).div_ceil(m.cores as u64);
-        let shared = (weights + activations) / m.dram_bytes;
-        let compute = built.matrix.max(built.unpack).max(built.pack);
-        total.as_built += seconds(built.bound().1);
-        total.without_panels += seconds(single.min().unwrap_or(0));
-        total.with_multicast += seconds(compute.max(shared));
+        // Every tile of weight and activation once, whoever uses it.
+        let once = (weights + activations) / m.dram_bytes;
+        let alone = |k: &Matmul| (k.rows, k.cols) == (k.panel_rows, k.panel_cols);
+        total.as_built += least(&mut all.iter().map(|(_, c)| c.bound().1));
+        total.without_panels += least(&mut all.iter().filter(|(k, _)| alone(k)).map(|(_, c)| c.bound().1));
+        total.with_multicast += least(&mut all.iter().map(|(_, c)| Cycles { dram: once, ..*c }.bound().1));
         total.matrix_bound += seconds(matrix);
         total.weights_bound += seconds(weights / m.dram_bytes);
     }
