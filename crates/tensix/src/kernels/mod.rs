@@ -153,14 +153,73 @@ fn arg(a: &mut Asm, d: Reg, index: u32) {
     a.lw(d, d, 4 * index as i32);
 }
 
-/// Instructions of the vector unit that GELU takes for a vector.
-#[cfg(test)]
-pub(crate) fn gelu_instructions() -> u64 {
-    let mut a = Asm::new();
-    sfpu::gelu(&mut a, 0);
-    let code = a.finish().expect("a program without mistakes");
-    let vector = |w: &&u32| *w & 3 != 3 && (0x70..0x95).contains(&(w.rotate_right(2) >> 24));
-    code.iter().filter(vector).count() as u64
+/// Programs of the vector unit, for the performance model.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum VectorProgram {
+    /// An operation element by element.
+    Eltwise(EltwiseOp),
+    /// Taking the statistics of a norm, for each tile: the sum for the mean, or the squares.
+    NormStatistics { sum: bool },
+    /// Finishing them, for each row of tiles.
+    NormFinish { centered: bool },
+    /// Applying them, for each tile.
+    NormApply { centered: bool },
+    /// The three passes of attention, for each key tile, key tile, and tile of values.
+    Scores,
+    /// See `Scores`.
+    Exponentials,
+    /// See `Scores`.
+    Divide,
+}
+
+impl VectorProgram {
+    /// Instructions that it executes, each a cycle: counted by running the emitted program.
+    pub(crate) fn cycles(self) -> u64 {
+        let mut a = Asm::new();
+        let t = math::TILE_ROWS;
+        match self {
+            Self::Eltwise(EltwiseOp::Gelu) => sfpu::gelu(&mut a, 0),
+            Self::Eltwise(EltwiseOp::Silu) => sfpu::silu(&mut a, 0),
+            Self::Eltwise(EltwiseOp::Geglu) => sfpu::geglu(&mut a, 0, t),
+            Self::Eltwise(EltwiseOp::Add) => sfpu::add_tiles(&mut a, 0, t),
+            Self::Eltwise(EltwiseOp::AddScaled(s)) => sfpu::add_scaled(&mut a, 0, t, f32::from_bits(s)),
+            Self::Eltwise(EltwiseOp::Rope) => sfpu::rotate_pairs(&mut a, 0, t, 2 * t, 3 * t),
+            Self::NormStatistics { sum } => sfpu::stats_accumulate(&mut a, 0, t, sum),
+            Self::NormFinish { centered } => {
+                if centered {
+                    sfpu::stats_mean(&mut a, t, 100);
+                }
+                sfpu::stats_inverse_deviation(&mut a, t, 100, 28, 1e-6);
+            }
+            Self::NormApply { centered } => {
+                sfpu::normalize(&mut a, 0, t, centered.then_some(2 * t), 3 * t);
+            }
+            Self::Scores => sfpu::softmax_scores(&mut a, 0, t, 0.1),
+            Self::Exponentials => sfpu::softmax_exponentials(&mut a, 0, t),
+            Self::Divide => sfpu::softmax_divide(&mut a, 0, t),
+        }
+        a.finish().map_or(0, |code| pushed(&code))
+    }
+}
+
+/// Coprocessor instructions that a program pushes, which may loop but not depend on memory.
+fn pushed(code: &[u32]) -> u64 {
+    let (mut at, mut count, mut registers) = (0, 0, [0u32; 32]);
+    while let Some(&w) = code.get(at) {
+        at += 1;
+        let (d, a, b) = ((w >> 7 & 31) as usize, (w >> 15 & 31) as usize, (w >> 20 & 31) as usize);
+        match w & 0x7F {
+            _ if w & 3 != 3 => count += 1,
+            0x13 if d != 0 => registers[d] = registers[a].wrapping_add((w as i32 >> 20) as u32),
+            0x63 if registers[a] != registers[b] => {
+                // Loops branch backwards, by less than 4 KiB.
+                let offset = (w >> 25 & 0x3F) << 5 | (w >> 8 & 15) << 1 | (w >> 7 & 1) << 11;
+                at = (at - 1) - (4096 - offset as usize) / 4;
+            }
+            _ => {}
+        }
+    }
+    count
 }
 
 #[cfg(test)]
