@@ -7,7 +7,7 @@ use std::ops::Range;
 
 use pi0_device::{Attention, KeyValue, Span};
 
-use crate::kernels::{Kernel, pack};
+use crate::kernels::{Kernel, Operands, pack};
 use crate::math::{exp, per_isa, sum_by};
 use crate::matmul::{Engine, with_scratch};
 use crate::memory::Shared;
@@ -194,14 +194,8 @@ impl<'a> Plan<'a> {
                     // block; queries and scores hold a panel and a tile.
                     unsafe {
                         let keys = packed.add(start + panel);
-                        (kernel.micro)(
-                            rows,
-                            self.dim_tiles,
-                            queries.as_ptr(),
-                            keys,
-                            scores.as_mut_ptr(),
-                            true,
-                        );
+                        let operands = Operands { left: queries.as_ptr(), right: keys, next: [keys; 2] };
+                        (kernel.micro)(rows, self.dim_tiles, operands, scores.as_mut_ptr(), true);
                     }
                 }
                 let tiles = kernel.tiles(count);
@@ -221,7 +215,8 @@ impl<'a> Plan<'a> {
                     // SAFETY: as above, for a panel of values from the block's first key on.
                     unsafe {
                         let values = packed.add(start + unit.key_bytes + t * kernel.right_tile());
-                        (kernel.micro)(rows, tiles, weights.as_ptr(), values, sums.as_mut_ptr(), block == 0);
+                        let operands = Operands { left: weights.as_ptr(), right: values, next: [values; 2] };
+                        (kernel.micro)(rows, tiles, operands, sums.as_mut_ptr(), block == 0);
                     }
                 }
             }

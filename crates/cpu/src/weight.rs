@@ -46,6 +46,8 @@ pub struct Linear {
     pub(crate) right: Block,
     /// Of each column in strip order, zero where a strip is not full.
     pub(crate) bias: Vec<f32>,
+    /// Whether any part has a bias.
+    pub(crate) biased: bool,
     /// Integers only: scale of each column in strip order.
     pub(crate) scales: Vec<f32>,
     /// Unsigned left operands only: what their offset adds to each column's sum.
@@ -193,7 +195,18 @@ fn pack_linear(parts: &[LinearPart], kernel: &'static Kernel, threads: &Threads)
         pack_strip(&origins[i], kernel, tile, scales, offsets);
     });
     let strips = origins.iter().map(|o| o.strip).collect();
-    Linear { kernel, inputs, outputs, strips, paired, right, bias, scales, offsets }
+    Linear {
+        kernel,
+        inputs,
+        outputs,
+        strips,
+        paired,
+        right,
+        biased: parts.iter().any(|p| p.bias.is_some()),
+        bias,
+        scales,
+        offsets,
+    }
 }
 
 fn pack_strip<'a>(
