@@ -3,9 +3,13 @@
 #![forbid(unsafe_code)]
 
 mod commands;
+mod coverage;
 mod device;
+mod host_ops;
 mod output;
 mod policy;
+mod report;
+mod results;
 
 use std::process::ExitCode;
 
@@ -24,6 +28,10 @@ enum Command {
     Inspect(commands::inspect::Args),
     Synth(commands::synth::Args),
     Devices(commands::devices::Args),
+    Check(Box<commands::check::Args>),
+    Coverage(Box<commands::coverage::Args>),
+    Compare(commands::compare::Args),
+    Report(Box<commands::report::Args>),
 }
 
 fn main() -> ExitCode {
@@ -33,6 +41,10 @@ fn main() -> ExitCode {
         Command::Inspect(args) => commands::inspect::run(&args),
         Command::Synth(args) => commands::synth::run(&args),
         Command::Devices(args) => commands::devices::run(&args),
+        Command::Check(args) => commands::check::run(&args),
+        Command::Coverage(args) => commands::coverage::run(&args),
+        Command::Compare(args) => commands::compare::run(&args),
+        Command::Report(args) => commands::report::run(&args),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

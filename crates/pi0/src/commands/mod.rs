@@ -1,6 +1,10 @@
 //! One file a command: its arguments and what it does.
 
+pub mod check;
+pub mod compare;
+pub mod coverage;
 pub mod devices;
 pub mod infer;
 pub mod inspect;
+pub mod report;
 pub mod synth;
