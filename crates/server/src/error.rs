@@ -45,7 +45,7 @@ impl Error {
 }
 
 /// Why a request has no result. The text is sent to the client.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Failure {
     /// The client's fault.

@@ -13,7 +13,6 @@ use crate::Failure;
 /// A request on its way to the network.
 pub(crate) struct Job {
     pub inputs: Inputs,
-    pub queued: Instant,
     /// After this nobody wants the result.
     pub deadline: Instant,
     /// Closed when the client has gone.
@@ -127,7 +126,7 @@ mod tests {
         let (reply, receiver) = oneshot::channel();
         let now = Instant::now();
         let deadline = now + Duration::from_secs(seconds);
-        (Job { inputs: Inputs::default(), queued: now, deadline, reply }, receiver)
+        (Job { inputs: Inputs::default(), deadline, reply }, receiver)
     }
 
     #[test]

@@ -131,7 +131,7 @@ impl Service {
         self.metrics.stage("prepare", queued - start);
 
         let (reply, result) = oneshot::channel();
-        self.queue.push(Job { inputs, queued, deadline, reply })?;
+        self.queue.push(Job { inputs, deadline, reply })?;
         let done = match timeout_at(deadline.into(), result).await {
             Ok(Ok(done)) => done?,
             // The queue drops what has expired; the two clocks may differ by a moment.
