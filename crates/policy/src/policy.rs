@@ -184,7 +184,7 @@ impl Policy {
             self.resize.apply(key, image, self.layout, self.facts.image_size).map(Some)
         };
         let images = sources.iter().map(image).collect::<Result<_>>()?;
-        let inputs = Inputs { images, tokens: transition.tokens, state, noise: None, guidance: None };
+        let inputs = Inputs { images, tokens: transition.tokens, state, ..Inputs::default() };
         Ok(Prepared { inputs, warnings, reference: transition.reference })
     }
 
