@@ -153,7 +153,9 @@ mod tests {
 
     #[test]
     fn bf16_rounds_to_even() {
-        for (x, want) in [(1.0, 0x3f80), (1.0 + 1.0 / 256.0, 0x3f80), (1.0 + 3.0 / 256.0, 0x3f82), (-2.0, 0xc000)] {
+        for (x, want) in
+            [(1.0, 0x3f80), (1.0 + 1.0 / 256.0, 0x3f80), (1.0 + 3.0 / 256.0, 0x3f82), (-2.0, 0xc000)]
+        {
             assert_eq!(to_bf16(x), want, "{x}");
         }
         assert!(from_bf16(to_bf16(f32::NAN)).is_nan());
