@@ -24,6 +24,8 @@ enum Command {
     Inspect(commands::inspect::Args),
     Synth(commands::synth::Args),
     Devices(commands::devices::Args),
+    Serve(Box<commands::serve::Args>),
+    Replay(Box<commands::replay::Args>),
 }
 
 fn main() -> ExitCode {
@@ -33,6 +35,8 @@ fn main() -> ExitCode {
         Command::Inspect(args) => commands::inspect::run(&args),
         Command::Synth(args) => commands::synth::run(&args),
         Command::Devices(args) => commands::devices::run(&args),
+        Command::Serve(args) => commands::serve::run(*args),
+        Command::Replay(args) => commands::replay::run(&args),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

@@ -67,6 +67,9 @@ impl Connection {
             Ok(()) => self.serve().await,
             Err(end) => end,
         };
+        if self.waiting.take().is_some() {
+            self.service.metrics.cancelled();
+        }
         match end {
             End::Gone => tracing::debug!("client left"),
             End::Silent => tracing::info!("client does not answer, dropped"),
@@ -167,6 +170,7 @@ impl Connection {
             Some(Ok(Message::Close(_))) | None => return Err(End::Gone),
             Some(Err(error)) => Err(oversized(&error).ok_or(End::Gone)?),
         };
+        self.service.metrics.accepted.inc();
         self.waiting = Some((request, self.heard));
         Ok(())
     }

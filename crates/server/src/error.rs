@@ -33,6 +33,9 @@ pub enum Error {
     /// The system refuses threads, timers or signals.
     #[error("cannot start: {0}")]
     System(#[source] std::io::Error),
+    /// The inference thread broke.
+    #[error("the inference thread broke; see the log")]
+    Engine,
     /// Requests were still running when the time to stop was over.
     #[error("{0} connections did not finish in time and were cut off")]
     CutOff(usize),
@@ -72,15 +75,20 @@ pub enum Failure {
 }
 
 impl Failure {
+    /// All labels in metrics.
+    pub(crate) const KINDS: [&'static str; 6] =
+        ["bad_request", "busy", "expired", "model", "panic", "shutting_down"];
+
     /// The label in metrics.
     pub fn kind(&self) -> &'static str {
+        let [bad_request, busy, expired, model, panic, shutting_down] = Self::KINDS;
         match self {
-            Failure::BadRequest(_) => "bad_request",
-            Failure::Busy { .. } => "busy",
-            Failure::Expired(_) => "expired",
-            Failure::Model(_) => "model",
-            Failure::Panic(_) => "panic",
-            Failure::ShuttingDown => "shutting_down",
+            Failure::BadRequest(_) => bad_request,
+            Failure::Busy { .. } => busy,
+            Failure::Expired(_) => expired,
+            Failure::Model(_) => model,
+            Failure::Panic(_) => panic,
+            Failure::ShuttingDown => shutting_down,
         }
     }
 

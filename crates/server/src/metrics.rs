@@ -40,6 +40,8 @@ pub(crate) struct Metrics {
     device: Gauge<u64, AtomicU64>,
     device_memory: Option<DeviceMemory>,
     pub batch_size: Histogram,
+    /// Requests that came in whole; in the end each has an outcome.
+    pub accepted: Counter,
     connections: Gauge,
 }
 
@@ -63,11 +65,13 @@ impl Metrics {
             resident: Gauge::default(),
             device: Gauge::default(),
             batch_size: Histogram::new([1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0, 32.0]),
+            accepted: Counter::default(),
             connections: Gauge::default(),
             device_memory,
         };
         let pi0 = m.registry.sub_registry_with_prefix("pi0");
         pi0.register("requests", "Requests by outcome; all but ok are errors", m.requests.clone());
+        pi0.register("requests_accepted", "Requests that came in whole", m.accepted.clone());
         let help = "Time of a request by stage: prepare, queue, inference, finish, total; overhead is total \
                     without queue and inference";
         pi0.register_with_unit("stage", help, Unit::Seconds, m.stages.clone());
@@ -96,6 +100,12 @@ impl Metrics {
     /// The client went away before its result.
     pub fn cancelled(&self) {
         self.requests.get_or_create(&Outcome { outcome: "cancelled" }).inc();
+    }
+
+    /// Requests that have an outcome.
+    pub fn finished(&self) -> u64 {
+        let outcomes = Failure::KINDS.iter().chain(&["ok", "cancelled"]);
+        outcomes.map(|outcome| self.requests.get(&Outcome { outcome }).map_or(0, |n| n.get())).sum()
     }
 
     pub fn refused(&self, reason: &'static str) {
@@ -139,6 +149,7 @@ mod tests {
         metrics.request(None);
         metrics.request(Some(&Failure::ShuttingDown));
         metrics.cancelled();
+        assert_eq!(metrics.finished(), 3);
         metrics.refused("api_key");
         metrics.stage("total", Duration::from_millis(3));
         let text = metrics.render(7, 2);

@@ -101,10 +101,16 @@ impl Queue {
         }
     }
 
-    /// Refuses new jobs; those that wait are still taken.
+    /// Refuses new jobs; those that wait can still be taken.
     pub fn close(&self) {
         self.lock().closed = true;
         self.filled.notify_all();
+    }
+
+    /// Closes the queue and drops what waits: its clients hear that the server stops.
+    pub fn abandon(&self) {
+        self.close();
+        self.lock().jobs.clear();
     }
 
     /// How many wait.

@@ -113,7 +113,7 @@ fn compare(reply: &bytes::Bytes, shape: &[usize], now: &[f64]) -> Verdict {
     match then {
         Some((then_shape, then)) if *then_shape == shape => {
             let differences = then.iter().zip(now).map(|(a, b)| (a - b).abs());
-            Verdict::Actions { max_abs: differences.fold(0.0, f64::max) }
+            Verdict::Actions { max_abs: differences.max_by(f64::total_cmp).unwrap_or(0.0) }
         }
         Some((then_shape, _)) => {
             Verdict::Changed { then: format!("actions {then_shape:?}"), now: format!("actions {shape:?}") }

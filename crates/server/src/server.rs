@@ -96,9 +96,9 @@ impl Bound {
         let (loaded, wait) = tokio::sync::oneshot::channel();
         let Self { socket, address, settings, keys, recorder } = self;
         let engine = {
-            let settings = settings.clone();
+            let (settings, stop) = (settings.clone(), stop.clone());
             std::thread::Builder::new().name("inference".into()).spawn(move || {
-                own_model(load, loaded, &settings, recorder);
+                own_model(load, loaded, &settings, recorder, stop);
             })
         };
         let engine = engine.map_err(Error::System)?;
@@ -123,14 +123,18 @@ impl Bound {
         accept(listener, &front).await;
         let late = front.finish().await;
         front.service.queue.close();
-        if late == 0 {
-            // Its jobs have all been answered, so it ends at once.
-            let _ = tokio::task::spawn_blocking(move || engine.join()).await;
-        }
+        // Once all jobs are answered it ends at once; one that hangs is left behind.
+        let broken = (late == 0 || engine.is_finished()) && {
+            let joined = tokio::task::spawn_blocking(move || engine.join()).await;
+            !matches!(joined, Ok(Ok(())))
+        };
         if let Some(recorder) = &front.service.recorder {
             recorder.close();
         }
+        let metrics = &front.service.metrics;
+        tracing::info!(accepted = metrics.accepted.get(), finished = metrics.finished(), "stopped");
         match late {
+            _ if broken => Err(Error::Engine.into()),
             0 => Ok(()),
             n => Err(Error::CutOff(n).into()),
         }
@@ -159,6 +163,7 @@ fn own_model<E>(
     loaded: tokio::sync::oneshot::Sender<Ready<E>>,
     settings: &Settings,
     recorder: Option<Recorder>,
+    stop: CancellationToken,
 ) {
     let Served { model, policy, device_memory } = match load() {
         Ok(served) => served,
@@ -179,15 +184,26 @@ fn own_model<E>(
         metrics: Metrics::new(device_memory, recorder.as_ref().map(Recorder::lost)),
         recorder,
         request_timeout: settings.request_timeout,
-        workers: Semaphore::new(workers),
+        workers: Arc::new(Semaphore::new(workers)),
     });
     let options = EngineOptions {
         max_batch: settings.max_batch,
         steps: settings.steps,
         seed: settings.seed.unwrap_or_else(chance),
     };
+    // A server without its network is of no use: should this thread break, the process ends and may be restarted.
+    let _last = (stop.drop_guard(), Abandoning(service.clone()));
     if loaded.send(Ok((service.clone(), summary))).is_ok() {
         engine::run(&*model, &service.queue, options, &service.metrics);
+    }
+}
+
+/// Empties the queue when dropped, so that nobody waits for a network that is gone.
+struct Abandoning(Arc<Service>);
+
+impl Drop for Abandoning {
+    fn drop(&mut self) {
+        self.0.queue.abandon();
     }
 }
 

@@ -82,7 +82,7 @@ pub(crate) struct Service {
     pub recorder: Option<Recorder>,
     pub request_timeout: Duration,
     /// Keeps preparation from taking more cores than there are.
-    pub workers: Semaphore,
+    pub workers: Arc<Semaphore>,
 }
 
 /// A request's result, and where its time went.
@@ -155,9 +155,11 @@ impl Service {
 
     /// Preparation takes milliseconds for large images: not on the threads that serve connections.
     async fn prepare(self: &Arc<Self>, frame: Bytes) -> Result<(Prepared, Inputs), Failure> {
-        let _permit = self.workers.acquire().await.map_err(|_| Failure::ShuttingDown)?;
+        let permit = self.workers.clone().acquire_owned().await.map_err(|_| Failure::ShuttingDown)?;
         let this = self.clone();
         let work = move || {
+            // Held to the end of the work, even when the client leaves meanwhile.
+            let _permit = permit;
             let mut prepared = this.translator.prepare(&frame)?;
             let inputs = std::mem::take(&mut prepared.inputs);
             Ok((prepared, inputs))

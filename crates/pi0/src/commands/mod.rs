@@ -3,4 +3,6 @@
 pub mod devices;
 pub mod infer;
 pub mod inspect;
+pub mod replay;
+pub mod serve;
 pub mod synth;
