@@ -32,6 +32,8 @@ enum Command {
     Coverage(Box<commands::coverage::Args>),
     Compare(commands::compare::Args),
     Report(Box<commands::report::Args>),
+    Serve(Box<commands::serve::Args>),
+    Replay(Box<commands::replay::Args>),
 }
 
 fn main() -> ExitCode {
@@ -45,6 +47,8 @@ fn main() -> ExitCode {
         Command::Coverage(args) => commands::coverage::run(&args),
         Command::Compare(args) => commands::compare::run(&args),
         Command::Report(args) => commands::report::run(&args),
+        Command::Serve(args) => commands::serve::run(*args),
+        Command::Replay(args) => commands::replay::run(&args),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

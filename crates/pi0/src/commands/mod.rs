@@ -7,4 +7,6 @@ pub mod devices;
 pub mod infer;
 pub mod inspect;
 pub mod report;
+pub mod replay;
+pub mod serve;
 pub mod synth;
