@@ -6,10 +6,12 @@ use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use crate::board::{Board, BoardInfo, Loaded};
+use crate::cache::Cache;
 use crate::dram::{Dram, Region};
 use crate::error::{Fault, OpenError};
 use crate::kernels::{AttentionKernel, Banks, Eltwise, Gather, Kernel, Matmul, NormKernel, l1};
 use crate::layout::{Format, from_tiles, push_tile, tiles, to_tiles};
+use crate::ops::{Angles, Plan, PlanKey};
 use crate::tensor::Tensor;
 use crate::transport::{self, Transport};
 
@@ -42,6 +44,8 @@ pub struct Tensix {
     pub(crate) banks: Banks,
     info: BoardInfo,
     constants: OnceLock<Constants>,
+    pub(crate) angles: Cache<Angles, [Tensor; 2]>,
+    pub(crate) plans: Cache<PlanKey, Plan>,
 }
 
 /// Constant tiles in device memory.
@@ -96,6 +100,8 @@ impl Tensix {
             banks: Banks(info.dram_banks as u32),
             info,
             constants: OnceLock::new(),
+            angles: Cache::default(),
+            plans: Cache::default(),
         })
     }
 
