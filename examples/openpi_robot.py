@@ -2,7 +2,7 @@
 
     pip install openpi-client==0.1.2 typing_extensions "numpy<2"
     pi0 serve CHECKPOINT --robot aloha &
-    python openpi_client.py aloha
+    python openpi_robot.py aloha
 
 Checks an ordinary episode, images of other types and layouts, mistakes, two clients at once, and a client that leaves
 while it is served. Ends with an error if anything is wrong. `crates/pi0/tests/acceptance.rs` runs it for each robot.
