@@ -93,7 +93,7 @@ fn accept(robot: Robot, horizon: usize) {
     std::fs::write(keys.path(), "k\n").unwrap();
     let server = Server::start(robot, horizon, &["--api-key-file", keys.path().to_str().unwrap()]);
     let horizon = horizon.to_string();
-    server.run(&python, "openpi_client.py", &[robot.name(), "--api-key", "k", "--horizon", &horizon]);
+    server.run(&python, "openpi_robot.py", &[robot.name(), "--api-key", "k", "--horizon", &horizon]);
     #[cfg(unix)]
     server.end();
 }

@@ -11,7 +11,7 @@ use common::*;
 use futures_util::{SinkExt, StreamExt};
 use pi0_model::ModelError;
 use pi0_policy::Robot;
-use pi0_server::{Map, NdArray, Settings, Value, Verdict};
+use pi0_server::{Dtype, Map, NdArray, Settings, Value, Verdict};
 use tokio::net::TcpStream;
 use tokio_tungstenite::tungstenite::{Error as WsError, Message};
 
@@ -21,19 +21,54 @@ async fn start(settings: Settings, hook: Option<Hook>) -> Running {
     Running::start(openpi_checkpoint(Robot::Aloha, HORIZON), settings, hook).await
 }
 
-/// Holds every inference while the flag is set.
-fn gate() -> (Arc<AtomicBool>, Hook) {
-    let shut = Arc::new(AtomicBool::new(false));
-    let hook = {
-        let shut = shut.clone();
-        Arc::new(move |_: &[pi0_model::Inputs]| {
-            while shut.load(Ordering::SeqCst) {
+/// Holds every inference while it is shut, and counts those that began.
+#[derive(Clone, Default)]
+struct Gate {
+    shut: Arc<AtomicBool>,
+    began: Arc<AtomicUsize>,
+}
+
+impl Gate {
+    fn hook(&self) -> Hook {
+        let gate = self.clone();
+        Arc::new(move |_| {
+            gate.began.fetch_add(1, Ordering::SeqCst);
+            while gate.shut.load(Ordering::SeqCst) {
                 std::thread::sleep(Duration::from_millis(1));
             }
             Ok(())
         })
-    };
-    (shut, hook)
+    }
+
+    fn shut(&self) {
+        self.shut.store(true, Ordering::SeqCst);
+    }
+
+    fn open(&self) {
+        self.shut.store(false, Ordering::SeqCst);
+    }
+
+    /// Waits until so many inferences have begun in all.
+    async fn began(&self, count: usize) {
+        while self.began.load(Ordering::SeqCst) < count {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    }
+}
+
+/// Waits until a metric is what is wanted.
+async fn until(server: &Running, metric: &str, wanted: f64) {
+    let start = Instant::now();
+    while server.metric(metric).await != wanted {
+        assert!(start.elapsed() < Duration::from_secs(60), "{metric} is not {wanted}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+const QUEUE: &str = "pi0_queue_depth";
+
+fn frame(observation: &Value) -> Message {
+    Message::Binary(pi0_server::encode(observation).into())
 }
 
 fn float(map: &Map, key: &str, inner: &str) -> Option<f64> {
@@ -171,10 +206,27 @@ async fn unknown_keys_and_openpis_leniencies_pass() {
     let wanted = client.actions(&fixed(aloha(0))).await;
     let bytes_prompt = Value::Binary(bytes::Bytes::from_static(b"Transfer cube"));
     let list = Value::List(vec![Value::Float(0.0); 14]);
+    // Floats that `trunc(255 x)` takes back to the same bytes.
+    let floats = |size: usize| {
+        let Value::Map(map) = aloha(0) else { panic!() };
+        let Some(Value::Map(images)) = map.get("images") else { panic!() };
+        let images = images.iter().map(|(name, image)| {
+            let Value::Array(array) = image else { panic!() };
+            let values = array.data.iter().map(|&b| (f64::from(b) + 0.5) / 255.5);
+            let (dtype, data) = match size {
+                4 => (Dtype::F32, values.flat_map(|x| (x as f32).to_le_bytes()).collect()),
+                _ => (Dtype::F64, values.flat_map(f64::to_le_bytes).collect()),
+            };
+            (name.to_owned(), Value::Array(NdArray::new(dtype, array.shape.clone(), data).unwrap()))
+        });
+        with(without(aloha(0), "images"), "images", Value::Map(Map(images.collect())))
+    };
     for same in [
         with(aloha(0), "episode", Value::Int(4)),
         with(without(aloha(0), "prompt"), "prompt", bytes_prompt),
         with(without(aloha(0), "state"), "state", list),
+        floats(4),
+        floats(8),
     ] {
         assert_eq!(client.actions(&fixed(same)).await, wanted);
     }
@@ -187,30 +239,27 @@ async fn unknown_keys_and_openpis_leniencies_pass() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn pings_are_answered_and_leaving_is_noticed_during_inference() {
-    let (shut, hook) = gate();
-    let server = start(Settings { max_batch: 1, max_queue: 1, ..settings() }, Some(hook)).await;
-    shut.store(true, Ordering::SeqCst);
+    let gate = Gate::default();
+    let server = start(Settings { max_batch: 1, max_queue: 1, ..settings() }, Some(gate.hook())).await;
+    gate.shut();
     let mut running = server.client().await;
-    running.send(Message::Binary(pi0_server::encode(&aloha(0)).into())).await;
+    running.send(frame(&aloha(0))).await;
+    gate.began(1).await;
     running.send(Message::Ping(bytes::Bytes::from_static(b"are you there"))).await;
-    let pong = tokio::time::timeout(Duration::from_secs(5), running.socket.next()).await.unwrap();
+    let pong = tokio::time::timeout(Duration::from_secs(30), running.socket.next()).await.unwrap();
     assert_eq!(pong.unwrap().unwrap(), Message::Pong(bytes::Bytes::from_static(b"are you there")));
 
     // One runs, one may wait. It leaves, and its place is free again.
     let mut waiting = server.client().await;
-    waiting.send(Message::Binary(pi0_server::encode(&aloha(0)).into())).await;
-    while server.metric("pi0_queue_depth").await < 1.0 {
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
+    waiting.send(frame(&aloha(0))).await;
+    until(&server, QUEUE, 1.0).await;
     refused(server.client().await.infer(&aloha(0)).await, &["busy", "1 requests wait"]);
     drop(waiting);
-    while server.metric("pi0_requests_total{outcome=\"cancelled\"}").await < 1.0 {
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
+    until(&server, "pi0_requests_total{outcome=\"cancelled\"}", 1.0).await;
     let mut next = server.client().await;
-    next.send(Message::Binary(pi0_server::encode(&aloha(0)).into())).await;
-    tokio::time::sleep(Duration::from_millis(50)).await;
-    shut.store(false, Ordering::SeqCst);
+    next.send(frame(&aloha(0))).await;
+    until(&server, "pi0_stage_seconds_count{stage=\"prepare\"}", 4.0).await;
+    gate.open();
     assert!(matches!(running.receive().await, Reply::Actions(_)));
     assert!(matches!(next.receive().await, Reply::Actions(_)));
     server.end().await;
@@ -218,11 +267,12 @@ async fn pings_are_answered_and_leaving_is_noticed_during_inference() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_request_that_takes_too_long_is_refused() {
-    let (shut, hook) = gate();
-    let server = start(Settings { request_timeout: Duration::from_secs(2), ..settings() }, Some(hook)).await;
-    shut.store(true, Ordering::SeqCst);
-    refused(server.client().await.infer(&aloha(0)).await, &["2.0 s"]);
-    shut.store(false, Ordering::SeqCst);
+    let gate = Gate::default();
+    let limits = Settings { request_timeout: Duration::from_secs(3), ..settings() };
+    let server = start(limits, Some(gate.hook())).await;
+    gate.shut();
+    refused(server.client().await.infer(&aloha(0)).await, &["3.0 s"]);
+    gate.open();
     // The next one is served, once the network is free.
     assert!(matches!(server.client().await.infer(&aloha(0)).await, Reply::Actions(_)));
     server.end().await;
@@ -230,35 +280,37 @@ async fn a_request_that_takes_too_long_is_refused() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_panic_or_failure_of_the_network_hits_only_the_request_to_blame() {
+    let gate = Gate::default();
     // The state tells which request is to blame.
-    let hook: Hook = Arc::new(|batch| {
-        if batch.iter().any(|inputs| inputs.state[0] > 10.0) {
-            panic!("a defect");
-        }
-        match batch.iter().position(|inputs| inputs.state[0] < -10.0) {
-            Some(row) => Err(ModelError::Input { row, what: "a fault".into() }),
-            None => Ok(()),
-        }
-    });
-    let (shut, wait) = gate();
-    let both: Hook = Arc::new(move |batch| wait(batch).and_then(|()| hook(batch)));
-    let server = start(settings(), Some(both)).await;
+    let hook: Hook = {
+        let wait = gate.hook();
+        Arc::new(move |batch| {
+            wait(batch)?;
+            if batch.iter().any(|inputs| inputs.state[0] > 10.0) {
+                panic!("a defect");
+            }
+            match batch.iter().position(|inputs| inputs.state[0] < -10.0) {
+                Some(row) => Err(ModelError::Input { row, what: "a fault".into() }),
+                None => Ok(()),
+            }
+        })
+    };
+    let server = start(settings(), Some(hook)).await;
     let state = |x: f64| with(without(aloha(0), "state"), "state", vector(&[x; 14]));
-    // A first request holds the network, so that the others meet in one batch.
-    shut.store(true, Ordering::SeqCst);
+    // The first request holds the network, so that the others meet in one batch.
+    gate.shut();
+    let mut first = server.client().await;
+    first.send(frame(&state(0.0))).await;
+    gate.began(1).await;
     let mut clients = Vec::new();
-    for x in [0.0, 0.1, 50.0, 0.2, -50.0] {
+    for x in [0.1, 50.0, 0.2, -50.0] {
         let mut client = server.client().await;
-        client.send(Message::Binary(pi0_server::encode(&state(x)).into())).await;
+        client.send(frame(&state(x))).await;
         clients.push((x, client));
-        let before = Instant::now();
-        while x > 0.0 && server.metric("pi0_queue_depth").await < (clients.len() - 1) as f64 {
-            assert!(before.elapsed() < Duration::from_secs(10));
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-        tokio::time::sleep(Duration::from_millis(50)).await;
     }
-    shut.store(false, Ordering::SeqCst);
+    until(&server, QUEUE, 4.0).await;
+    gate.open();
+    assert!(matches!(first.receive().await, Reply::Actions(_)));
     for (x, mut client) in clients {
         match (x, client.receive().await) {
             (50.0, reply) => refused(reply, &["internal error", "a defect"]),
@@ -272,40 +324,36 @@ async fn a_panic_or_failure_of_the_network_hits_only_the_request_to_blame() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn requests_that_meet_share_a_pass_and_get_their_own_results() {
-    let largest = Arc::new(AtomicUsize::new(0));
-    let (shut, wait) = gate();
-    let hook: Hook = {
-        let largest = largest.clone();
-        Arc::new(move |batch| {
-            largest.fetch_max(batch.len(), Ordering::SeqCst);
-            wait(batch)
-        })
-    };
-    let server = start(Settings { max_batch: 4, ..settings() }, Some(hook)).await;
+    let gate = Gate::default();
+    let server = start(Settings { max_batch: 4, ..settings() }, Some(gate.hook())).await;
     let observation = |i: usize| with(aloha(i), "pi0/noise", noise(HORIZON, i));
     let mut alone = Vec::new();
     for i in 0..6 {
         alone.push(server.client().await.actions(&observation(i)).await.numbers().unwrap());
     }
-    assert_eq!(largest.load(Ordering::SeqCst), 1);
-    shut.store(true, Ordering::SeqCst);
+    gate.began(6).await;
+    gate.shut();
     let mut clients = Vec::new();
     for i in 0..6 {
         let mut client = server.client().await;
-        client.send(Message::Binary(pi0_server::encode(&observation(i)).into())).await;
+        client.send(frame(&observation(i))).await;
         clients.push(client);
+        if i == 0 {
+            gate.began(7).await;
+        }
     }
-    while server.metric("pi0_queue_depth").await < 5.0 {
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
-    shut.store(false, Ordering::SeqCst);
+    until(&server, QUEUE, 5.0).await;
+    gate.open();
     for (client, wanted) in clients.iter_mut().zip(&alone) {
         let Reply::Actions(reply) = client.receive().await else { panic!() };
         let got = actions(&reply).numbers().unwrap();
         let worst = got.iter().zip(wanted).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
         assert!(worst < 1e-4, "{worst}");
     }
-    assert_eq!(largest.load(Ordering::SeqCst), 4);
+    // Six alone, then the first of the others, then four, then one.
+    gate.began(9).await;
+    assert_eq!(server.metric("pi0_batch_size_bucket{le=\"3.0\"}").await, 8.0);
+    assert_eq!(server.metric("pi0_batch_size_bucket{le=\"4.0\"}").await, 9.0);
     server.end().await;
 }
 
@@ -337,9 +385,7 @@ async fn doors_keys_and_limits() {
         other => panic!("{:?}", other.map(|c| c.metadata)),
     }
     drop(second);
-    while server.metric("pi0_connections").await > 1.0 {
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
+    until(&server, "pi0_connections", 1.0).await;
     let mut third = Client::connect(server.address, Some("secret")).await.unwrap();
     assert!(matches!(third.infer(&aloha(0)).await, Reply::Actions(_)));
 
@@ -378,19 +424,18 @@ async fn a_client_that_answers_no_ping_is_dropped() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn stopping_loses_no_accepted_request() {
-    let (shut, hook) = gate();
-    let server = start(settings(), Some(hook)).await;
+    let gate = Gate::default();
+    let server = start(settings(), Some(gate.hook())).await;
     let mut idle = server.client().await;
-    shut.store(true, Ordering::SeqCst);
+    gate.shut();
     let mut clients = Vec::new();
     for i in 0..5 {
         let mut client = server.client().await;
-        client.send(Message::Binary(pi0_server::encode(&aloha(i)).into())).await;
+        client.send(frame(&aloha(i))).await;
         clients.push(client);
+        gate.began(1).await;
     }
-    while server.metric("pi0_queue_depth").await < 4.0 {
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
+    until(&server, QUEUE, 4.0).await;
     server.stop.cancel();
     let Reply::Closed(Some(close)) = idle.receive().await else { panic!() };
     assert_eq!(u16::from(close.code), 1001);
@@ -400,7 +445,7 @@ async fn stopping_loses_no_accepted_request() {
         assert!(start.elapsed() < Duration::from_secs(5));
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
-    shut.store(false, Ordering::SeqCst);
+    gate.open();
     for mut client in clients {
         assert!(matches!(client.receive().await, Reply::Actions(_)));
         let Reply::Closed(Some(close)) = client.receive().await else { panic!() };

@@ -64,7 +64,8 @@ pub fn load(dir: &Path, hook: Option<Hook>) -> Served {
         vocab_size: c.vocab_size,
     };
     let policy = Policy::load(dir, facts, &PolicyOptions::default()).unwrap();
-    let device = Cpu::new(CpuOptions::default()).unwrap();
+    // One thread: tests run beside each other, and the tiny network gains nothing from more.
+    let device = Cpu::new(CpuOptions { threads: Some(1), ..CpuOptions::default() }).unwrap();
     let model = Pi0::load(device, checkpoint, Extent::Cache, &|_| ()).unwrap();
     Served { model: Box::new(Hooked { model, hook }), policy, device_memory: None }
 }

