@@ -50,7 +50,8 @@ fn thresholds_that_are_too_tight_fail_and_name_the_culprits() {
 
 #[test]
 fn forced_operations_show_and_change_nothing() {
-    let args = ["check", "--dtype", "f32", "--module", "gemma.prefix", "--host-ops", "rope,norm", "--json", "-"];
+    let args =
+        ["check", "--dtype", "f32", "--module", "gemma.prefix", "--host-ops", "rope,norm", "--json", "-"];
     let results = json(&args);
     assert_eq!(results["passed"], true);
     let host_ops = |name: &str| {
@@ -120,7 +121,8 @@ fn coverage_counts_what_the_network_is_made_of() {
         let results = json(&[&args[..], &["--runs", "1", "--json", "-"]].concat());
         let mut counts = BTreeMap::new();
         for row in results["rows"].as_array().unwrap() {
-            *counts.entry(row["kind"].as_str().unwrap()).or_default() += row["device"]["ops"].as_u64().unwrap();
+            *counts.entry(row["kind"].as_str().unwrap()).or_default() +=
+                row["device"]["ops"].as_u64().unwrap();
             assert_eq!(row["host"]["ops"], 0);
         }
         // The tiny network has three layers in each tower.
@@ -159,7 +161,9 @@ fn the_report_stands_alone() {
     ok(&[&run[..], &["--host-ops", "silu", "--json", &coverage]].concat());
     ok(&["report", "--html", &html, "--check", &baseline("check-cpu-f32.json"), "--coverage", &coverage]);
     let page = std::fs::read_to_string(&html).unwrap();
-    for word in ["gemma.expert.rope", "1 − PCC", "step1", "Transfers across the bus", "What to move next", "commit"] {
+    for word in
+        ["gemma.expert.rope", "1 − PCC", "step1", "Transfers across the bus", "What to move next", "commit"]
+    {
         assert!(page.contains(word), "{word}");
     }
     for word in ["http:", "https:", "src=", "<script", "<link", "@import", "url(", "NaN"] {
@@ -195,7 +199,9 @@ fn screenshot(html: &str, dir: &Path) {
 #[test]
 fn predictions_come_true() {
     if std::env::var_os("PI0_TIMED").is_none() {
-        eprintln!("skipped: predictions of the roadmap against measurements (set PI0_TIMED=1, use --release)");
+        eprintln!(
+            "skipped: predictions of the roadmap against measurements (set PI0_TIMED=1, use --release)"
+        );
         return;
     }
     for kind in ["linear", "attention", "activation", "normalization", "concat"] {

@@ -60,7 +60,11 @@ pub fn run(args: &Args) -> Result<()> {
         None if given => None,
         None => {
             let defaults = Defaults::try_parse_from(["pi0"])?.check;
-            Some(check::results(&check::Args { model: args.model.clone(), device: args.device.clone(), ..defaults })?)
+            Some(check::results(&check::Args {
+                model: args.model.clone(),
+                device: args.device.clone(),
+                ..defaults
+            })?)
         }
     };
     let coverage = match &args.coverage {

@@ -53,13 +53,21 @@ fn header(report: &Report) -> String {
         let modules = names(c);
         let failed = modules.iter().filter(|m| !module_passed(c, m)).count();
         let word = if c.passed { "all pass" } else { "FAIL" };
-        out += &tile(&format!("{} of {}", modules.len() - failed, modules.len()), &format!("modules right: {word}"), Some(c.passed));
+        out += &tile(
+            &format!("{} of {}", modules.len() - failed, modules.len()),
+            &format!("modules right: {word}"),
+            Some(c.passed),
+        );
     }
     if let Some(c) = coverage {
         let share = c.share();
         let percent = |x: f64| format!("{:.1} %", 100.0 * x);
         out += &tile(&percent(share.ops), &format!("of {} operations on the device", share.total_ops), None);
-        out += &tile(&percent(share.flop), &format!("of {:.2} GFLOP on the device", share.total_flop as f64 / 1e9), None);
+        out += &tile(
+            &percent(share.flop),
+            &format!("of {:.2} GFLOP on the device", share.total_flop as f64 / 1e9),
+            None,
+        );
         out += &tile(&percent(share.time), "of the operations' time on the device", None);
         out += &tile(&format!("{:.1} ms", c.total_seconds * 1e3), "one inference, traced", None);
     }
@@ -139,7 +147,10 @@ fn module_passed(c: &CheckResults, name: &str) -> bool {
 fn accuracy(c: &CheckResults) -> String {
     let mut out = String::from("<section><h2>Is every module right?</h2>");
     if !c.culprits.is_empty() {
-        out += &format!("<p class=alert>At fault: <b>{}</b>. The other failures contain these.</p>", escape(&c.culprits.join(", ")));
+        out += &format!(
+            "<p class=alert>At fault: <b>{}</b>. The other failures contain these.</p>",
+            escape(&c.culprits.join(", "))
+        );
     }
     let number = |x: Option<f64>| x.map_or("–".into(), |x| format!("{x:.1e}"));
     let rows: Vec<Vec<Cell>> = names(c)
@@ -148,7 +159,11 @@ fn accuracy(c: &CheckResults) -> String {
             let rounds: Vec<_> = c.modules.iter().filter(|m| m.module == name).collect();
             let strain = |l: &&Line| l.relative_l2.map_or(f64::INFINITY, |r| r / l.bound.max(1e-300));
             let lines = rounds.iter().filter_map(|m| m.worst.as_ref());
-            let worst = lines.max_by(|a, b| (!a.passed, strain(a)).partial_cmp(&(!b.passed, strain(b))).unwrap_or(std::cmp::Ordering::Equal));
+            let worst = lines.max_by(|a, b| {
+                (!a.passed, strain(a))
+                    .partial_cmp(&(!b.passed, strain(b)))
+                    .unwrap_or(std::cmp::Ordering::Equal)
+            });
             let passed = module_passed(c, name);
             let why = rounds.iter().find(|m| !m.passed).map(|m| {
                 m.error.clone().or(m.first_tap.as_ref().map(|t| format!("first: {t}"))).unwrap_or_default()
@@ -158,14 +173,19 @@ fn accuracy(c: &CheckResults) -> String {
                 Cell::number(worst.and_then(|l| l.pcc).map_or("–".into(), |p| format!("{p:.8}"))),
                 Cell::number(number(worst.and_then(|l| l.relative_l2))),
                 Cell::number(number(worst.map(|l| l.bound))),
-                Cell::Raw(worst.map_or(String::new(), |l| gauge(l.relative_l2.unwrap_or(f64::MAX), l.bound.max(1e-300)))),
+                Cell::Raw(worst.map_or(String::new(), |l| {
+                    gauge(l.relative_l2.unwrap_or(f64::MAX), l.bound.max(1e-300))
+                })),
                 Cell::number(number(worst.and_then(|l| l.max_abs))),
                 Cell::number(format!("{:.0} ms", 1e3 * rounds.iter().map(|m| m.seconds).sum::<f64>())),
                 Cell::Mark(passed, why.map_or("pass".into(), |w| format!("FAIL {w}"))),
             ]
         })
         .collect();
-    out += &table(&["module", "PCC", "relative L2", "threshold", "six decades up to it", "max abs", "time", "verdict"], &rows);
+    out += &table(
+        &["module", "PCC", "relative L2", "threshold", "six decades up to it", "max abs", "time", "verdict"],
+        &rows,
+    );
     out += "</section>";
 
     // The round with the most taps has the deepest towers.
@@ -181,20 +201,40 @@ fn accuracy(c: &CheckResults) -> String {
     let taps: Vec<_> = c.taps.iter().filter(|l| setup(l) == round).collect();
     let bound = taps.first().map(|l| l.bound);
     let layers = |measure: fn(&Line) -> Option<f64>| {
-        let series = [("vision", "vision.layer", ".out"), ("language model", "prefix.layer", ".k_cache"), ("action expert, first step", "step0.suffix.layer", ".out")];
+        let series = [
+            ("vision", "vision.layer", ".out"),
+            ("language model", "prefix.layer", ".k_cache"),
+            ("action expert, first step", "step0.suffix.layer", ".out"),
+        ];
         let series = series.map(|(name, start, end)| numbered(&taps, name, start, end, measure));
         series.into_iter().filter(|s| !s.points.is_empty()).collect::<Vec<_>>()
     };
-    let steps = [("velocity v_t", ".v_t"), ("actions x", ".x_next")].map(|(name, end)| numbered(&taps, name, "step", end, |l| l.relative_l2));
-    out += &format!("<section><h2>How errors grow</h2><p>The whole network on the weights and inputs <i>{}</i>, operation by operation.</p><div class=charts>", escape(&round));
-    out += &figure("Correlation by layer: what is missing to 1", &lines("layer", "1 − PCC", &layers(|l| l.pcc.map(|p| 1.0 - p)), None));
-    out += &figure("Error through the towers", &lines("layer", "relative L2", &layers(|l| l.relative_l2), bound));
+    let steps = [("velocity v_t", ".v_t"), ("actions x", ".x_next")]
+        .map(|(name, end)| numbered(&taps, name, "step", end, |l| l.relative_l2));
+    out += &format!(
+        "<section><h2>How errors grow</h2><p>The whole network on the weights and inputs <i>{}</i>, operation by operation.</p><div class=charts>",
+        escape(&round)
+    );
+    out += &figure(
+        "Correlation by layer: what is missing to 1",
+        &lines("layer", "1 − PCC", &layers(|l| l.pcc.map(|p| 1.0 - p)), None),
+    );
+    out += &figure(
+        "Error through the towers",
+        &lines("layer", "relative L2", &layers(|l| l.relative_l2), bound),
+    );
     out += &figure("Error through the denoising steps", &lines("step", "relative L2", &steps, bound));
     out + "</div></section>"
 }
 
 /// Points of the taps `{start}{number}{end}`.
-fn numbered(taps: &[&Line], name: &str, start: &str, end: &str, measure: impl Fn(&Line) -> Option<f64>) -> Series {
+fn numbered(
+    taps: &[&Line],
+    name: &str,
+    start: &str,
+    end: &str,
+    measure: impl Fn(&Line) -> Option<f64>,
+) -> Series {
     let point = |l: &&Line| {
         let tap = l.name.split(": ").nth(1)?;
         let number: f64 = tap.strip_prefix(start)?.strip_suffix(end)?.parse().ok()?;
@@ -243,9 +283,17 @@ fn time(c: &CoverageResults) -> String {
     let total = c.total_seconds * 1e3;
     let rows: Vec<Bar> = kinds
         .into_iter()
-        .map(|(i, t)| Bar { name: names[i].into(), start: 0.0, pieces: vec![(i, t)], label: format!("{t:.1} ms, {:.0} %", 100.0 * t / total) })
+        .map(|(i, t)| Bar {
+            name: names[i].into(),
+            start: 0.0,
+            pieces: vec![(i, t)],
+            label: format!("{t:.1} ms, {:.0} %", 100.0 * t / total),
+        })
         .collect();
-    out += &figure("The same, summed by kind. A fused call counts as its linear layer", &bars("ms", &names, &rows));
+    out += &figure(
+        "The same, summed by kind. A fused call counts as its linear layer",
+        &bars("ms", &names, &rows),
+    );
     out + "</section>"
 }
 
@@ -316,7 +364,11 @@ fn plan(c: &CoverageResults) -> String {
         .map(|f| {
             vec![
                 Cell::text(&f.op),
-                Cell::Raw(format!("<span class=p-{}>{}</span>", f.priority.to_lowercase(), escape(&f.priority))),
+                Cell::Raw(format!(
+                    "<span class=p-{}>{}</span>",
+                    f.priority.to_lowercase(),
+                    escape(&f.priority)
+                )),
                 Cell::number(f.count.to_string()),
                 ms(f.host_seconds),
                 ms(f.transfer_seconds),
@@ -330,7 +382,19 @@ fn plan(c: &CoverageResults) -> String {
         })
         .collect();
     out += &table(
-        &["operation", "priority", "calls", "host ms", "transfer ms", "device ms", "known by", "alone", "with all above", "coverage", "modules"],
+        &[
+            "operation",
+            "priority",
+            "calls",
+            "host ms",
+            "transfer ms",
+            "device ms",
+            "known by",
+            "alone",
+            "with all above",
+            "coverage",
+            "modules",
+        ],
         &rows,
     );
     let steps: Vec<Bar> = [("now".to_string(), 1.0)]
@@ -341,7 +405,10 @@ fn plan(c: &CoverageResults) -> String {
             Bar { name, start: 0.0, pieces: vec![(0, time)], label: format!("{time:.1} ms, {speedup:.2}×") }
         })
         .collect();
-    out += &figure("Predicted time of an inference after each move", &bars("ms", &["time of an inference"], &steps));
+    out += &figure(
+        "Predicted time of an inference after each move",
+        &bars("ms", &["time of an inference"], &steps),
+    );
     if let Some(v) = &c.verified {
         out += &format!(
             "<p>Prediction for an inference without the force: {:.2} ms. Measured: {:.2} ms ({:+.1} %).</p>",
@@ -369,13 +436,15 @@ fn json(value: &serde_json::Value) -> String {
     };
     match value {
         Value::Array(items) if items.iter().all(Value::is_object) && !items.is_empty() => {
-            let header: Vec<&str> = items[0].as_object().into_iter().flatten().map(|(k, _)| k.as_str()).collect();
+            let header: Vec<&str> =
+                items[0].as_object().into_iter().flatten().map(|(k, _)| k.as_str()).collect();
             let cell = |v: &Value| if v.is_number() { Cell::Number(plain(v)) } else { Cell::Text(plain(v)) };
             let row = |item: &Value| header.iter().map(|h| cell(&item[h])).collect();
             table(&header, &items.iter().map(row).collect::<Vec<_>>())
         }
         Value::Object(map) => {
-            let nested = |v: &Value| v.as_array().is_some_and(|a| a.iter().any(Value::is_object)) || v.is_object();
+            let nested =
+                |v: &Value| v.as_array().is_some_and(|a| a.iter().any(Value::is_object)) || v.is_object();
             let facts: String = map
                 .iter()
                 .filter(|(_, v)| !nested(v))

@@ -4,7 +4,8 @@ use super::html::escape;
 
 /// Colours that differ for colour-blind readers and in print.
 pub const COLOURS: [&str; 10] = [
-    "#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#8c6d31", "#6a5acd", "#999999", "#444444",
+    "#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#8c6d31", "#6a5acd", "#999999",
+    "#444444",
 ];
 
 /// One line of a chart.
@@ -46,7 +47,8 @@ pub fn lines(x_label: &str, y_label: &str, series: &[Series], bound: Option<f64>
     let mut exponent = low;
     while exponent <= high {
         let line = y(10f64.powf(exponent));
-        out += &format!("<line x1='{left}' x2='{}' y1='{1}' y2='{1}' class='grid'/>", f(WIDTH - right), f(line));
+        out +=
+            &format!("<line x1='{left}' x2='{}' y1='{1}' y2='{1}' class='grid'/>", f(WIDTH - right), f(line));
         out += &format!(
             "<text x='{}' y='{}' text-anchor='end'>10<tspan dy='-4' font-size='8'>{exponent}</tspan></text>",
             f(left - 6.0),
@@ -64,12 +66,19 @@ pub fn lines(x_label: &str, y_label: &str, series: &[Series], bound: Option<f64>
     out += &text(left - 50.0, 12.0, "start", y_label);
     if let Some(bound) = bound {
         let line = y(bound);
-        out += &format!("<line x1='{left}' x2='{}' y1='{1}' y2='{1}' class='bound'/>", f(WIDTH - right), f(line));
+        out += &format!(
+            "<line x1='{left}' x2='{}' y1='{1}' y2='{1}' class='bound'/>",
+            f(WIDTH - right),
+            f(line)
+        );
         out += &text(WIDTH - right, line - 4.0, "end", "threshold");
     }
     for (s, colour) in series.iter().zip(COLOURS.iter().cycle()) {
         let path: Vec<_> = s.points.iter().map(|p| format!("{},{}", f(x(p.0)), f(y(p.1)))).collect();
-        out += &format!("<polyline points='{}' fill='none' stroke='{colour}' stroke-width='1.8'/>", path.join(" "));
+        out += &format!(
+            "<polyline points='{}' fill='none' stroke='{colour}' stroke-width='1.8'/>",
+            path.join(" ")
+        );
         for p in &s.points {
             let title = format!("{} {}: {:.2e}", escape(&s.name), p.0, p.1);
             out += &format!(
@@ -118,7 +127,8 @@ pub fn bars(unit: &str, names: &[&str], rows: &[Bar]) -> String {
         out += &text(left - 6.0, y + 13.0, "end", &bar.name);
         let mut x = left + bar.start * scale;
         for &(colour, length) in &bar.pieces {
-            let title = format!("{}, {}: {:.3} {unit}", escape(&bar.name), names.get(colour).unwrap_or(&""), length);
+            let title =
+                format!("{}, {}: {:.3} {unit}", escape(&bar.name), names.get(colour).unwrap_or(&""), length);
             let fill = COLOURS[colour % COLOURS.len()];
             out += &format!(
                 "<rect x='{}' y='{}' width='{:.2}' height='{}' fill='{fill}'><title>{title}</title></rect>",
