@@ -3,9 +3,13 @@
 #![forbid(unsafe_code)]
 
 mod commands;
+mod coverage;
 mod device;
+mod host_ops;
 mod output;
 mod policy;
+mod report;
+mod results;
 
 use std::process::ExitCode;
 
@@ -21,9 +25,14 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     Infer(Box<commands::infer::Args>),
+    Bench(Box<commands::bench::Args>),
     Inspect(commands::inspect::Args),
     Synth(commands::synth::Args),
     Devices(commands::devices::Args),
+    Check(Box<commands::check::Args>),
+    Coverage(Box<commands::coverage::Args>),
+    Compare(commands::compare::Args),
+    Report(Box<commands::report::Args>),
     Serve(Box<commands::serve::Args>),
     Replay(Box<commands::replay::Args>),
 }
@@ -32,9 +41,14 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     let done = match cli.command {
         Command::Infer(args) => commands::infer::run(&args),
+        Command::Bench(args) => commands::bench::run(&args),
         Command::Inspect(args) => commands::inspect::run(&args),
         Command::Synth(args) => commands::synth::run(&args),
         Command::Devices(args) => commands::devices::run(&args),
+        Command::Check(args) => commands::check::run(&args),
+        Command::Coverage(args) => commands::coverage::run(&args),
+        Command::Compare(args) => commands::compare::run(&args),
+        Command::Report(args) => commands::report::run(&args),
         Command::Serve(args) => commands::serve::run(*args),
         Command::Replay(args) => commands::replay::run(&args),
     };

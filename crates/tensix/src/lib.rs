@@ -6,6 +6,7 @@
 //! silicon. See the crate's README for what is proven.
 
 mod board;
+mod cache;
 mod device;
 mod dram;
 mod error;
@@ -14,6 +15,7 @@ mod isa;
 mod kernels;
 mod layout;
 mod ops;
+pub mod perf;
 mod rv;
 mod tensor;
 mod transport;

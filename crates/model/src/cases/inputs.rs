@@ -35,20 +35,22 @@ pub struct Setup {
 }
 
 impl Setup {
-    /// The rounds that take milliseconds: odd sizes, three robots with different masks.
+    /// The rounds that take milliseconds: odd sizes with three robots of different masks, and several key heads.
     pub fn small() -> Result<Vec<Self>, ModelError> {
         let robots = [([true, true], 4), ([false, true], 1), ([true, false], 0)];
-        Ok(vec![Self::random("odd", odd(), &robots, 3)?])
-    }
-
-    /// [`small`](Self::small), one whose sizes are whole tiles, and one with several key heads.
-    pub fn standard() -> Result<Vec<Self>, ModelError> {
-        let mut all = Self::small()?;
-        all.push(Self::random("even", even(), &[([true, false], 9), ([true, true], 32)], 4)?);
         let grouped = GemmaConfig { num_kv_heads: 2, ..odd().gemma };
         let expert = GemmaConfig { num_kv_heads: 2, ..odd().expert };
         let grouped = Config { gemma: grouped, expert, ..odd() };
-        all.push(Self::random("grouped", grouped, &[([true, true], 11)], 2)?);
+        Ok(vec![
+            Self::random("odd", odd(), &robots, 3)?,
+            Self::random("grouped", grouped, &[([true, true], 11)], 2)?,
+        ])
+    }
+
+    /// [`small`](Self::small), and one whose sizes are whole tiles.
+    pub fn standard() -> Result<Vec<Self>, ModelError> {
+        let mut all = Self::small()?;
+        all.push(Self::random("even", even(), &[([true, false], 9), ([true, true], 32)], 4)?);
         Ok(all)
     }
 
@@ -62,7 +64,7 @@ impl Setup {
     /// A checkpoint's own weights under random inputs: one robot with one of two cameras and a short prompt.
     pub fn of_checkpoint(checkpoint: Checkpoint, layers: LayerChoice) -> Self {
         let c = &checkpoint.config;
-        let batch = vec![robot(c, 0, &[true, false], c.max_tokens.min(7))];
+        let batch = vec![random_inputs(c, 0, &[true, false], c.max_tokens.min(7))];
         let steps = if layers == LayerChoice::All { c.num_steps } else { 2 };
         Self { name: "checkpoint".into(), batch, steps, layers, checkpoint }
     }
@@ -76,7 +78,7 @@ impl Setup {
         let batch = robots
             .iter()
             .enumerate()
-            .map(|(i, (cameras, tokens))| robot(&config, i as u64, cameras, *tokens))
+            .map(|(i, (cameras, tokens))| random_inputs(&config, i as u64, cameras, *tokens))
             .collect();
         let checkpoint = synth::checkpoint(&config, 5)?;
         Ok(Self { name: name.into(), checkpoint, batch, steps, layers: LayerChoice::All })
@@ -167,8 +169,8 @@ fn even() -> Config {
     }
 }
 
-/// One robot's random inputs.
-fn robot(c: &Config, seed: u64, cameras: &[bool], tokens: usize) -> Inputs {
+/// One robot's random inputs, with the cameras that are present and the number of tokens given.
+pub fn random_inputs(c: &Config, seed: u64, cameras: &[bool], tokens: usize) -> Inputs {
     let mut rng = ChaCha12Rng::seed_from_u64(1000 + seed);
     let mut normal = |n: usize| -> Vec<f32> { StandardNormal.sample_iter(&mut rng).take(n).collect() };
     let size = 3 * c.vision.image_size.pow(2);
