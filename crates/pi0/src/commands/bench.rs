@@ -180,14 +180,14 @@ impl Visitor for Bench<'_> {
             format,
             golden: args.golden.as_deref(),
             actions: &actions,
-            flop: first.records.iter().map(|r| r.flop).sum(),
+            flop: first.records.iter().map(|r| r.flop()).sum(),
         };
         let verdict = verify(&model, &subject)?;
         let limits = Limits::measure(&args.device)?;
         let mut runs = Vec::new();
         let mut next = || -> Result<Duration> {
             let (run, again) = timed(&model, batch, &options)?;
-            same(&flat(&again), &flat(&actions))?;
+            same(model.config(), &flat(&again), &flat(&actions))?;
             let wall = run.wall;
             runs.push(run);
             Ok(wall)
