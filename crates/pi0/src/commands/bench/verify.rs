@@ -95,7 +95,7 @@ pub fn verify<D: Device>(model: &Model<D>, subject: &Subject<'_>) -> Result<Verd
     if let Some(c) = compared.iter().find(|c| !c.passed) {
         let place = c.module.as_ref().map_or(String::new(), |m| format!(" in {m}"));
         let (got, most) = (c.relative_l2, c.bound);
-        bail!("{}{place} is wrong: relative L2 {got:.2e}, bound {most:.2e}; nothing was timed", c.what);
+        bail!("wrong {}{place}: relative L2 {got:.2e}, bound {most:.2e}; nothing was timed", c.what);
     }
     Ok(Verdict { method, compared, seconds: start.elapsed().as_secs_f64() })
 }
