@@ -7,7 +7,7 @@ pub mod coverage;
 pub mod devices;
 pub mod infer;
 pub mod inspect;
-pub mod report;
 pub mod replay;
+pub mod report;
 pub mod serve;
 pub mod synth;

@@ -47,7 +47,7 @@ impl Limits {
     pub fn of(&self, format: Format) -> Option<f64> {
         match format {
             Format::F32 => self.f32,
-            Format::Bf16 => self.bf16,
+            Format::Bf16 | Format::Bf16Stored => self.bf16,
             Format::Int8 => self.int8,
         }
     }

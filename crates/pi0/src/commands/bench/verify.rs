@@ -4,19 +4,22 @@ use std::path::Path;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
-use pi0_device::{Agreement, Bound, Device, HostTensor, Reference, Traced, compare};
+use pi0_device::{Agreement, Bound, Device, HostTensor, OpKind, Reference, Traced, compare};
 use pi0_model::cases::{Format, Module, bound};
 use pi0_model::golden::read_tensors;
-use pi0_model::{Checkpoint, Extent, Inputs, Pi0, SampleOptions};
+use pi0_model::{Checkpoint, Config, Extent, Inputs, Pi0, SampleOptions};
 use serde::Serialize;
 
-use super::audit::{Audited, Findings};
+use super::audit::{Audited, Finding, Findings};
 
 /// A model that can be traced and audited.
 pub type Model<D> = Pi0<Traced<Audited<D>, Reference>>;
 
 /// Up to this many operations, the reference runs the whole inference: some ten seconds of scalar loops.
 const WHOLE: u64 = 10_000_000_000;
+
+/// Correlation that actions must reach in any number format.
+const LEAST_PCC: f64 = 0.995;
 
 /// How the actions were checked, and what was found.
 #[derive(Debug, Clone, Serialize)]
@@ -110,7 +113,9 @@ fn whole(subject: &Subject<'_>, want: &[f32]) -> Result<Compared> {
     if got.len() != want.len() {
         bail!("{} action values to compare with {}", got.len(), want.len());
     }
-    let bound = bound(Module::Pi0, subject.format, want);
+    let mut bound = bound(Module::Pi0, subject.format, &subject.checkpoint.config, want);
+    // Through all layers of the full size, int8's bound grows past any meaning.
+    bound.pcc = bound.pcc.max(LEAST_PCC);
     Ok(Compared::new("actions", 1, &compare(&got, want), &bound, None))
 }
 
@@ -130,11 +135,11 @@ fn operations<D: Device>(model: &Model<D>, subject: &Subject<'_>) -> Result<Vec<
     let run = || model.sample_actions(subject.batch, subject.options);
     let (again, findings) = model.device().device().audit(in_two_steps, run);
     model.device().take();
-    same(&flat(&again?), &flat(subject.actions))?;
+    same(&subject.checkpoint.config, &flat(&again?), &flat(subject.actions))?;
     if findings.is_empty() {
         bail!("no operation could be checked");
     }
-    Ok(summary(&findings, subject.format))
+    Ok(summary(&findings, subject))
 }
 
 /// Vision, prefix and the two forms of a denoising step: the first with the state rows, and the later ones, which do
@@ -143,19 +148,21 @@ fn in_two_steps(module: &str) -> bool {
     !module.starts_with("step") || module.starts_with("step0.") || module.starts_with("step1.")
 }
 
-fn summary(findings: &Findings, format: Format) -> Vec<Compared> {
-    let line = |(op, f): (&pi0_device::OpKind, &super::audit::Finding)| {
-        // One linear layer with what is fused around it.
-        let bound = bound(Module::VisionMlp, format, &[f.largest]);
+fn summary(findings: &Findings, subject: &Subject<'_>) -> Vec<Compared> {
+    let line = |(op, f): (&OpKind, &Finding)| {
+        // The module that is little more than this operation: attention alone, or linear layers and what is fused
+        // around them.
+        let module = if *op == OpKind::Attention { Module::Masks } else { Module::VisionMlp };
+        let bound = bound(module, subject.format, &subject.checkpoint.config, &[f.largest]);
         Compared::new(op.name(), f.count, &f.worst, &bound, Some(f.module.clone()))
     };
     findings.iter().map(line).collect()
 }
 
 /// An error unless two inferences on the same device agree as f32 results do.
-pub fn same(got: &[f32], want: &[f32]) -> Result<()> {
+pub fn same(config: &Config, got: &[f32], want: &[f32]) -> Result<()> {
     let agreement = compare(got, want);
-    if !bound(Module::Pi0, Format::F32, want).holds(&agreement) {
+    if !bound(Module::Pi0, Format::F32, config, want).holds(&agreement) {
         bail!("the same inputs gave other actions the second time: {agreement}");
     }
     Ok(())
