@@ -189,10 +189,10 @@ fn screenshot(html: &str, dir: &Path) {
         .output()
         .unwrap();
     assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
-    let image = pi0_policy::Image::open("report", &png).unwrap();
+    pi0_policy::Image::open("report", &png).unwrap();
     // Text, panels and the colours of charts compress badly: a blank or broken page is a few kB.
     let size = std::fs::metadata(&png).unwrap().len();
-    assert!(size > 100_000 && image.width() == 1100, "{size} bytes");
+    assert!(size > 100_000, "{size} bytes");
 }
 
 /// Speed belongs in benchmarks: this runs where someone asks for it, on a quiet machine, with `--release`.
