@@ -13,8 +13,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use pi0_cpu::Format as CpuFormat;
-use pi0_device::{Device, Dtype, Fallback, HostTensor, Reference, Traced};
+use pi0_device::{Device, Fallback, HostTensor, Reference, Traced};
 use pi0_model::cases::Format;
 use pi0_model::golden::{read_inputs, write_tensors};
 use pi0_model::{Checkpoint, Config, Extent, Inputs, SampleOptions};
@@ -28,8 +27,9 @@ use process::MemoryWatch;
 use report::{Report, Shape};
 use verify::{Model, Subject, flat, same, verify};
 
+use super::check::default_format;
 use super::synth::{self, Size};
-use crate::device::{self, DeviceArgs, DeviceKind, Visitor};
+use crate::device::{self, DeviceArgs, Visitor};
 use crate::output;
 
 /// Measure loading and inference, after checking the result: time, work, bytes and memory, stage by stage
@@ -159,7 +159,7 @@ impl Visitor for Bench<'_> {
     fn visit<D: Device + 'static>(self, device: D) -> Result<Self::Output> {
         let Self { args, checkpoint, batch, .. } = &self;
         let options = SampleOptions { steps: args.steps, seed: 0 };
-        let (format, weight_bytes) = format(&args.device, checkpoint);
+        let format = default_format(&args.device, Some(checkpoint));
 
         let watch = MemoryWatch::start();
         let start = Instant::now();
@@ -187,7 +187,7 @@ impl Visitor for Bench<'_> {
         let mut runs = Vec::new();
         let mut next = || -> Result<Duration> {
             let (run, again) = timed(&model, batch, &options)?;
-            same(model.config(), &flat(&again), &flat(&actions))?;
+            same(&checkpoint.config, &flat(&again), &flat(&actions))?;
             let wall = run.wall;
             runs.push(run);
             Ok(wall)
@@ -214,7 +214,7 @@ impl Visitor for Bench<'_> {
             memory_running,
             limits,
             repeat: runs.len(),
-            tables: tables(&runs, &Yardstick { weight_bytes, peak }),
+            tables: tables(&runs, &Yardstick { weight_bytes: weight_bytes(format), peak }),
         };
         Ok((report, actions))
     }
@@ -243,16 +243,11 @@ fn timed<D: Device>(
     Ok((Timed { wall: start.elapsed(), records: model.device().take() }, actions))
 }
 
-/// The coarsest rounding on the device, and the bytes of one packed weight.
-fn format(args: &DeviceArgs, checkpoint: &Checkpoint) -> (Format, usize) {
-    let stored = checkpoint.bytes_by_dtype().into_iter().max_by_key(|(_, bytes)| *bytes).map(|(d, _)| d);
-    match (args.device, args.dtype) {
-        (DeviceKind::Reference, _) => (Format::F32, 4),
-        (DeviceKind::Tensix, _) => (Format::Bf16, 2),
-        (DeviceKind::Cpu, CpuFormat::F32) => (Format::F32, 4),
-        (DeviceKind::Cpu, CpuFormat::Bf16) => (Format::Bf16, 2),
-        (DeviceKind::Cpu, CpuFormat::Int8) => (Format::Int8, 1),
-        (DeviceKind::Cpu, CpuFormat::Stored) if stored == Some(Dtype::Bf16) => (Format::Bf16, 2),
-        (DeviceKind::Cpu, CpuFormat::Stored) => (Format::F32, 4),
+/// Bytes of one packed weight.
+fn weight_bytes(format: Format) -> usize {
+    match format {
+        Format::F32 => 4,
+        Format::Bf16 | Format::Bf16Stored => 2,
+        Format::Int8 => 1,
     }
 }

@@ -167,7 +167,7 @@ fn named(names: &[String]) -> Result<Vec<Module>> {
 }
 
 /// Where this device rounds, unless told otherwise.
-fn default_format(args: &DeviceArgs, checkpoint: Option<&Checkpoint>) -> Format {
+pub fn default_format(args: &DeviceArgs, checkpoint: Option<&Checkpoint>) -> Format {
     match args.device {
         DeviceKind::Reference => Format::F32,
         DeviceKind::Cpu => match args.dtype {

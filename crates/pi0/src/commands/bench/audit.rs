@@ -336,3 +336,66 @@ impl<D: Device> Device for Audited<D> {
 fn repeated(picked: &[usize], rows: usize) -> Vec<usize> {
     picked.iter().map(|p| p % rows).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use pi0_device::{LinearPart, TensorSource};
+
+    use super::*;
+
+    /// The reference with the last column of every product off by a hundredth.
+    struct Off;
+
+    impl Device for Off {
+        type Tensor = Rows;
+        type Weight = <Reference as Device>::Weight;
+
+        fn name(&self) -> &'static str {
+            "off"
+        }
+        fn shape(&self, x: &Rows) -> [usize; 2] {
+            Reference.shape(x)
+        }
+        fn upload(&self, rows: usize, cols: usize, data: &[f32]) -> Result<Rows> {
+            Reference.upload(rows, cols, data)
+        }
+        fn download(&self, x: &Rows) -> Result<HostTensor> {
+            Reference.download(x)
+        }
+        fn prepare(&self, source: &WeightSource) -> Result<Self::Weight> {
+            Reference.prepare(source)
+        }
+        fn linear(&self, x: &Rows, w: &Self::Weight) -> Result<Rows> {
+            let mut y = HostTensor::clone(&*Reference.linear(x, w)?);
+            let end = y.cols() - 1;
+            (0..y.rows()).for_each(|r| y.row_mut(r)[end] *= 1.01);
+            Ok(Arc::new(y))
+        }
+        fn gelu(&self, x: &Rows) -> Result<Rows> {
+            Reference.gelu(x)
+        }
+    }
+
+    #[test]
+    fn a_wrong_operation_is_found_and_only_while_auditing() {
+        let d = Audited::new(Off);
+        let weight = TensorSource::from_f32("w", vec![3, 2], &[1.0, 2.0, 3.0, 4.0, 5.0, 6.0]).unwrap();
+        let parts = vec![LinearPart { weight, bias: None, columns: None }];
+        let w = d.prepare(&WeightSource::Linear { parts, exact: false }).unwrap();
+        let x = d.upload(5, 2, &[0.5; 10]).unwrap();
+        let work = || {
+            for module in ["kept", "left"] {
+                d.enter(format_args!("{module}"));
+                d.gelu(&d.linear(&x, &w).unwrap()).unwrap();
+                d.exit();
+            }
+        };
+        work();
+        let ((), findings) = d.audit(|m| m == "kept", work);
+        assert_eq!(findings.keys().copied().collect::<Vec<_>>(), [OpKind::Linear, OpKind::Gelu]);
+        let linear = &findings[&OpKind::Linear];
+        assert_eq!((linear.count, linear.module.as_str(), linear.largest), (1, "kept", 5.5));
+        assert!((0.005..0.01).contains(&linear.worst.relative_l2), "{}", linear.worst);
+        assert_eq!(findings[&OpKind::Gelu].worst.max_abs, 0.0);
+    }
+}

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use pi0_device::{OpKind, Record};
+use pi0_device::{OpKind, Part, Record};
 use serde::Serialize;
 
 /// The parts of an inference.
@@ -57,7 +57,7 @@ struct Key {
 impl Key {
     fn of(r: &Record) -> Self {
         let weight = matches!(r.op, OpKind::Linear | OpKind::Dense | OpKind::Qkv).then(|| r.shapes[1]);
-        let name = |p: &pi0_device::Part| p.op.name();
+        let name = |p: &Part| p.op.name();
         let op = match r.op {
             // The parts say more than the word: `rms_norm+linear+geglu`.
             OpKind::Dense => r.parts.iter().map(name).collect::<Vec<_>>().join("+"),
