@@ -101,7 +101,7 @@ impl<'a> Plan<'a> {
     }
 
     /// Packs one panel of keys or one depth tile of values.
-    fn pack(&self, index: usize, packed: Shared<u8>) {
+    fn pack(&self, isa: crate::Isa, index: usize, packed: Shared<u8>) {
         let at = self.units.partition_point(|u| u.packs_before <= index) - 1;
         let unit = &self.units[at];
         let each = unit.key_panels + unit.value_tiles;
@@ -125,7 +125,7 @@ impl<'a> Plan<'a> {
                         *row = &self.key_row(unit, first + i, kv_head, false)[span.clone()];
                     }
                     let offset = (index * self.dim_tiles + t) * kernel.right_tile() + side * half;
-                    pack::right_tile(kernel, &rows[..count], &[], tile(offset));
+                    pack::right_tile(isa, kernel, &rows[..count], &[], tile(offset));
                 }
             }
         } else {
@@ -140,7 +140,7 @@ impl<'a> Plan<'a> {
                 let offset = unit.key_bytes
                     + (strip / 2 * unit.value_tiles + t) * kernel.right_tile()
                     + strip % 2 * half;
-                pack::right_tile_across(kernel, &rows[..count], tile(offset));
+                pack::right_tile_across(isa, kernel, &rows[..count], tile(offset));
             }
         }
     }
@@ -345,7 +345,9 @@ pub(crate) fn attention(
     let packed = engine.pool.take(plan.bytes);
     let (to_packed, to_out) = (Shared::new(packed.as_ptr()), Shared::new(out.as_ptr().cast::<f32>()));
     let pieces = plan.packs.div_ceil(4);
-    engine.threads.run(pieces, &|i| share(plan.packs, i, pieces).for_each(|i| plan.pack(i, to_packed)));
+    engine
+        .threads
+        .run(pieces, &|i| share(plan.packs, i, pieces).for_each(|i| plan.pack(engine.isa, i, to_packed)));
     engine.threads.run(plan.panels, &|i| plan.panel(engine, i, to_packed.get(), to_out));
     Tensor::new(out, q.rows(), q.cols())
 }

@@ -222,8 +222,7 @@ impl Device for Cpu {
 
     fn prepare(&self, source: &WeightSource) -> Result<Weight> {
         source.check()?;
-        let kernel = |packed| Kernel::of(self.isa(), packed);
-        let weight = weight::pack(source, self.format, kernel, &self.engine.threads)?;
+        let weight = weight::pack(source, self.format, self.isa(), &self.engine.threads)?;
         if matches!(&weight, Weight::Linear(l) if l.kernel.packed != Packed::F32) {
             self.bf16_attention.store(true, Ordering::Relaxed);
         }

@@ -14,10 +14,10 @@ use crate::tensor::Tensor;
 use crate::threads::Threads;
 use crate::weight::{Linear, NormWeight};
 
-/// Rows of one task at most: with one block of depth they fill about half of the second-level cache.
-const CHUNK_ROWS: usize = 256;
-/// With fewer row panels than this, a call's own share of fetching is too small.
-const FEW_PANELS: usize = 12;
+/// Rows of one task at most; half as many where their sums must wait for another block of depth.
+const CHUNK_ROWS: usize = 832;
+/// With at most so many row panels the weight is hardly reused: it should pass from memory in one stream.
+const FEW_PANELS: usize = 4;
 /// Columns of one task at most.
 const CHUNK_COLUMNS: usize = 256;
 
@@ -120,7 +120,8 @@ impl Engine {
         let left = self.pack_left(x, norm, kernel);
         let (panels, right_panels) = (left.panels, weight.panels());
         let chunks = |count: usize, most: usize| count.div_ceil(most.max(1));
-        let row_chunks = chunks(panels.count, CHUNK_ROWS / kernel.max_rows);
+        let most_rows = if weight.tiles() <= kernel.block { CHUNK_ROWS } else { CHUNK_ROWS / 2 };
+        let row_chunks = chunks(panels.count, most_rows / kernel.max_rows);
         let mut column_chunks = chunks(right_panels, CHUNK_COLUMNS / kernel.columns());
         // Whole rounds of tasks for the threads, or small tasks where rounds are few.
         let threads = self.threads.count();
@@ -153,7 +154,8 @@ impl Engine {
         // The division of depth must not depend on threads: it decides the order of additions. A block's operands
         // stay in the second-level cache, a step's in the first, with the sums of a group of panels.
         let blocks = tiles.div_ceil(kernel.block);
-        let group = kernel.group;
+        let (group, step_tiles) =
+            if rows.len() <= FEW_PANELS { (1, 2 * kernel.step) } else { (kernel.group, kernel.step) };
         let kept = if blocks > 1 { rows.len() * columns.len() } else { group };
         let scales = left.scales.as_ref().map(|s| s.values::<f32>(left.panels.start(left.panels.count)));
         with_scratch(kept * tile_values * size_of::<f32>(), |scratch| {
@@ -161,7 +163,7 @@ impl Engine {
             (kernel.enter)();
             for block in 0..blocks {
                 let depth = tiles * block / blocks..tiles * (block + 1) / blocks;
-                let steps = depth.len().div_ceil(kernel.step);
+                let steps = depth.len().div_ceil(step_tiles);
                 for first in columns.clone().step_by(group) {
                     let of_group = first..columns.end.min(first + group);
                     for (i, panel) in rows.clone().enumerate() {
@@ -197,9 +199,6 @@ impl Engine {
                                     let fresh = block == 0 && step == 0;
                                     (kernel.micro)(count, to - from, operands, sums.as_mut_ptr(), fresh);
                                 }
-                                if rows.len() < FEW_PANELS {
-                                    prefetch_share(weight, column + group, from..to, i, rows.len());
-                                }
                             }
                         }
                         if block + 1 == blocks {
@@ -222,26 +221,6 @@ impl Engine {
             }
         });
     }
-}
-
-/// Fetches share `i` of `of` of a depth range of a panel that will be needed soon, for kernels whose loads the
-/// processor does not foresee.
-fn prefetch_share(weight: &Linear, column: usize, depth: std::ops::Range<usize>, i: usize, of: usize) {
-    #[cfg(target_arch = "x86_64")]
-    if weight.kernel.group > 1 && column < weight.panels() {
-        use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
-        const LINE: usize = 64;
-        let lines = depth.len() * weight.kernel.right_tile() / LINE;
-        let start = (column * weight.tiles() + depth.start) * weight.kernel.right_tile();
-        for line in lines * i / of..lines * (i + 1) / of {
-            // SAFETY: every x86-64 processor has this instruction; it is a hint, whatever the address.
-            unsafe {
-                _mm_prefetch::<_MM_HINT_T1>(weight.right.as_ptr().wrapping_add(start + line * LINE).cast())
-            };
-        }
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = (weight, column, depth, i, of);
 }
 
 /// Where a tile of sums lies in the result.

@@ -25,6 +25,7 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     Infer(Box<commands::infer::Args>),
+    Bench(Box<commands::bench::Args>),
     Inspect(commands::inspect::Args),
     Synth(commands::synth::Args),
     Devices(commands::devices::Args),
@@ -32,12 +33,15 @@ enum Command {
     Coverage(Box<commands::coverage::Args>),
     Compare(commands::compare::Args),
     Report(Box<commands::report::Args>),
+    Serve(Box<commands::serve::Args>),
+    Replay(Box<commands::replay::Args>),
 }
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
     let done = match cli.command {
         Command::Infer(args) => commands::infer::run(&args),
+        Command::Bench(args) => commands::bench::run(&args),
         Command::Inspect(args) => commands::inspect::run(&args),
         Command::Synth(args) => commands::synth::run(&args),
         Command::Devices(args) => commands::devices::run(&args),
@@ -45,6 +49,8 @@ fn main() -> ExitCode {
         Command::Coverage(args) => commands::coverage::run(&args),
         Command::Compare(args) => commands::compare::run(&args),
         Command::Report(args) => commands::report::run(&args),
+        Command::Serve(args) => commands::serve::run(*args),
+        Command::Replay(args) => commands::replay::run(&args),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

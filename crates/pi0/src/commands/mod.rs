@@ -1,5 +1,6 @@
 //! One file a command: its arguments and what it does.
 
+pub mod bench;
 pub mod check;
 pub mod compare;
 pub mod coverage;
@@ -7,4 +8,6 @@ pub mod devices;
 pub mod infer;
 pub mod inspect;
 pub mod report;
+pub mod replay;
+pub mod serve;
 pub mod synth;
