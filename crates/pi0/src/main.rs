@@ -38,6 +38,8 @@ enum Command {
 }
 
 fn main() -> ExitCode {
+    // The simulator of `--device tensix` lives in a process of its own, which is this program again.
+    pi0_tensix::run_child_if_asked();
     let cli = Cli::parse();
     let done = match cli.command {
         Command::Infer(args) => commands::infer::run(&args),

@@ -91,6 +91,7 @@ pub(crate) struct Operands {
     pub(crate) right: *const u8,
     /// What the next calls will read: a kernel whose loads the processor does not foresee fetches from here on, 256
     /// bytes of left and 128 of right for each depth tile. Any address will do.
+    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
     pub(crate) next: [*const u8; 2],
 }
 
