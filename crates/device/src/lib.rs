@@ -8,6 +8,7 @@
 
 #![deny(unsafe_code)]
 
+mod borrowed;
 mod compare;
 mod device;
 mod error;

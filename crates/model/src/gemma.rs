@@ -52,15 +52,20 @@ pub struct GemmaLayer<D: Device> {
 }
 
 enum Body<D: Device> {
-    Whole {
-        qkv: D::Weight,
-        o_proj: D::Weight,
-        post_attention_layernorm: D::Weight,
-        gate_up: D::Weight,
-        down_proj: D::Weight,
-    },
+    Whole(Whole<D>),
     /// The last prefix layer, of which only keys and values are read.
-    Cache { kv: D::Weight },
+    Cache {
+        kv: D::Weight,
+    },
+}
+
+/// The weights of a whole layer, beside its first norm.
+pub(crate) struct Whole<D: Device> {
+    qkv: D::Weight,
+    o_proj: D::Weight,
+    post_attention_layernorm: D::Weight,
+    gate_up: D::Weight,
+    down_proj: D::Weight,
 }
 
 impl<D: Device> Gemma<D> {
@@ -121,7 +126,7 @@ impl<D: Device> Gemma<D> {
 }
 
 impl<D: Device> GemmaLayer<D> {
-    fn load(
+    pub(crate) fn load(
         config: &GemmaConfig,
         w: &Weights<'_, D>,
         extent: Extent,
@@ -132,15 +137,24 @@ impl<D: Device> GemmaLayer<D> {
             input_layernorm: w.rms_norm("input_layernorm")?,
             body: match extent {
                 Extent::Cache => Body::Cache { kv: attn.linear(&["k_proj", "v_proj"])? },
-                Extent::Whole => Body::Whole {
+                Extent::Whole => Body::Whole(Whole {
                     qkv: attn.linear(&["q_proj", "k_proj", "v_proj"])?,
                     o_proj: attn.linear(&["o_proj"])?,
                     post_attention_layernorm: w.rms_norm("post_attention_layernorm")?,
                     gate_up: w.pp("mlp").linear(&["gate_proj", "up_proj"])?,
                     down_proj: w.pp("mlp").linear(&["down_proj"])?,
-                },
+                }),
             },
         })
+    }
+
+    /// The weights that [`attention`](Self::attention) and [`mlp`](Self::mlp) read; none in a layer cut down to its
+    /// keys and values.
+    pub(crate) fn whole(&self) -> Option<&Whole<D>> {
+        match &self.body {
+            Body::Whole(w) => Some(w),
+            Body::Cache { .. } => None,
+        }
     }
 
     /// `x` `[R, W]` to the same, with this layer's keys and values.
@@ -154,29 +168,19 @@ impl<D: Device> GemmaLayer<D> {
     ) -> Result<Output<D, LayerCache<D>>> {
         match &self.body {
             Body::Cache { kv } => Ok((None, self.keys_values(d, x, kv, positions)?)),
-            Body::Whole { qkv, o_proj, post_attention_layernorm, gate_up, down_proj } => {
-                let (x, cache) = self.attention(d, x, (qkv, o_proj), positions, cached, spans)?;
-                let h = dense(
-                    d,
-                    &Dense {
-                        norm: Some(Norm::Rms(post_attention_layernorm)),
-                        activation: Some(Activation::Geglu),
-                        norm_tap: Some("ln2"),
-                        ..Dense::new(&x, gate_up)
-                    },
-                )?;
-                let y = Dense { residual: Some(&x), branch_tap: Some("mlp"), ..Dense::new(&h, down_proj) };
-                Ok((Some(dense(d, &y)?), cache))
+            Body::Whole(w) => {
+                let (x, cache) = self.attention(d, x, w, positions, cached, spans)?;
+                Ok((Some(self.mlp(d, &x, w)?), cache))
             }
         }
     }
 
     /// `x + o_proj(attention(input_layernorm(x)))`.
-    fn attention(
+    pub(crate) fn attention(
         &self,
         d: &D,
         x: &D::Tensor,
-        (weight, o_proj): (&D::Weight, &D::Weight),
+        w: &Whole<D>,
         positions: &[u32],
         cached: &[KeyValue<'_, D::Tensor>],
         spans: &[Span],
@@ -187,7 +191,7 @@ impl<D: Device> GemmaLayer<D> {
             &Qkv {
                 x,
                 norm: Norm::Rms(&self.input_layernorm),
-                weight,
+                weight: &w.qkv,
                 heads,
                 kv_heads,
                 head_dim,
@@ -200,8 +204,22 @@ impl<D: Device> GemmaLayer<D> {
         parts.extend(cached);
         let scale = (head_dim as f32).powf(-0.5);
         let a = d.attention(&q, &parts, &Attention { heads, kv_heads, head_dim, scale, spans })?;
-        let x = dense(d, &Dense { residual: Some(x), branch_tap: Some("attn"), ..Dense::new(&a, o_proj) })?;
-        Ok((x, cache))
+        let out = Dense { residual: Some(x), branch_tap: Some("attn"), ..Dense::new(&a, &w.o_proj) };
+        Ok((dense(d, &out)?, cache))
+    }
+
+    /// `x + down_proj(geglu(gate_up(post_attention_layernorm(x))))`.
+    pub(crate) fn mlp(&self, d: &D, x: &D::Tensor, w: &Whole<D>) -> Result<D::Tensor> {
+        let h = dense(
+            d,
+            &Dense {
+                norm: Some(Norm::Rms(&w.post_attention_layernorm)),
+                activation: Some(Activation::Geglu),
+                norm_tap: Some("ln2"),
+                ..Dense::new(x, &w.gate_up)
+            },
+        )?;
+        dense(d, &Dense { residual: Some(x), branch_tap: Some("mlp"), ..Dense::new(&h, &w.down_proj) })
     }
 
     fn keys_values(&self, d: &D, x: &D::Tensor, kv: &D::Weight, positions: &[u32]) -> Result<LayerCache<D>> {

@@ -5,6 +5,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod cases;
 mod checkpoint;
 mod config;
 mod error;
@@ -15,6 +16,7 @@ mod inputs;
 pub mod layout;
 mod pi0;
 pub mod siglip;
+pub mod synth;
 pub mod weights;
 
 pub use checkpoint::Checkpoint;
@@ -23,4 +25,4 @@ pub use error::ModelError;
 pub use gemma::Extent;
 pub use guidance::{Guidance, GuidanceSchedule};
 pub use inputs::{Inputs, SampleOptions};
-pub use pi0::{Pi0, PrefixCache, patchify, time_embedding};
+pub use pi0::{ActionModel, Pi0, PrefixCache, patchify, time_embedding};

@@ -32,11 +32,38 @@ pub struct Pi0<D: Device> {
     action_out_proj: D::Weight,
 }
 
+/// A π0 on some device, where it no longer matters which: what a command or a server holds.
+pub trait ActionModel {
+    /// Sizes and schedule.
+    fn config(&self) -> &Config;
+
+    /// One chunk of actions `[T, A]` for each input, still normalized.
+    fn sample_actions(
+        &self,
+        batch: &[Inputs],
+        options: &SampleOptions,
+    ) -> Result<Vec<HostTensor>, ModelError>;
+}
+
+impl<D: Device> ActionModel for Pi0<D> {
+    fn config(&self) -> &Config {
+        self.config()
+    }
+
+    fn sample_actions(
+        &self,
+        batch: &[Inputs],
+        options: &SampleOptions,
+    ) -> Result<Vec<HostTensor>, ModelError> {
+        self.sample_actions(batch, options)
+    }
+}
+
 /// What the denoising steps read of the prefix: each layer's keys and values.
 pub struct PrefixCache<D: Device>(pub Vec<LayerCache<D>>);
 
 /// What stays the same in all steps of one inference.
-struct Steps<D: Device> {
+pub(crate) struct Steps<D: Device> {
     /// Positions of the state rows, then of the action rows.
     positions: Vec<u32>,
     first_spans: Vec<Span>,
@@ -44,7 +71,7 @@ struct Steps<D: Device> {
     /// The time half of the first suffix layer, `[steps, W]`.
     times: D::Tensor,
     /// `[B, W]`.
-    states: D::Tensor,
+    pub(crate) states: D::Tensor,
 }
 
 impl<D: Device> Pi0<D> {
@@ -170,7 +197,7 @@ impl<D: Device> Pi0<D> {
     }
 
     /// What all steps share: state rows, the time half of the suffix's first layer, positions and spans.
-    fn prepare_steps(
+    pub(crate) fn prepare_steps(
         &self,
         batch: &[Inputs],
         layout: &Layout,
@@ -196,7 +223,12 @@ impl<D: Device> Pi0<D> {
     }
 
     /// Noisy actions `[B T, A]` at one step's time, embedded: `[B T, W]`.
-    fn embed_suffix(&self, x_t: &D::Tensor, step: usize, steps: &Steps<D>) -> Result<D::Tensor, ModelError> {
+    pub(crate) fn embed_suffix(
+        &self,
+        x_t: &D::Tensor,
+        step: usize,
+        steps: &Steps<D>,
+    ) -> Result<D::Tensor, ModelError> {
         let d = &self.device;
         let action_emb = d.linear(x_t, &self.action_in_proj)?;
         d.tap("action_emb", &action_emb);
@@ -210,7 +242,7 @@ impl<D: Device> Pi0<D> {
 
     /// The velocity `v_t` `[B T, A]`. The first step also runs the state rows and leaves their keys and values, which
     /// no later step changes, in `state_cache`.
-    fn denoise_step(
+    pub(crate) fn denoise_step(
         &self,
         x_t: &D::Tensor,
         step: usize,

@@ -56,12 +56,22 @@ impl<D: Device> SigLip<D> {
             x = layer.forward(d, &x, &spans)?;
             d.tap("out", &x);
         }
+        self.project(d, &x, projector)
+    }
+
+    /// `projector(post_layernorm(x))`: `[N S, H]` to image tokens `[N S, width]`.
+    pub(crate) fn project(
+        &self,
+        d: &D,
+        x: &D::Tensor,
+        projector: &D::Weight,
+    ) -> pi0_device::Result<D::Tensor> {
         let tokens = dense(
             d,
             &Dense {
                 norm: Some(Norm::Layer(&self.post_layernorm)),
                 norm_tap: Some("post_ln"),
-                ..Dense::new(&x, projector)
+                ..Dense::new(x, projector)
             },
         )?;
         d.tap("projector", &tokens);
@@ -95,7 +105,7 @@ pub fn image_spans(rows: usize, patches: usize) -> Vec<Span> {
 }
 
 impl<D: Device> SigLipLayer<D> {
-    fn load(c: &VisionConfig, w: &Weights<'_, D>) -> Result<Self, ModelError> {
+    pub(crate) fn load(c: &VisionConfig, w: &Weights<'_, D>) -> Result<Self, ModelError> {
         Ok(Self {
             heads: c.num_attention_heads,
             head_dim: c.head_dim(),

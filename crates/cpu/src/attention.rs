@@ -1,0 +1,360 @@
+//! Attention in blocks of keys, without a stored score matrix: running maximum and sum for each row.
+//!
+//! Keys and values of each span and key head are packed once as right operands. The left operand's rows are pairs
+//! of a query row and one of the query heads that share the key head, so all of them use each packed key.
+
+use std::ops::Range;
+
+use pi0_device::{Attention, KeyValue, Span};
+
+use crate::kernels::{Kernel, pack};
+use crate::math::{exp, per_isa, sum_by};
+use crate::matmul::{Engine, with_scratch};
+use crate::memory::Shared;
+use crate::tensor::Tensor;
+
+/// Keys of one block: a multiple of every kernel's depth tile and panel width.
+const BLOCK: usize = 256;
+/// Rows of the largest kernel tile.
+const MOST_ROWS: usize = 32;
+
+/// One span seen by one kernel.
+struct Unit<'a> {
+    span: &'a Span,
+    keys: usize,
+    /// Right panels of keys, and depth tiles of values.
+    key_panels: usize,
+    value_tiles: usize,
+    /// Bytes, for one key head, of packed keys and of packed values.
+    key_bytes: usize,
+    value_bytes: usize,
+    /// Where the first key head's keys start.
+    start: usize,
+    /// Packing tasks and row panels before this span.
+    packs_before: usize,
+    panels_before: usize,
+    /// Row panels of one key head.
+    panels: usize,
+}
+
+struct Plan<'a> {
+    kernel: &'static Kernel,
+    q: &'a Tensor,
+    kv: &'a [KeyValue<'a, Tensor>],
+    spec: &'a Attention<'a>,
+    units: Vec<Unit<'a>>,
+    bytes: usize,
+    packs: usize,
+    panels: usize,
+    /// Depth tiles and right panels of one head.
+    dim_tiles: usize,
+    dim_panels: usize,
+}
+
+impl<'a> Plan<'a> {
+    fn new(
+        kernel: &'static Kernel,
+        q: &'a Tensor,
+        kv: &'a [KeyValue<'a, Tensor>],
+        spec: &'a Attention<'a>,
+    ) -> Self {
+        let dim_tiles = kernel.tiles(spec.head_dim);
+        let dim_panels = spec.head_dim.div_ceil(kernel.columns());
+        let (mut bytes, mut packs, mut panels) = (0, 0, 0);
+        let group = spec.heads / spec.kv_heads;
+        let mut units = Vec::with_capacity(spec.spans.len());
+        for span in spec.spans {
+            let keys = span.key_count();
+            let (key_panels, value_tiles) = (keys.div_ceil(kernel.columns()), kernel.tiles(keys));
+            let unit = Unit {
+                span,
+                keys,
+                key_panels,
+                value_tiles,
+                key_bytes: key_panels * dim_tiles * kernel.right_tile(),
+                value_bytes: dim_panels * value_tiles * kernel.right_tile(),
+                start: bytes,
+                packs_before: packs,
+                panels_before: panels,
+                panels: kernel.panels(span.queries.len() * group).count,
+            };
+            bytes += spec.kv_heads * (unit.key_bytes + unit.value_bytes);
+            packs += spec.kv_heads * (key_panels + value_tiles);
+            panels += spec.kv_heads * unit.panels;
+            units.push(unit);
+        }
+        Self { kernel, q, kv, spec, units, bytes, packs, panels, dim_tiles, dim_panels }
+    }
+
+    /// The keys or values of one head that a span's key `i` has.
+    fn key_row(&self, unit: &Unit<'_>, mut i: usize, kv_head: usize, values: bool) -> &'a [f32] {
+        for run in &unit.span.keys {
+            if i < run.rows.len() {
+                let part = &self.kv[run.part];
+                let tensor = if values { part.v } else { part.k };
+                let dim = self.spec.head_dim;
+                return &tensor.row(run.rows.start + i)[kv_head * dim..(kv_head + 1) * dim];
+            }
+            i -= run.rows.len();
+        }
+        &[]
+    }
+
+    /// Packs one panel of keys or one depth tile of values.
+    fn pack(&self, index: usize, packed: Shared<u8>) {
+        let at = self.units.partition_point(|u| u.packs_before <= index) - 1;
+        let unit = &self.units[at];
+        let each = unit.key_panels + unit.value_tiles;
+        let (kv_head, index) = ((index - unit.packs_before) / each, (index - unit.packs_before) % each);
+        let (kernel, dim) = (self.kernel, self.spec.head_dim);
+        let start = unit.start + kv_head * (unit.key_bytes + unit.value_bytes);
+        let half = kernel.right_tile() / 2;
+        let tile = |offset: usize| {
+            // SAFETY: within this span's and head's share of the block; each task writes tiles of its own.
+            unsafe { std::slice::from_raw_parts_mut(packed.get().add(start + offset), half) }
+        };
+        const MOST_DEPTH: usize = 64;
+        let mut rows: [&[f32]; MOST_DEPTH] = [&[]; MOST_DEPTH];
+        if index < unit.key_panels {
+            for side in 0..2 {
+                let first = (2 * index + side) * kernel.strip;
+                let count = unit.keys.saturating_sub(first).min(kernel.strip);
+                for t in 0..self.dim_tiles {
+                    let span = t * kernel.depth()..dim.min((t + 1) * kernel.depth());
+                    for (i, row) in rows[..count].iter_mut().enumerate() {
+                        *row = &self.key_row(unit, first + i, kv_head, false)[span.clone()];
+                    }
+                    let offset = (index * self.dim_tiles + t) * kernel.right_tile() + side * half;
+                    pack::right_tile(kernel, &rows[..count], &[], tile(offset));
+                }
+            }
+        } else {
+            let t = index - unit.key_panels;
+            let first = t * kernel.depth();
+            let count = (unit.keys - first).min(kernel.depth());
+            for strip in 0..2 * self.dim_panels {
+                let span = (strip * kernel.strip).min(dim)..((strip + 1) * kernel.strip).min(dim);
+                for (i, row) in rows[..count].iter_mut().enumerate() {
+                    *row = &self.key_row(unit, first + i, kv_head, true)[span.clone()];
+                }
+                let offset = unit.key_bytes
+                    + (strip / 2 * unit.value_tiles + t) * kernel.right_tile()
+                    + strip % 2 * half;
+                pack::right_tile_across(kernel, &rows[..count], tile(offset));
+            }
+        }
+    }
+
+    /// Attention of one panel of rows.
+    fn panel(&self, engine: &Engine, index: usize, packed: *const u8, out: Shared<f32>) {
+        let at = self.units.partition_point(|u| u.panels_before <= index) - 1;
+        let unit = &self.units[at];
+        let (kv_head, index) =
+            ((index - unit.panels_before) / unit.panels, (index - unit.panels_before) % unit.panels);
+        let (kernel, dim) = (self.kernel, self.spec.head_dim);
+        let group = self.spec.heads / self.spec.kv_heads;
+        let panels = kernel.panels(unit.span.queries.len() * group);
+        let (first, rows, padded) = (panels.start(index), panels.len(index), panels.padded(index));
+        // The query row and the first column of a row of the left operand.
+        let place = |r: usize| {
+            let r = first + r;
+            (unit.span.queries.start + r / group, (kv_head * group + r % group) * dim)
+        };
+        let columns = kernel.columns();
+        let chunk = kernel.left_chunk();
+        let tile = kernel.max_rows * columns * size_of::<f32>();
+        let queries = (padded * self.dim_tiles * chunk).next_multiple_of(64);
+        let weights = padded * BLOCK * kernel.left.size();
+        let scores = BLOCK / columns * tile;
+        let sizes = [queries, weights, scores, self.dim_panels * tile];
+        with_scratch(sizes.iter().sum(), |scratch| {
+            let (queries, rest) = scratch.values_mut::<u8>(sizes.iter().sum()).split_at_mut(sizes[0]);
+            let (weights, rest) = rest.split_at_mut(sizes[1]);
+            let (scores, sums) = rest.split_at_mut(sizes[2]);
+            let scores: &mut [f32] = bytemuck::cast_slice_mut(scores);
+            let sums: &mut [f32] = bytemuck::cast_slice_mut(sums);
+            let mut state = Softmax::default();
+            for r in 0..rows {
+                let (row, column) = place(r);
+                let q = &self.q.row(row)[column..column + dim];
+                // SAFETY: chunk `r` of each depth tile lies within the panel, one row at a time.
+                let to = unsafe {
+                    pack::Row::new(queries.as_mut_ptr().add(r * chunk), chunk, padded * chunk, self.dim_tiles)
+                };
+                pack::left_row(engine.isa, kernel.left, self.spec.scale, q, to);
+            }
+            let start = unit.start + kv_head * (unit.key_bytes + unit.value_bytes);
+            (kernel.enter)();
+            for block in (0..unit.keys).step_by(BLOCK) {
+                let count = (unit.keys - block).min(BLOCK);
+                for (i, scores) in scores.chunks_exact_mut(tile / 4).enumerate().take(count.div_ceil(columns))
+                {
+                    let panel = (block / columns + i) * self.dim_tiles * kernel.right_tile();
+                    // SAFETY: the instruction set is present and entered; the panel of keys lies within the packed
+                    // block; queries and scores hold a panel and a tile.
+                    unsafe {
+                        let keys = packed.add(start + panel);
+                        (kernel.micro)(
+                            rows,
+                            self.dim_tiles,
+                            queries.as_ptr(),
+                            keys,
+                            scores.as_mut_ptr(),
+                            true,
+                        );
+                    }
+                }
+                let tiles = kernel.tiles(count);
+                let layout = BlockLayout {
+                    rows,
+                    padded,
+                    count,
+                    columns,
+                    tile: tile / 4,
+                    chunk,
+                    tiles,
+                    first: block == 0,
+                };
+                softmax_block(engine.isa, kernel.left, layout, &mut state, scores, weights, sums);
+                for (i, sums) in sums.chunks_exact_mut(tile / 4).enumerate() {
+                    let t = i * unit.value_tiles + block / kernel.depth();
+                    // SAFETY: as above, for a panel of values from the block's first key on.
+                    unsafe {
+                        let values = packed.add(start + unit.key_bytes + t * kernel.right_tile());
+                        (kernel.micro)(rows, tiles, weights.as_ptr(), values, sums.as_mut_ptr(), block == 0);
+                    }
+                }
+            }
+            (kernel.leave)();
+            for r in 0..rows {
+                let (row, column) = place(r);
+                // SAFETY: each pair of query row and head belongs to one task; inside the result's rows.
+                let out = unsafe {
+                    let at = row * self.q.cols() + column;
+                    std::slice::from_raw_parts_mut(out.get().add(at), dim)
+                };
+                let inverse = 1.0 / state.sum[r];
+                for (out, sums) in out.chunks_mut(columns).zip(sums.chunks_exact(tile / 4)) {
+                    let sums = &sums[r * columns..];
+                    out.iter_mut().zip(sums).for_each(|(o, s)| *o = s * inverse);
+                }
+            }
+        });
+    }
+}
+
+/// Running maximum and sum of each row.
+struct Softmax {
+    max: [f32; MOST_ROWS],
+    sum: [f32; MOST_ROWS],
+}
+
+impl Default for Softmax {
+    fn default() -> Self {
+        Self { max: [f32::NEG_INFINITY; MOST_ROWS], sum: [0.0; MOST_ROWS] }
+    }
+}
+
+#[derive(Clone, Copy)]
+struct BlockLayout {
+    rows: usize,
+    padded: usize,
+    /// Keys.
+    count: usize,
+    /// Of one tile of scores or sums, and its values.
+    columns: usize,
+    tile: usize,
+    /// Bytes of a row's chunk in the left operand, and depth tiles.
+    chunk: usize,
+    tiles: usize,
+    /// Whether the sums are not yet begun.
+    first: bool,
+}
+
+/// Turns scores into weights `exp(score - max)`, packed as a left operand, and brings earlier sums to the new
+/// maximum.
+#[inline(always)]
+fn softmax_body<const FMA: bool>(
+    left: crate::kernels::Left,
+    layout: BlockLayout,
+    state: &mut Softmax,
+    scores: &[f32],
+    weights: &mut [u8],
+    sums: &mut [f32],
+) {
+    let BlockLayout { rows, padded, count, columns, tile, chunk, tiles, first } = layout;
+    let mut row = [0.0f32; BLOCK];
+    for r in 0..rows {
+        for (to, from) in row.chunks_exact_mut(columns).zip(scores.chunks_exact(tile)) {
+            to.copy_from_slice(&from[r * columns..(r + 1) * columns]);
+        }
+        let row = &mut row[..count];
+        let max = maximum(row, state.max[r]);
+        row.iter_mut().for_each(|x| *x = exp::<FMA>(*x - max));
+        let sum = sum_by(row, |x| x);
+        if first {
+            state.sum[r] = sum;
+        } else {
+            let fade = exp::<FMA>(state.max[r] - max);
+            state.sum[r] = state.sum[r] * fade + sum;
+            if fade != 1.0 {
+                for sums in sums.chunks_exact_mut(tile) {
+                    sums[r * columns..(r + 1) * columns].iter_mut().for_each(|s| *s *= fade);
+                }
+            }
+        }
+        state.max[r] = max;
+        // SAFETY: chunk `r` of each depth tile lies within the weights, which hold `padded` rows of a block.
+        let to = unsafe { pack::Row::new(weights[r * chunk..].as_mut_ptr(), chunk, padded * chunk, tiles) };
+        pack::left_row_body::<FMA>(left, 1.0, row, to);
+    }
+}
+
+per_isa! {
+    fn softmax_block(
+        left: crate::kernels::Left,
+        layout: BlockLayout,
+        state: &mut Softmax,
+        scores: &[f32],
+        weights: &mut [u8],
+        sums: &mut [f32],
+    ) = softmax_body
+}
+
+#[inline(always)]
+fn maximum(x: &[f32], start: f32) -> f32 {
+    let mut lanes = [start; 32];
+    let chunks = x.chunks_exact(32);
+    let rest = chunks.remainder();
+    for chunk in chunks {
+        for i in 0..32 {
+            lanes[i] = if chunk[i] > lanes[i] { chunk[i] } else { lanes[i] };
+        }
+    }
+    for (lane, &x) in lanes.iter_mut().zip(rest) {
+        *lane = if x > *lane { x } else { *lane };
+    }
+    lanes.iter().fold(start, |m, &x| if x > m { x } else { m })
+}
+
+/// See [`pi0_device::Device::attention`]; the geometry is checked.
+pub(crate) fn attention(
+    engine: &Engine,
+    kernel: &'static Kernel,
+    q: &Tensor,
+    kv: &[KeyValue<'_, Tensor>],
+    spec: &Attention<'_>,
+) -> Tensor {
+    let out = engine.pool.take(q.rows() * q.cols() * size_of::<f32>());
+    let plan = Plan::new(kernel, q, kv, spec);
+    let packed = engine.pool.take(plan.bytes);
+    let (to_packed, to_out) = (Shared::new(packed.as_ptr()), Shared::new(out.as_ptr().cast::<f32>()));
+    let pieces = plan.packs.div_ceil(4);
+    engine.threads.run(pieces, &|i| share(plan.packs, i, pieces).for_each(|i| plan.pack(i, to_packed)));
+    engine.threads.run(plan.panels, &|i| plan.panel(engine, i, to_packed.get(), to_out));
+    Tensor::new(out, q.rows(), q.cols())
+}
+
+fn share(count: usize, i: usize, of: usize) -> Range<usize> {
+    count * i / of..count * (i + 1) / of
+}

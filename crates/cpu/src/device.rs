@@ -1,0 +1,384 @@
+//! [`Cpu`], the device.
+
+use std::fmt;
+use std::ops::Range;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use pi0_device::{
+    Activation, Attention, Dense, Device, Error, HostTensor, KeyValue, Norm, NormKind, OpKind, Qkv, Result,
+    WeightSource,
+};
+
+use crate::kernels::{Kernel, Left, Packed};
+use crate::math::{fma, gelu, per_isa, silu};
+use crate::matmul::{Engine, Finish, Target};
+use crate::memory::{BlockPool, Pooled, Shared};
+use crate::norm::norm_row;
+use crate::rope::{self, Tables};
+use crate::threads::{Threads, physical_cores};
+use crate::weight::{self, Linear, NormWeight};
+use crate::{CpuError, CpuOptions, Format, Isa, Tensor, Weight};
+
+/// The host's processor as a device.
+pub struct Cpu {
+    engine: Engine,
+    format: Format,
+    angles: Tables,
+    /// Whether attention multiplies in bf16: asked for, or some stored weight is.
+    bf16_attention: AtomicBool,
+}
+
+/// Values that one thread should have to work on before another is worth waking.
+const GRAIN: usize = 1 << 14;
+
+impl Cpu {
+    /// Opens the device and starts its threads.
+    pub fn new(options: CpuOptions) -> std::result::Result<Self, CpuError> {
+        let isa = options.isa.unwrap_or_else(Isa::detect);
+        if !isa.is_present() {
+            return Err(CpuError::Isa { wanted: isa, present: Isa::available() });
+        }
+        let count = options.threads.unwrap_or_else(physical_cores).max(1);
+        let threads = Threads::new(count).map_err(|source| CpuError::Threads { count, source })?;
+        let engine = Engine { isa, threads, pool: BlockPool::default() };
+        let bf16 = matches!(options.format, Format::Bf16 | Format::Int8);
+        Ok(Self { engine, format: options.format, angles: Tables::default(), bf16_attention: bf16.into() })
+    }
+
+    /// The instruction set in use.
+    pub fn isa(&self) -> Isa {
+        self.engine.isa
+    }
+
+    /// Threads in use.
+    pub fn threads(&self) -> usize {
+        self.engine.threads.count()
+    }
+
+    /// Number format of packed weights.
+    pub fn format(&self) -> Format {
+        self.format
+    }
+
+    /// Instruction set, threads and format in words.
+    pub fn describe(&self) -> String {
+        format!("{} with {} threads, weights in {}", self.isa(), self.threads(), self.format)
+    }
+
+    /// Memory for `[rows, cols]`; its contents are arbitrary.
+    fn block(&self, rows: usize, cols: usize) -> Pooled {
+        self.engine.pool.take(rows * cols * size_of::<f32>())
+    }
+
+    /// A new tensor whose row `i` is written by `row(i, out)`, on as many threads as it is worth.
+    fn rows(&self, rows: usize, cols: usize, row: impl Fn(usize, &mut [f32]) + Sync) -> Tensor {
+        let block = self.block(rows, cols);
+        let out = Shared::new(block.as_ptr().cast::<f32>());
+        self.engine.threads.split(rows, GRAIN / cols.max(1) + 1, |range| {
+            for i in range {
+                // SAFETY: the block holds `rows` rows, and each has one thread.
+                row(i, unsafe { std::slice::from_raw_parts_mut(out.get().add(i * cols), cols) });
+            }
+        });
+        Tensor::new(block, rows, cols)
+    }
+
+    /// A new tensor from each row of `x` alone.
+    fn map(&self, x: &Tensor, f: impl Fn(&[f32], &mut [f32]) + Sync) -> Tensor {
+        self.rows(x.rows(), x.cols(), |i, out| f(x.row(i), out))
+    }
+
+    fn norm(&self, op: OpKind, x: &Tensor, weight: &Weight) -> Result<Tensor> {
+        let n = norm_weight(op, x, weight)?;
+        let isa = self.isa();
+        Ok(self.map(x, |x, out| norm_row(isa, n.kind, n.eps, &n.weight, &n.bias, x, out)))
+    }
+
+    /// A multiplication into one tensor of `width` columns.
+    fn multiply(
+        &self,
+        x: &Tensor,
+        norm: Option<&NormWeight>,
+        weight: &Linear,
+        activation: Option<Activation>,
+        residual: Option<&Tensor>,
+    ) -> Tensor {
+        let width = if activation == Some(Activation::Geglu) { weight.outputs / 2 } else { weight.outputs };
+        let block = self.block(x.rows(), width);
+        let target = Target { columns: (0, width), out: Shared::new(block.as_ptr().cast()) };
+        self.engine.matmul(x, norm, weight, &Finish { activation, residual, targets: &[target] });
+        Tensor::new(block, x.rows(), width)
+    }
+
+    fn unsupported(&self, op: OpKind, why: &str) -> Error {
+        Error::unsupported(self.name(), op, why)
+    }
+}
+
+impl fmt::Debug for Cpu {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Cpu({})", self.describe())
+    }
+}
+
+fn linear_weight<'a>(op: OpKind, x: &Tensor, weight: &'a Weight) -> Result<&'a Linear> {
+    match weight {
+        Weight::Linear(w) if w.inputs == x.cols() => Ok(w),
+        Weight::Linear(w) => {
+            Err(Error::shape(op, format!("{} columns into a layer of {} inputs", x.cols(), w.inputs)))
+        }
+        _ => Err(Error::shape(op, "the weight is not a linear layer's")),
+    }
+}
+
+fn norm_weight<'a>(op: OpKind, x: &Tensor, weight: &'a Weight) -> Result<&'a NormWeight> {
+    let kind = if op == OpKind::LayerNorm { NormKind::Layer } else { NormKind::Rms };
+    match weight {
+        Weight::Norm(n) if n.kind != kind => {
+            Err(Error::shape(op, format!("the weight belongs to a {:?} norm", n.kind)))
+        }
+        Weight::Norm(n) if n.weight.len() != x.cols() => {
+            Err(Error::shape(op, format!("{} columns, the weight has {}", x.cols(), n.weight.len())))
+        }
+        Weight::Norm(n) => Ok(n),
+        _ => Err(Error::shape(op, "the weight is not a norm's")),
+    }
+}
+
+fn given_norm<'a>(x: &Tensor, norm: Option<Norm<'a, Weight>>) -> Result<Option<&'a NormWeight>> {
+    norm.map(|n| norm_weight(n.op(), x, n.weight())).transpose()
+}
+
+#[inline(always)]
+fn activate_body<const FMA: bool>(kind: Activation, x: &[f32], out: &mut [f32]) {
+    match kind {
+        Activation::Gelu => out.iter_mut().zip(x).for_each(|(o, &x)| *o = gelu::<FMA>(x)),
+        Activation::Silu => out.iter_mut().zip(x).for_each(|(o, &x)| *o = silu::<FMA>(x)),
+        Activation::Geglu => {
+            let (gate, up) = x.split_at(out.len());
+            out.iter_mut().zip(gate).zip(up).for_each(|((o, &g), &u)| *o = gelu::<FMA>(g) * u);
+        }
+    }
+}
+
+#[inline(always)]
+fn add_scaled_body<const FMA: bool>(x: &[f32], y: &[f32], scale: f32, out: &mut [f32]) {
+    out.iter_mut().zip(x).zip(y).for_each(|((o, &x), &y)| *o = fma::<FMA>(scale, y, x));
+}
+
+per_isa! {
+    fn activate(kind: Activation, x: &[f32], out: &mut [f32]) = activate_body
+}
+per_isa! {
+    fn add_scaled(x: &[f32], y: &[f32], scale: f32, out: &mut [f32]) = add_scaled_body
+}
+
+impl Device for Cpu {
+    type Tensor = Tensor;
+    type Weight = Weight;
+
+    fn name(&self) -> &'static str {
+        "cpu"
+    }
+
+    fn shape(&self, x: &Tensor) -> [usize; 2] {
+        [x.rows(), x.cols()]
+    }
+
+    fn upload(&self, rows: usize, cols: usize, data: &[f32]) -> Result<Tensor> {
+        if rows.checked_mul(cols) != Some(data.len()) {
+            return Err(Error::shape(OpKind::Upload, format!("{} values for [{rows}, {cols}]", data.len())));
+        }
+        Ok(self.rows(rows, cols, |i, out| out.copy_from_slice(&data[i * cols..(i + 1) * cols])))
+    }
+
+    fn download(&self, x: &Tensor) -> Result<HostTensor> {
+        let data = (0..x.rows()).flat_map(|i| x.row(i).iter().copied()).collect();
+        Ok(HostTensor::new([x.rows(), x.cols()], data))
+    }
+
+    fn prepare(&self, source: &WeightSource) -> Result<Weight> {
+        source.check()?;
+        let kernel = |packed| Kernel::of(self.isa(), packed);
+        let weight = weight::pack(source, self.format, kernel, &self.engine.threads)?;
+        if matches!(&weight, Weight::Linear(l) if l.kernel.packed != Packed::F32) {
+            self.bf16_attention.store(true, Ordering::Relaxed);
+        }
+        Ok(weight)
+    }
+
+    fn embed(&self, table: &Weight, ids: &[u32], scale: f32) -> Result<Tensor> {
+        let Weight::Embedding(table) = table else {
+            return Err(Error::shape(OpKind::Embed, "the weight is not a table"));
+        };
+        if let Some(id) = ids.iter().find(|&&id| id as usize >= table.rows()) {
+            let what = format!("token {id} of a table of {}", table.rows());
+            return Err(Error::shape(OpKind::Embed, what));
+        }
+        let cols = table.cols();
+        Ok(self.rows(ids.len(), cols, |i, out| {
+            table.read(ids[i] as usize * cols, out);
+            out.iter_mut().for_each(|x| *x *= scale);
+        }))
+    }
+
+    fn linear(&self, x: &Tensor, weight: &Weight) -> Result<Tensor> {
+        let weight = linear_weight(OpKind::Linear, x, weight)?;
+        Ok(self.multiply(x, None, weight, None, None))
+    }
+
+    fn layer_norm(&self, x: &Tensor, weight: &Weight) -> Result<Tensor> {
+        self.norm(OpKind::LayerNorm, x, weight)
+    }
+
+    fn rms_norm(&self, x: &Tensor, weight: &Weight) -> Result<Tensor> {
+        self.norm(OpKind::RmsNorm, x, weight)
+    }
+
+    fn rope(&self, x: &Tensor, positions: &[u32], head_dim: usize) -> Result<Tensor> {
+        let whole = head_dim > 0 && head_dim.is_multiple_of(2) && x.cols().is_multiple_of(head_dim);
+        if !whole || positions.len() != x.rows() {
+            let [rows, cols] = self.shape(x);
+            let what = format!("[{rows}, {cols}] in heads of {head_dim}, {} positions", positions.len());
+            return Err(Error::shape(OpKind::Rope, what));
+        }
+        let (isa, table) = (self.isa(), self.angles.covering(positions, head_dim));
+        Ok(self.rows(x.rows(), x.cols(), |i, out| {
+            rope::rotate_row(isa, &table, positions[i], head_dim, x.row(i), out);
+        }))
+    }
+
+    fn attention(&self, q: &Tensor, kv: &[KeyValue<'_, Tensor>], spec: &Attention<'_>) -> Result<Tensor> {
+        let shapes: Vec<_> = kv.iter().map(|p| (self.shape(p.k), self.shape(p.v))).collect();
+        spec.check(self.shape(q), &shapes)?;
+        let kernel = match Kernel::of(self.isa(), Packed::Bf16) {
+            bf16 if bf16.left == Left::Bf16 && self.bf16_attention.load(Ordering::Relaxed) => bf16,
+            _ => Kernel::of(self.isa(), Packed::F32),
+        };
+        Ok(crate::attention::attention(&self.engine, kernel, q, kv, spec))
+    }
+
+    fn gelu(&self, x: &Tensor) -> Result<Tensor> {
+        Ok(self.map(x, |x, out| activate(self.isa(), Activation::Gelu, x, out)))
+    }
+
+    fn silu(&self, x: &Tensor) -> Result<Tensor> {
+        Ok(self.map(x, |x, out| activate(self.isa(), Activation::Silu, x, out)))
+    }
+
+    fn geglu(&self, x: &Tensor) -> Result<Tensor> {
+        if !x.cols().is_multiple_of(2) {
+            return Err(Error::shape(OpKind::Geglu, format!("{} columns cannot be halved", x.cols())));
+        }
+        let isa = self.isa();
+        Ok(self.rows(x.rows(), x.cols() / 2, |i, out| activate(isa, Activation::Geglu, x.row(i), out)))
+    }
+
+    fn add(&self, x: &Tensor, y: &Tensor) -> Result<Tensor> {
+        if y.rows() == 0 || x.cols() != y.cols() || !x.rows().is_multiple_of(y.rows()) {
+            let what = format!("{:?} and {:?}", self.shape(x), self.shape(y));
+            return Err(Error::shape(OpKind::Add, what));
+        }
+        Ok(self.rows(x.rows(), x.cols(), |i, out| {
+            add_scaled(self.isa(), x.row(i), y.row(i % y.rows()), 1.0, out);
+        }))
+    }
+
+    fn add_scaled(&self, x: &Tensor, y: &Tensor, scale: f32) -> Result<Tensor> {
+        if self.shape(x) != self.shape(y) {
+            let what = format!("{:?} and {:?}", self.shape(x), self.shape(y));
+            return Err(Error::shape(OpKind::AddScaled, what));
+        }
+        let isa = self.isa();
+        Ok(self.rows(x.rows(), x.cols(), |i, out| add_scaled(isa, x.row(i), y.row(i), scale, out)))
+    }
+
+    fn concat_rows(&self, parts: &[&Tensor]) -> Result<Tensor> {
+        let cols = parts.first().map_or(0, |p| p.cols());
+        if parts.is_empty() || parts.iter().any(|p| p.cols() != cols) {
+            let shapes: Vec<_> = parts.iter().map(|p| self.shape(p)).collect();
+            return Err(Error::shape(OpKind::ConcatRows, format!("{shapes:?}")));
+        }
+        let rows = parts.iter().map(|p| p.rows()).sum();
+        Ok(self.rows(rows, cols, |mut i, out| {
+            for part in parts {
+                if i < part.rows() {
+                    return out.copy_from_slice(part.row(i));
+                }
+                i -= part.rows();
+            }
+        }))
+    }
+
+    fn slice_rows(&self, x: &Tensor, range: Range<usize>) -> Result<Tensor> {
+        if range.start > range.end || range.end > x.rows() {
+            return Err(Error::shape(OpKind::SliceRows, format!("rows {range:?} of {}", x.rows())));
+        }
+        Ok(x.view(range, 0..x.cols()))
+    }
+
+    fn slice_cols(&self, x: &Tensor, range: Range<usize>) -> Result<Tensor> {
+        if range.start > range.end || range.end > x.cols() {
+            return Err(Error::shape(OpKind::SliceCols, format!("columns {range:?} of {}", x.cols())));
+        }
+        Ok(x.view(0..x.rows(), range))
+    }
+
+    fn dense(&self, call: &Dense<'_, Tensor, Weight>) -> Result<Tensor> {
+        let weight = linear_weight(OpKind::Dense, call.x, call.weight)?;
+        let norm = given_norm(call.x, call.norm)?;
+        let geglu = call.activation == Some(Activation::Geglu);
+        if geglu && !weight.paired {
+            return Err(self.unsupported(OpKind::Dense, "GEGLU of a weight that is not two equal parts"));
+        }
+        let width = if geglu { weight.outputs / 2 } else { weight.outputs };
+        if let Some(r) = call.residual {
+            let [rows, cols] = self.shape(r);
+            if cols == width && rows > call.x.rows() {
+                return Err(self.unsupported(OpKind::Dense, "a residual with more rows than the layer"));
+            }
+            if rows == 0 || cols != width || !call.x.rows().is_multiple_of(rows) {
+                let what = format!("a residual {:?} of [{}, {width}]", self.shape(r), call.x.rows());
+                return Err(Error::shape(OpKind::Dense, what));
+            }
+        }
+        Ok(self.multiply(call.x, norm, weight, call.activation, call.residual))
+    }
+
+    fn qkv(&self, call: &Qkv<'_, Tensor, Weight>) -> Result<[Tensor; 3]> {
+        let weight = linear_weight(OpKind::Qkv, call.x, call.weight)?;
+        let norm = given_norm(call.x, Some(call.norm))?;
+        let (q_end, kv) = (call.heads * call.head_dim, call.kv_heads * call.head_dim);
+        let bounds = [(0, q_end), (q_end, q_end + kv), (q_end + kv, q_end + 2 * kv)];
+        if weight.outputs != q_end + 2 * kv {
+            let what = format!("{} outputs for q, k and v of {q_end}, {kv} and {kv}", weight.outputs);
+            return Err(Error::shape(OpKind::Qkv, what));
+        }
+        let inside = |s: &weight::Strip| {
+            bounds.iter().any(|b| b.0 <= s.column && s.column + s.count <= b.1) || s.count == 0
+        };
+        if !weight.strips.iter().all(inside) {
+            return Err(self.unsupported(OpKind::Qkv, "heads that share a strip of columns"));
+        }
+        let rows = call.x.rows();
+        let blocks = bounds.map(|(start, end)| self.block(rows, end - start));
+        let mut targets = [Target { columns: (0, 0), out: Shared::new(std::ptr::null_mut()) }; 3];
+        for ((target, columns), block) in targets.iter_mut().zip(bounds).zip(&blocks) {
+            *target = Target { columns, out: Shared::new(block.as_ptr().cast()) };
+        }
+        self.engine.matmul(
+            call.x,
+            norm,
+            weight,
+            &Finish { activation: None, residual: None, targets: &targets },
+        );
+        let [q, k, v] = blocks;
+        let mut q = Tensor::new(q, rows, q_end);
+        let mut k = Tensor::new(k, rows, kv);
+        if let Some(positions) = call.positions {
+            q = self.rope(&q, positions, call.head_dim)?;
+            k = self.rope(&k, positions, call.head_dim)?;
+        }
+        Ok([q, k, Tensor::new(v, rows, kv)])
+    }
+}

@@ -1,0 +1,230 @@
+//! The inner loops of matrix multiplication, one set for each instruction set and number format.
+//!
+//! Every kernel multiplies a panel of a few rows ("left", activations) with a panel of two *strips* of columns
+//! ("right", weights) into a tile of f32 or i32 sums. Layouts, in units of the *depth tile* of `depth` values
+//! (16 f32, 32 bf16 or 64 int8: one cache line):
+//!
+//! - left panel: `[depth tiles][rows][depth]`, rows filled up to a multiple of `row_align`;
+//! - right panel: `[depth tiles][2 strips][depth / group][strip columns][group]`, where `group` neighbours in
+//!   depth (1 f32, 2 bf16, 4 int8) lie together as dot-product instructions want them;
+//! - tile: `[rows][2 * strip]`.
+//!
+//! This is the layout of AMX tiles; AVX-512 reads the same one.
+
+#[cfg(target_arch = "x86_64")]
+mod amx;
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+pub(crate) mod pack;
+mod portable;
+
+use crate::Isa;
+
+/// Number format of packed weights, and of packed keys and values.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum Packed {
+    F32,
+    Bf16,
+    Int8,
+}
+
+impl Packed {
+    /// Bytes of one value.
+    pub(crate) fn size(self) -> usize {
+        match self {
+            Packed::F32 => 4,
+            Packed::Bf16 => 2,
+            Packed::Int8 => 1,
+        }
+    }
+
+    /// Values of one depth tile.
+    pub(crate) fn depth(self) -> usize {
+        64 / self.size()
+    }
+
+    /// Neighbours in depth that lie together.
+    pub(crate) fn group(self) -> usize {
+        4 / self.size()
+    }
+}
+
+/// Number format of the left operand.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Left {
+    F32,
+    Bf16,
+    /// Signed, times a scale for each row.
+    Int8,
+    /// The same plus 128: some dot products take the left operand unsigned.
+    Uint8,
+}
+
+impl Left {
+    /// Bytes of one value.
+    pub(crate) fn size(self) -> usize {
+        match self {
+            Left::F32 => 4,
+            Left::Bf16 => 2,
+            Left::Int8 | Left::Uint8 => 1,
+        }
+    }
+}
+
+/// Adds `left · right` over `tiles` depth tiles into a tile of sums, which starts at zero if `first`.
+///
+/// # Safety
+/// The instruction set is present and `enter` was called on this thread. `rows` is in `1..=max_rows`. `left` and
+/// `right` hold `tiles` depth tiles of the layouts above, `left` with `rows` filled up to `row_align`; `sums` holds
+/// `[max_rows][2 * strip]` values of 4 bytes, initialized unless `first`. All are aligned to 64 bytes.
+pub(crate) type Micro =
+    unsafe fn(rows: usize, tiles: usize, left: *const u8, right: *const u8, sums: *mut f32, first: bool);
+
+/// One way to multiply.
+#[derive(Debug)]
+pub(crate) struct Kernel {
+    pub(crate) max_rows: usize,
+    pub(crate) row_align: usize,
+    /// Columns of one strip; a right panel has two.
+    pub(crate) strip: usize,
+    pub(crate) left: Left,
+    pub(crate) packed: Packed,
+    /// Depth tiles that one call should take, so that its right panel stays in the nearest cache.
+    pub(crate) block: usize,
+    pub(crate) micro: Micro,
+    /// Prepares the calling thread, and undoes it.
+    pub(crate) enter: fn(),
+    pub(crate) leave: fn(),
+}
+
+impl Kernel {
+    /// The kernel of an instruction set for a weight format.
+    pub(crate) fn of(isa: Isa, packed: Packed) -> &'static Kernel {
+        match (isa, packed) {
+            #[cfg(target_arch = "x86_64")]
+            (Isa::Amx, Packed::Bf16) => &amx::BF16,
+            #[cfg(target_arch = "x86_64")]
+            (Isa::Amx, Packed::Int8) => &amx::INT8,
+            #[cfg(target_arch = "x86_64")]
+            (Isa::Avx512Bf16, Packed::Bf16) => &avx512::BF16_DOT,
+            #[cfg(target_arch = "x86_64")]
+            (Isa::Avx512Bf16, Packed::Int8) => &avx512::INT8_DOT,
+            #[cfg(target_arch = "x86_64")]
+            (Isa::Avx512 | Isa::Avx512Bf16 | Isa::Amx, Packed::F32) => &avx512::F32,
+            #[cfg(target_arch = "x86_64")]
+            (Isa::Avx512, Packed::Bf16) => &avx512::BF16_AS_F32,
+            #[cfg(target_arch = "x86_64")]
+            (Isa::Avx512, Packed::Int8) => &avx512::INT8_AS_INT16,
+            #[cfg(target_arch = "x86_64")]
+            (Isa::Avx2, Packed::F32) => &avx2::F32,
+            #[cfg(target_arch = "x86_64")]
+            (Isa::Avx2, Packed::Bf16) => &avx2::BF16_AS_F32,
+            #[cfg(target_arch = "x86_64")]
+            (Isa::Avx2, Packed::Int8) => &avx2::INT8_AS_INT16,
+            (_, Packed::F32) => &portable::F32,
+            (_, Packed::Bf16) => &portable::BF16_AS_F32,
+            (_, Packed::Int8) => &portable::INT8,
+        }
+    }
+
+    /// Values of one depth tile.
+    pub(crate) fn depth(&self) -> usize {
+        self.packed.depth()
+    }
+
+    /// Columns of one right panel.
+    pub(crate) fn columns(&self) -> usize {
+        2 * self.strip
+    }
+
+    /// Depth tiles that hold `inputs` values.
+    pub(crate) fn tiles(&self, inputs: usize) -> usize {
+        inputs.div_ceil(self.depth())
+    }
+
+    /// Bytes of one depth tile of a right panel.
+    pub(crate) fn right_tile(&self) -> usize {
+        self.columns() * self.depth() * self.packed.size()
+    }
+
+    /// Bytes of one row of one depth tile of a left panel.
+    pub(crate) fn left_chunk(&self) -> usize {
+        self.depth() * self.left.size()
+    }
+
+    /// How `rows` rows divide into panels.
+    pub(crate) fn panels(&self, rows: usize) -> Panels {
+        Panels { rows, count: rows.div_ceil(self.max_rows), max: self.max_rows, align: self.row_align }
+    }
+}
+
+/// The division of rows into panels: as even as possible, or full panels where rows must be aligned.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Panels {
+    rows: usize,
+    pub(crate) count: usize,
+    max: usize,
+    align: usize,
+}
+
+impl Panels {
+    /// First row of panel `i`; of the panel after the last, the number of rows.
+    pub(crate) fn start(&self, i: usize) -> usize {
+        if self.align > 1 {
+            return (i * self.max).min(self.rows);
+        }
+        let (each, more) = (self.rows / self.count, self.rows % self.count);
+        i * each + i.min(more)
+    }
+
+    /// Rows of panel `i`.
+    pub(crate) fn len(&self, i: usize) -> usize {
+        self.start(i + 1) - self.start(i)
+    }
+
+    /// Rows of panel `i`, filled up.
+    pub(crate) fn padded(&self, i: usize) -> usize {
+        self.len(i).next_multiple_of(self.align)
+    }
+
+    /// The panel of a row.
+    fn of_row(&self, row: usize) -> usize {
+        if self.align > 1 {
+            return row / self.max;
+        }
+        let (each, more) = (self.rows / self.count, self.rows % self.count);
+        let longer = more * (each + 1);
+        if row < longer { row / (each + 1) } else { more + (row - longer) / each }
+    }
+
+    /// The place of a row in a packed left operand.
+    ///
+    /// # Safety
+    /// `start` is a left operand of these panels with `row_bytes` bytes a row, in chunks of `chunk` bytes; nothing
+    /// else uses this row meanwhile.
+    pub(crate) unsafe fn place(
+        &self,
+        row: usize,
+        start: *mut u8,
+        chunk: usize,
+        row_bytes: usize,
+    ) -> pack::Row {
+        let panel = self.of_row(row);
+        let first = self.start(panel);
+        // SAFETY: a panel holds `row_bytes` for each of its rows, in which the chunks of its rows take turns.
+        unsafe {
+            let at = start.add(first * row_bytes + (row - first) * chunk);
+            pack::Row::new(at, chunk, self.padded(panel) * chunk, row_bytes / chunk)
+        }
+    }
+
+    /// Rows of all panels, filled up.
+    pub(crate) fn total(&self) -> usize {
+        self.rows.next_multiple_of(self.align)
+    }
+}
+
+/// For kernels that need no preparation of the thread.
+fn nothing() {}

@@ -1,0 +1,172 @@
+//! Scalar functions without branches, which the compiler turns into vectors of whatever width a loop is
+//! compiled for, and the macro that compiles a loop once for each instruction set.
+//!
+//! `FMA` says whether a fused multiply-add is one instruction; elsewhere it would be a slow library call.
+
+/// Defines `fn name(isa, args…)`, which runs `body::<FMA>(args…)` compiled for the widest vectors of `isa`. The
+/// body is `#[inline(always)]`. The caller passes only instruction sets that are present ([`Cpu::new`] checks).
+///
+/// [`Cpu::new`]: crate::Cpu::new
+macro_rules! per_isa {
+    ($(#[$attr:meta])* $vis:vis fn $name:ident($($arg:ident: $ty:ty),* $(,)?) $(-> $ret:ty)? = $body:ident) => {
+        $(#[$attr])*
+        #[allow(clippy::too_many_arguments)]
+        $vis fn $name(isa: $crate::Isa, $($arg: $ty),*) $(-> $ret)? {
+            #[cfg(target_arch = "x86_64")]
+            {
+                #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
+                #[allow(clippy::too_many_arguments)]
+                fn avx512($($arg: $ty),*) $(-> $ret)? {
+                    $body::<true>($($arg),*)
+                }
+                #[target_feature(enable = "avx2,fma")]
+                #[allow(clippy::too_many_arguments)]
+                fn avx2($($arg: $ty),*) $(-> $ret)? {
+                    $body::<true>($($arg),*)
+                }
+                use $crate::Isa;
+                match isa {
+                    // SAFETY: the device's instruction set was found present when it was opened.
+                    Isa::Avx512 | Isa::Avx512Bf16 | Isa::Amx => return unsafe { avx512($($arg),*) },
+                    // SAFETY: as above.
+                    Isa::Avx2 => return unsafe { avx2($($arg),*) },
+                    Isa::Portable | Isa::Neon => {}
+                }
+            }
+            let _ = isa;
+            $body::<{ cfg!(target_arch = "aarch64") }>($($arg),*)
+        }
+    };
+}
+pub(crate) use per_isa;
+
+/// `a * b + c`.
+#[inline(always)]
+pub(crate) fn fma<const FMA: bool>(a: f32, b: f32, c: f32) -> f32 {
+    if FMA { a.mul_add(b, c) } else { a * b + c }
+}
+
+/// `e^x` to about 1e-7 relative, between `e^-87` and `e^88`, where it stays constant. NaN stays NaN.
+#[inline(always)]
+pub(crate) fn exp<const FMA: bool>(x: f32) -> f32 {
+    // Comparisons instead of `clamp`, whose assertions cost, and `max`, which would drop NaN.
+    let x = if x < -87.0 { -87.0 } else { x };
+    let x = if x > 88.0 { 88.0 } else { x };
+    // Adding 1.5 * 2^23 rounds to an integer that sits in the low bits.
+    const MAGIC: f32 = 12_582_912.0;
+    let shifted = fma::<FMA>(x, std::f32::consts::LOG2_E, MAGIC);
+    let n = shifted - MAGIC;
+    // ln 2 in two pieces: the first has few bits, so its product with n is exact.
+    let r = fma::<FMA>(n, -0.693_359_4, x);
+    let r = fma::<FMA>(n, 2.121_944_4e-4, r);
+    let mut p = 1.0 / 5040.0;
+    for c in [1.0 / 720.0, 1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5, 1.0, 1.0] {
+        p = fma::<FMA>(p, r, c);
+    }
+    let exponent = shifted.to_bits().wrapping_sub(MAGIC.to_bits()).wrapping_add(127) << 23;
+    p * f32::from_bits(exponent)
+}
+
+/// `0.5 x (1 + tanh(sqrt(2/π) (x + 0.044715 x³)))`, as `x` times a logistic function.
+#[inline(always)]
+pub(crate) fn gelu<const FMA: bool>(x: f32) -> f32 {
+    const A: f32 = -1.595_769; // -2 sqrt(2/π)
+    let u = x * fma::<FMA>(x * x, A * 0.044_715, A);
+    x / (1.0 + exp::<FMA>(u))
+}
+
+/// `x / (1 + e^-x)`.
+#[inline(always)]
+pub(crate) fn silu<const FMA: bool>(x: f32) -> f32 {
+    x / (1.0 + exp::<FMA>(-x))
+}
+
+/// Sums `f(x[i], i)` in 32 lanes, then pairwise: the order depends only on the length.
+#[inline(always)]
+pub(crate) fn sum_by(x: &[f32], f: impl Fn(f32) -> f32) -> f32 {
+    const LANES: usize = 32;
+    let mut lanes = [0.0f32; LANES];
+    let chunks = x.chunks_exact(LANES);
+    let rest = chunks.remainder();
+    for chunk in chunks {
+        for i in 0..LANES {
+            lanes[i] += f(chunk[i]);
+        }
+    }
+    for (lane, &x) in lanes.iter_mut().zip(rest) {
+        *lane += f(x);
+    }
+    let mut width = LANES / 2;
+    while width > 0 {
+        for i in 0..width {
+            lanes[i] += lanes[i + width];
+        }
+        width /= 2;
+    }
+    lanes[0]
+}
+
+/// Rounds to the nearest bf16, ties to even. NaN stays NaN.
+#[inline(always)]
+pub(crate) fn to_bf16(x: f32) -> u16 {
+    let bits = x.to_bits();
+    let rounded = bits.wrapping_add(0x7fff + ((bits >> 16) & 1)) >> 16;
+    let quiet = (bits >> 16) | 0x40;
+    (if x.is_nan() { quiet } else { rounded }) as u16
+}
+
+/// The value of a bf16.
+#[inline(always)]
+pub(crate) fn from_bf16(x: u16) -> f32 {
+    f32::from_bits(u32::from(x) << 16)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn exp_is_close_and_keeps_nan() {
+        for i in -87_000..88_000 {
+            let x = i as f32 / 1000.0;
+            let want = f64::from(x).exp();
+            for got in [exp::<true>(x), exp::<false>(x)] {
+                assert!((f64::from(got) / want - 1.0).abs() < 3e-7, "exp({x}) = {got}, wanted {want}");
+            }
+        }
+        assert!(exp::<true>(f32::NAN).is_nan() && gelu::<true>(f32::NAN).is_nan());
+        assert!(exp::<true>(-1000.0) < 2e-38 && exp::<true>(1000.0) > 1e38);
+    }
+
+    #[test]
+    fn activations_are_close_far_out_too() {
+        for i in -4000..4000 {
+            let x = i as f32 / 100.0;
+            let d = f64::from(x);
+            let want =
+                0.5 * d * (1.0 + ((2.0 / std::f64::consts::PI).sqrt() * (d + 0.044715 * d * d * d)).tanh());
+            assert!((f64::from(gelu::<true>(x)) - want).abs() < 1e-6 * (1.0 + d.abs()), "gelu({x})");
+            let want = d / (1.0 + (-d).exp());
+            assert!((f64::from(silu::<true>(x)) - want).abs() < 1e-6 * (1.0 + d.abs()), "silu({x})");
+        }
+    }
+
+    #[test]
+    fn bf16_rounds_to_even() {
+        for (x, want) in
+            [(1.0, 0x3f80), (1.0 + 1.0 / 256.0, 0x3f80), (1.0 + 3.0 / 256.0, 0x3f82), (-2.0, 0xc000)]
+        {
+            assert_eq!(to_bf16(x), want, "{x}");
+        }
+        assert!(from_bf16(to_bf16(f32::NAN)).is_nan());
+        assert!(from_bf16(to_bf16(f32::MAX)).is_infinite());
+    }
+
+    #[test]
+    fn sums_cover_every_value() {
+        for n in [0, 1, 31, 32, 33, 100] {
+            let x: Vec<f32> = (0..n).map(|i| i as f32).collect();
+            assert_eq!(sum_by(&x, |x| 2.0 * x), (n * n.max(1) - n) as f32);
+        }
+    }
+}

@@ -1,0 +1,56 @@
+//! Activations: rows of f32 in a pooled block. Slices are views.
+
+use std::sync::Arc;
+
+use crate::memory::Pooled;
+
+/// A matrix of f32 on the host. Cloning and slicing share the memory, which returns to the device's pool when
+/// the last view is dropped.
+#[derive(Debug, Clone)]
+pub struct Tensor {
+    block: Arc<Pooled>,
+    /// Index of the first value in the block.
+    start: usize,
+    rows: usize,
+    cols: usize,
+    /// Values from one row to the next.
+    stride: usize,
+}
+
+impl Tensor {
+    /// A whole block as `[rows, cols]`.
+    pub(crate) fn new(block: Pooled, rows: usize, cols: usize) -> Self {
+        assert!(rows * cols * size_of::<f32>() <= block.len());
+        Self { block: Arc::new(block), start: 0, rows, cols, stride: cols }
+    }
+
+    /// Number of rows.
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// Number of columns.
+    pub fn cols(&self) -> usize {
+        self.cols
+    }
+
+    /// Row `i`.
+    pub fn row(&self, i: usize) -> &[f32] {
+        assert!(i < self.rows, "row {i} of {}", self.rows);
+        let at = self.start + i * self.stride;
+        &self.block.values::<f32>(at + self.cols)[at..]
+    }
+
+    /// A view of some rows and columns, which must lie inside.
+    pub(crate) fn view(&self, rows: std::ops::Range<usize>, cols: std::ops::Range<usize>) -> Self {
+        assert!(rows.start <= rows.end && rows.end <= self.rows);
+        assert!(cols.start <= cols.end && cols.end <= self.cols);
+        Self {
+            block: Arc::clone(&self.block),
+            start: self.start + rows.start * self.stride + cols.start,
+            rows: rows.len(),
+            cols: cols.len(),
+            stride: self.stride,
+        }
+    }
+}

@@ -1,0 +1,247 @@
+//! Weights in the layout of the kernel that will read them.
+
+use pi0_device::{Dtype, LinearPart, NormKind, Result, TensorSource, WeightSource};
+
+use crate::Format;
+use crate::kernels::{Kernel, Left, Packed, pack};
+use crate::memory::{Block, Shared};
+use crate::threads::Threads;
+
+/// A packed weight.
+#[derive(Debug)]
+pub enum Weight {
+    #[doc(hidden)]
+    Linear(Linear),
+    #[doc(hidden)]
+    Norm(NormWeight),
+    /// Read from the mapped file row by row.
+    #[doc(hidden)]
+    Embedding(TensorSource),
+}
+
+/// A normalization's weight in f32.
+#[derive(Debug)]
+pub struct NormWeight {
+    pub(crate) kind: NormKind,
+    /// For an RMS norm `1 + w`.
+    pub(crate) weight: Vec<f32>,
+    pub(crate) bias: Vec<f32>,
+    pub(crate) eps: f32,
+}
+
+/// A packed linear layer.
+///
+/// Its output columns are cut into strips, each within one part. A right panel of the kernel has two strips:
+/// neighbours, or, where there are two equal parts (gate and up), the same strip of both, so that one tile of sums
+/// holds what GEGLU multiplies.
+#[derive(Debug)]
+pub struct Linear {
+    pub(crate) kernel: &'static Kernel,
+    pub(crate) inputs: usize,
+    pub(crate) outputs: usize,
+    pub(crate) strips: Vec<Strip>,
+    /// Whether the two strips of a panel belong to two equal parts.
+    pub(crate) paired: bool,
+    /// `[panels][depth tiles][2 strips]…`, see [`crate::kernels`].
+    pub(crate) right: Block,
+    /// Of each column in strip order, zero where a strip is not full.
+    pub(crate) bias: Vec<f32>,
+    /// Integers only: scale of each column in strip order.
+    pub(crate) scales: Vec<f32>,
+    /// Unsigned left operands only: what their offset adds to each column's sum.
+    pub(crate) offsets: Vec<i32>,
+}
+
+/// Up to a strip's width of neighbouring output columns.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Strip {
+    /// First output column.
+    pub(crate) column: usize,
+    /// Number of columns; 0 for one that only fills a panel.
+    pub(crate) count: usize,
+}
+
+impl Linear {
+    /// Panels of two strips.
+    pub(crate) fn panels(&self) -> usize {
+        self.strips.len() / 2
+    }
+
+    /// Depth tiles of a panel.
+    pub(crate) fn tiles(&self) -> usize {
+        self.kernel.tiles(self.inputs)
+    }
+}
+
+/// Where a strip's values come from.
+#[derive(Clone, Copy)]
+struct Origin<'a> {
+    part: &'a LinearPart,
+    /// First output row of the part.
+    row: usize,
+    strip: Strip,
+}
+
+impl<'a> Origin<'a> {
+    /// The strips of all parts in the order of the layout.
+    fn list(parts: &'a [LinearPart], width: usize) -> (Vec<Origin<'a>>, bool) {
+        let mut of_parts = Vec::with_capacity(parts.len());
+        let mut column = 0;
+        for part in parts {
+            let n = part.outputs();
+            let strips: Vec<_> = (0..n)
+                .step_by(width)
+                .map(|row| Origin {
+                    part,
+                    row,
+                    strip: Strip { column: column + row, count: width.min(n - row) },
+                })
+                .collect();
+            of_parts.push(strips);
+            column += n;
+        }
+        let paired = matches!(parts, [a, b] if a.outputs() == b.outputs());
+        let mut all = match (paired, of_parts.as_slice()) {
+            (true, [a, b]) => a.iter().zip(b).flat_map(|(&a, &b)| [a, b]).collect(),
+            _ => of_parts.concat(),
+        };
+        if !all.len().is_multiple_of(2)
+            && let Some(&last) = all.last()
+        {
+            all.push(Origin { strip: Strip { column: 0, count: 0 }, ..last });
+        }
+        (all, paired)
+    }
+
+    /// The stored bytes of row `c` of the strip.
+    fn bytes(&self, c: usize) -> &'a [u8] {
+        let (w, size) = (&self.part.weight, self.part.weight.dtype.size());
+        let start = (self.row + c) * w.cols() + self.part.columns.as_ref().map_or(0, |r| r.start);
+        &w.bytes()[start * size..(start + self.part.inputs()) * size]
+    }
+}
+
+/// Packs a checked source on all threads and gives its pages back.
+pub(crate) fn pack(
+    source: &WeightSource,
+    format: Format,
+    kernel_of: impl Fn(Packed) -> &'static Kernel,
+    threads: &Threads,
+) -> Result<Weight> {
+    let weight = match source {
+        WeightSource::Linear { parts, exact } => {
+            let stored = |dtype| parts.iter().all(|p| p.weight.dtype == dtype);
+            let packed = match format {
+                _ if *exact => Packed::F32,
+                Format::F32 => Packed::F32,
+                Format::Bf16 => Packed::Bf16,
+                Format::Int8 => Packed::Int8,
+                Format::Stored if stored(Dtype::Bf16) => Packed::Bf16,
+                Format::Stored => Packed::F32,
+            };
+            Weight::Linear(pack_linear(parts, kernel_of(packed), threads))
+        }
+        WeightSource::Norm { kind, weight, bias, eps } => {
+            let one = if *kind == NormKind::Rms { 1.0 } else { 0.0 };
+            Weight::Norm(NormWeight {
+                kind: *kind,
+                weight: weight.to_f32().iter().map(|w| w + one).collect(),
+                bias: bias.as_ref().map_or_else(|| vec![0.0; weight.cols()], TensorSource::to_f32),
+                eps: *eps,
+            })
+        }
+        WeightSource::Embedding(table) => Weight::Embedding(table.clone()),
+    };
+    source.release();
+    Ok(weight)
+}
+
+fn pack_linear(parts: &[LinearPart], kernel: &'static Kernel, threads: &Threads) -> Linear {
+    let inputs = parts.first().map_or(0, LinearPart::inputs);
+    let outputs = parts.iter().map(LinearPart::outputs).sum();
+    let (origins, paired) = Origin::list(parts, kernel.strip);
+    let (width, tiles) = (kernel.strip, kernel.tiles(inputs));
+    let columns = origins.len() * width;
+    let integer = kernel.packed == Packed::Int8;
+
+    let mut bias = vec![0.0; columns];
+    for (o, bias) in origins.iter().zip(bias.chunks_exact_mut(width)) {
+        if let Some(b) = &o.part.bias {
+            b.read(o.row, &mut bias[..o.strip.count]);
+        }
+    }
+
+    let right = Block::new(origins.len() / 2 * tiles * kernel.right_tile());
+    let mut scales = vec![0.0f32; if integer { columns } else { 0 }];
+    let mut offsets = vec![0i32; if kernel.left == Left::Uint8 { columns } else { 0 }];
+    let (at_right, at_scales, at_offsets) =
+        (Shared::new(right.as_ptr()), Shared::new(scales.as_mut_ptr()), Shared::new(offsets.as_mut_ptr()));
+    let (scaled, offset) = (scales.len() / origins.len(), offsets.len() / origins.len());
+    threads.run(origins.len(), &|i| {
+        let (step, half) = (kernel.right_tile(), kernel.right_tile() / 2);
+        let start = i / 2 * tiles * step + i % 2 * half;
+        // SAFETY: strip `i` alone writes this half of its panel's tiles, inside the block.
+        let tile =
+            |t: usize| unsafe { std::slice::from_raw_parts_mut(at_right.get().add(start + t * step), half) };
+        // SAFETY: strip `i` alone writes its columns, inside the vectors.
+        let (scales, offsets) = unsafe {
+            (
+                std::slice::from_raw_parts_mut(at_scales.get().add(i * scaled), scaled),
+                std::slice::from_raw_parts_mut(at_offsets.get().add(i * offset), offset),
+            )
+        };
+        pack_strip(&origins[i], kernel, tile, scales, offsets);
+    });
+    let strips = origins.iter().map(|o| o.strip).collect();
+    Linear { kernel, inputs, outputs, strips, paired, right, bias, scales, offsets }
+}
+
+fn pack_strip<'a>(
+    origin: &Origin<'_>,
+    kernel: &Kernel,
+    tile: impl Fn(usize) -> &'a mut [u8],
+    scales: &mut [f32],
+    offsets: &mut [i32],
+) {
+    let (inputs, depth, count) = (origin.part.inputs(), kernel.depth(), origin.strip.count);
+    if kernel.packed == Packed::Bf16 && origin.part.weight.dtype == Dtype::Bf16 {
+        // The common case at full size needs no arithmetic: pairs of values change places.
+        let rows: Vec<_> = (0..count).map(|c| origin.bytes(c)).collect();
+        for t in 0..kernel.tiles(inputs) {
+            copy_pairs(&rows, t * 2 * depth, kernel.strip, tile(t));
+        }
+        return;
+    }
+    let mut values = vec![0.0; count * inputs];
+    let mut inverse = [0.0f32; 16];
+    for (c, row) in values.chunks_exact_mut(inputs).enumerate() {
+        origin.part.read_row(origin.row + c, row);
+        if kernel.packed == Packed::Int8 {
+            let largest = row.iter().fold(0.0f32, |m, x| if x.abs() > m { x.abs() } else { m });
+            scales[c] = largest / 127.0;
+            inverse[c] = if largest > 1e-30 { 127.0 / largest } else { 0.0 };
+        }
+    }
+    let rows: Vec<_> = values.chunks_exact(inputs).collect();
+    for t in 0..kernel.tiles(inputs) {
+        let span = t * depth..inputs.min((t + 1) * depth);
+        let slices: Vec<_> = rows.iter().map(|r| &r[span.clone()]).collect();
+        let out = tile(t);
+        pack::right_tile(kernel, &slices, &inverse, out);
+        for (c, offset) in offsets.iter_mut().enumerate().take(count) {
+            let column = (0..depth).map(|k| (k / 4 * kernel.strip + c) * 4 + k % 4);
+            *offset += 128 * column.map(|at| i32::from(out[at] as i8)).sum::<i32>();
+        }
+    }
+}
+
+/// One depth tile of bf16 from stored bf16: `rows` are bytes, the tile starts at byte `start` of each.
+fn copy_pairs(rows: &[&[u8]], start: usize, strip: usize, out: &mut [u8]) {
+    out.fill(0);
+    for (c, row) in rows.iter().enumerate() {
+        let row = &row[start..row.len().min(start + 64)];
+        for (pair, out) in row.chunks(4).zip(out.chunks_exact_mut(4 * strip)) {
+            out[c * 4..c * 4 + pair.len()].copy_from_slice(pair);
+        }
+    }
+}

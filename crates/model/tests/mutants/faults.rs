@@ -1,0 +1,267 @@
+//! The planted errors, and whose they are.
+
+use std::sync::Arc;
+
+use pi0_device::{
+    Device, Dtype, HostTensor, Keys, NormKind, OpKind, Reference, Result, TensorSource, WeightSource,
+};
+
+use crate::mutant::{Plant, map};
+
+/// What is wrong, the module that must be blamed, and the error.
+pub fn all() -> Vec<(&'static str, &'static str, Plant)> {
+    use Plant::*;
+    vec![
+        (
+            "projector weights 1 % too large",
+            "projector",
+            Weight("multi_modal_projector", |w| each(w, |x| 1.01 * x)),
+        ),
+        ("out_proj transposed", "siglip.attention", Weight("encoder.layers.1.self_attn.out_proj", transpose)),
+        (
+            "fc1 without its bias",
+            "siglip.mlp",
+            Weight("encoder.layers.0.mlp.fc1", |w| linear(w).0[0].bias = None),
+        ),
+        ("layer norm eps 1e-5", "siglip.mlp", Weight("encoder.layers.1.layer_norm2", |w| eps(w, 1e-5))),
+        ("image channels reversed", "siglip.patch_embedding", Weight("patch_embedding", reverse_channels)),
+        ("position embedding not added", "siglip.patch_embedding", Residual("patch_embedding")),
+        ("attention residual not added", "siglip.attention", Residual("encoder.layers.0.self_attn.out_proj")),
+        (
+            "exact GELU in place of tanh",
+            "siglip.mlp",
+            Activation(OpKind::Gelu, "vision", |x| Ok(map(x, exact_gelu))),
+        ),
+        ("logits scaled by 1 / head_dim", "siglip.attention", Attention("vision", |_, s| *s *= *s)),
+        (
+            "gate and up swapped",
+            "gemma.prefix.mlp",
+            Weight("language_model.layers.0.mlp.gate", |w| linear(w).0.swap(0, 1)),
+        ),
+        (
+            "k and v swapped",
+            "gemma.prefix.attention",
+            Weight("language_model.layers.0.self_attn.q_proj", |w| linear(w).0.swap(1, 2)),
+        ),
+        (
+            "norm times w in place of 1 + w",
+            "gemma.prefix.rms_norm",
+            Weight("language_model.layers.1.input_layernorm", |w| norm(w, |x| x - 1.0)),
+        ),
+        (
+            "RMS norm eps 1e-5",
+            "gemma.expert.rms_norm",
+            Weight("gemma_expert.model.layers.1.post_attention", |w| eps(w, 1e-5)),
+        ),
+        (
+            "positions one too high",
+            "gemma.prefix.rope",
+            Rope("prefix", |x, p, d| Reference.rope(x, &shifted(p), d)),
+        ),
+        ("neighbours rotated in place of halves", "gemma.prefix.rope", Rope("prefix", rotate_neighbours)),
+        ("rotation without its sine half", "gemma.expert.rope", Rope("suffix", rotate_without_sine)),
+        (
+            "last key of every row dropped",
+            "gemma.expert.attention",
+            Attention("suffix", |spans, _| {
+                spans
+                    .iter_mut()
+                    .filter_map(|s| s.keys.last_mut())
+                    .filter(|k| k.rows.len() > 1)
+                    .for_each(|k| k.rows.end -= 1);
+            }),
+        ),
+        (
+            "state rows see the actions",
+            "gemma.expert.attention",
+            Attention("suffix", |spans, _| {
+                let last = spans.last().map(|s| s.keys.clone()).unwrap_or_default();
+                spans.iter_mut().filter(|s| s.queries.len() == 1).for_each(|s| s.keys.clone_from(&last));
+            }),
+        ),
+        (
+            "robots see each other's images",
+            "gemma.prefix.attention",
+            Attention("prefix", |spans, _| {
+                let all: Vec<Keys> = spans.iter().take(2).flat_map(|s| s.keys.clone()).collect();
+                spans[0].keys = all;
+            }),
+        ),
+        (
+            "every span one key short, everywhere",
+            "attention.masks",
+            Attention("", |spans, _| {
+                spans
+                    .iter_mut()
+                    .map(|s| &mut s.keys[0].rows)
+                    .filter(|r| r.len() > 1)
+                    .for_each(|r| r.start += 1);
+            }),
+        ),
+        ("SiLU gate in place of GELU", "gemma.expert.mlp", Activation(OpKind::Geglu, "suffix", silu_gate)),
+        ("MLP residual not added", "gemma.expert.mlp", Residual("gemma_expert.model.layers.0.mlp.down_proj")),
+        ("token embeddings not scaled", "prefix", EmbedScale(1.0)),
+        ("prompt before images", "prefix", Concat("prefix")),
+        (
+            "time and action halves swapped",
+            "common.time_embedding",
+            Weight("action_time_mlp_in.weight[time]", |w| {
+                let part = &mut linear(w).0[0];
+                part.columns = Some(0..part.inputs());
+            }),
+        ),
+        ("state projection without its bias", "suffix", Weight("state_proj", |w| linear(w).0[0].bias = None)),
+        ("GELU in place of SiLU", "suffix", Activation(OpKind::Silu, "suffix", |x| Reference.gelu(x))),
+        ("time of the neighbouring step", "suffix", SliceRows(1)),
+        ("state rows kept one row off", "denoise", SliceRows(3)),
+        ("actions before states", "denoise", Concat("suffix")),
+        ("action_out_proj 1 % too small", "denoise", Weight("action_out_proj", |w| each(w, |x| 0.99 * x))),
+        ("Euler step 1 % too long", "pi0", Step(1.01)),
+    ]
+}
+
+/// The module that has a site of [`Mutant::sites`](crate::mutant::Mutant::sites). The last prefix layer computes
+/// only keys and values, in a form that no smaller module has.
+pub fn owner(site: &str, last: usize) -> String {
+    let [scope, op, key] = site.split('|').collect::<Vec<_>>()[..] else { panic!("{site}") };
+    let has = |names: &[&str]| names.iter().any(|n| key.contains(n));
+    let module = scope.split('.').collect::<Vec<_>>();
+    match module[..] {
+        ["vision", _] if has(&["self_attn", "layer_norm1"]) => "siglip.attention".into(),
+        ["vision", _] => "siglip.mlp".into(),
+        ["vision"] if has(&["patch_embedding"]) => "siglip.patch_embedding".into(),
+        ["vision"] => "projector".into(),
+        [tower @ ("prefix" | "suffix"), layer] => {
+            let tower = if tower == "prefix" { "prefix" } else { "expert" };
+            match op {
+                "rms_norm" => format!("gemma.{tower}.rms_norm"),
+                _ if tower == "prefix" && layer == format!("layer{last}") => "paligemma".into(),
+                _ if has(&["self_attn"]) => format!("gemma.{tower}.attention"),
+                _ => format!("gemma.{tower}.mlp"),
+            }
+        }
+        ["prefix"] => "prefix".into(),
+        ["suffix"] if op == "rms_norm" => "gemma.expert.rms_norm".into(),
+        ["suffix"] if op == "linear" && has(&["[time]"]) => "common.time_embedding".into(),
+        ["suffix"] if has(&["action_out_proj"]) || op == "concat_rows" => "denoise".into(),
+        ["suffix"] if op == "slice_rows" && !has(&["action_in_proj"]) => "denoise".into(),
+        ["suffix"] => "suffix".into(),
+        _ => "pi0".into(),
+    }
+}
+
+fn linear(w: &mut WeightSource) -> (&mut Vec<pi0_device::LinearPart>, &mut bool) {
+    match w {
+        WeightSource::Linear { parts, exact } => (parts, exact),
+        other => panic!("{} is no linear layer", other.name()),
+    }
+}
+
+fn changed(t: &TensorSource, data: &[f32]) -> TensorSource {
+    TensorSource::from_f32(t.name.clone(), t.shape.clone(), data).unwrap()
+}
+
+fn each(w: &mut WeightSource, f: fn(f32) -> f32) {
+    for part in linear(w).0 {
+        let data: Vec<f32> = part.weight.to_f32().into_iter().map(f).collect();
+        part.weight = changed(&part.weight, &data);
+    }
+}
+
+fn transpose(w: &mut WeightSource) {
+    let part = &mut linear(w).0[0];
+    let [n, m] = part.weight.shape[..] else { panic!("a matrix") };
+    assert_eq!(n, m);
+    let data = part.weight.to_f32();
+    part.weight = changed(&part.weight, &(0..n * n).map(|i| data[i % n * n + i / n]).collect::<Vec<_>>());
+}
+
+fn reverse_channels(w: &mut WeightSource) {
+    let part = &mut linear(w).0[0];
+    let channel = part.inputs() / 3;
+    let data = part.weight.to_f32();
+    let rows = data.chunks_exact(3 * channel);
+    let data: Vec<f32> = rows.flat_map(|row| row.chunks_exact(channel).rev().flatten().copied()).collect();
+    part.weight = changed(&part.weight, &data);
+}
+
+fn eps(w: &mut WeightSource, wrong: f32) {
+    match w {
+        WeightSource::Norm { eps, .. } => *eps = wrong,
+        other => panic!("{} is no norm", other.name()),
+    }
+}
+
+fn norm(w: &mut WeightSource, f: fn(f32) -> f32) {
+    let WeightSource::Norm { kind: NormKind::Rms, weight, .. } = w else { panic!("no RMS norm") };
+    assert_eq!(weight.dtype, Dtype::Bf16);
+    let data: Vec<f32> = weight.to_f32().into_iter().map(f).collect();
+    *weight = changed(weight, &data);
+}
+
+fn shifted(positions: &[u32]) -> Vec<u32> {
+    positions.iter().map(|p| p + 1).collect()
+}
+
+/// Cosine and sine of pair `i` at `position`.
+fn angle(position: u32, i: usize, head_dim: usize) -> (f32, f32) {
+    let (sin, cos) = (position as f32 / 10000f32.powf(2.0 * i as f32 / head_dim as f32)).sin_cos();
+    (cos, sin)
+}
+
+fn rotate(
+    x: &HostTensor,
+    positions: &[u32],
+    dim: usize,
+    pair: impl Fn(&mut [f32], usize, f32, f32),
+) -> Arc<HostTensor> {
+    let mut y = x.clone();
+    for (r, &p) in positions.iter().enumerate() {
+        for head in y.row_mut(r).chunks_exact_mut(dim) {
+            (0..dim / 2).for_each(|i| {
+                let (cos, sin) = angle(p, i, dim);
+                pair(head, i, cos, sin);
+            });
+        }
+    }
+    Arc::new(y)
+}
+
+fn rotate_neighbours(x: &Arc<HostTensor>, positions: &[u32], dim: usize) -> Result<Arc<HostTensor>> {
+    Ok(rotate(x, positions, dim, |head, i, cos, sin| {
+        let (a, b) = (head[2 * i], head[2 * i + 1]);
+        (head[2 * i], head[2 * i + 1]) = (a * cos - b * sin, b * cos + a * sin);
+    }))
+}
+
+fn rotate_without_sine(x: &Arc<HostTensor>, positions: &[u32], dim: usize) -> Result<Arc<HostTensor>> {
+    Ok(rotate(x, positions, dim, |head, i, cos, _| {
+        head[i] *= cos;
+        head[i + dim / 2] *= cos;
+    }))
+}
+
+/// `x / 2 (1 + erf(x / √2))`, with erf by its series and tail: differs from the tanh form by up to 5e-4.
+fn exact_gelu(x: f32) -> f32 {
+    let z = f64::from(x) / std::f64::consts::SQRT_2;
+    let erf = if z.abs() > 4.0 {
+        z.signum()
+    } else {
+        let mut term = z;
+        let mut sum = z;
+        for n in 1..80 {
+            term *= -z * z / f64::from(n);
+            sum += term / f64::from(2 * n + 1);
+        }
+        sum * 2.0 / std::f64::consts::PI.sqrt()
+    };
+    (0.5 * f64::from(x) * (1.0 + erf)) as f32
+}
+
+fn silu_gate(x: &Arc<HostTensor>) -> Result<Arc<HostTensor>> {
+    let n = x.cols() / 2;
+    let (gate, up) = (Reference.slice_cols(x, 0..n)?, Reference.slice_cols(x, n..2 * n)?);
+    let gate = Reference.silu(&gate)?;
+    let data = gate.data.iter().zip(&up.data).map(|(g, u)| g * u).collect();
+    Ok(Arc::new(HostTensor::new(gate.shape.clone(), data)))
+}

@@ -1,0 +1,95 @@
+//! Does the check see what it should? Errors are planted one at a time; each must be caught, and laid at the door of
+//! the module that has it.
+
+mod faults;
+mod mutant;
+
+use mutant::{Mutant, Plant};
+use pi0_device::Reference;
+use pi0_model::ModelError;
+use pi0_model::cases::check::{Checked, check_against, culprits, wanted};
+use pi0_model::cases::{Format, Module, Outputs, Setup};
+
+struct Bench {
+    setup: Setup,
+    wanted: Vec<(Module, Result<Outputs, ModelError>)>,
+}
+
+impl Bench {
+    fn new() -> Self {
+        let setup = Setup::small().unwrap().remove(0);
+        let wanted = Module::all().into_iter().map(|m| (m, wanted(&Reference, m, &setup))).collect();
+        Self { setup, wanted }
+    }
+
+    fn check(&self, mutant: &Mutant, format: Format) -> Vec<Checked> {
+        self.check_some(mutant, format, |_| true)
+    }
+
+    fn check_some(&self, mutant: &Mutant, format: Format, pick: impl Fn(Module) -> bool) -> Vec<Checked> {
+        let one = |(m, want): &(Module, Result<Outputs, ModelError>)| {
+            check_against(mutant, want.as_ref(), *m, &self.setup, format)
+        };
+        self.wanted.iter().filter(|(m, _)| pick(*m)).map(one).collect()
+    }
+}
+
+fn names(modules: &[Module]) -> String {
+    modules.iter().map(|m| m.name()).collect::<Vec<_>>().join(", ")
+}
+
+#[test]
+fn planted_errors_are_laid_at_the_right_door() {
+    let bench = Bench::new();
+    assert!(culprits(&bench.check(&Mutant::new(None), Format::F32)).is_empty());
+    let mut wrong = Vec::new();
+    println!("| planted error | attributed to | relative L2 there | modules that fail | caught in bf16 |");
+    println!("| --- | --- | --- | --- | --- |");
+    let faults = faults::all();
+    assert!(faults.len() >= 12);
+    for (what, module, plant) in faults {
+        let mutant = Mutant::new(Some(plant));
+        let results = bench.check(&mutant, Format::F32);
+        assert!(mutant.hits.get() > 0, "{what} was never executed");
+        let found = culprits(&results);
+        let failed = results.iter().filter(|r| !r.passed()).count();
+        let error = results
+            .iter()
+            .find(|r| r.module.name() == module)
+            .and_then(|r| r.worst()?.agreement.clone().ok())
+            .map_or("-".into(), |a| format!("{:.1e}", a.relative_l2));
+        let coarse = culprits(&bench.check(&mutant, Format::Bf16));
+        let coarse = if coarse.is_empty() { "no" } else { "yes" };
+        println!("| {what} | {} | {error} | {failed} of {} | {coarse} |", names(&found), results.len());
+        if names(&found) != module {
+            wrong.push(format!("{what}: blamed {:?} and not {module}", names(&found)));
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+/// Every operation of the network, one after the other, gives results that are 1 % too large.
+#[test]
+fn a_wrong_scale_in_any_operation_is_laid_at_the_right_door() {
+    let bench = Bench::new();
+    let sites_of = |m: Module| {
+        let right = Mutant::new(None);
+        m.run(&right, &bench.setup).unwrap();
+        right.sites()
+    };
+    let modules: Vec<(Module, Vec<String>)> = Module::all().into_iter().map(|m| (m, sites_of(m))).collect();
+    let sites = sites_of(Module::Pi0);
+    let mut wrong = Vec::new();
+    for site in &sites {
+        let mutant = Mutant::new(Some(Plant::Scale(site.clone())));
+        // A module that never runs the operation is not changed by it.
+        let runs = |m: Module| modules.iter().any(|(n, sites)| *n == m && sites.contains(site));
+        let found = names(&culprits(&bench.check_some(&mutant, Format::F32, runs)));
+        let owner = faults::owner(site, bench.setup.config().gemma.depth - 1);
+        if found != owner {
+            wrong.push(format!("{site}: blamed {found:?} and not {owner}"));
+        }
+    }
+    println!("{} operations, {} laid at the wrong door", sites.len(), wrong.len());
+    assert!(sites.len() > 80 && wrong.is_empty(), "{}", wrong.join("\n"));
+}

@@ -1,0 +1,206 @@
+//! `pi0 infer`: one observation in, one chunk of actions out.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use anyhow::{Context, Result, anyhow, bail};
+use npyz::WriterBuilder;
+use pi0_device::{Device, HostTensor, Tapped};
+use pi0_model::golden::{golden_taps, read_inputs, write_tensors};
+use pi0_model::{Checkpoint, Extent, SampleOptions};
+use pi0_policy::{Actions, Image, Observation};
+
+use crate::device::{self, DeviceArgs, Visitor};
+use crate::output;
+use crate::policy::PolicyArgs;
+
+/// Turn images, state and a prompt into a chunk of actions
+#[derive(clap::Args)]
+#[command(after_help = "Examples:
+  pi0 infer models/tiny --image base_0_rgb=top.png --state 0,0.1,-0.2 --prompt 'Transfer cube'
+  pi0 infer pi0_base --robot aloha --image cam_high=high.png --state 0,0,0,0,0,0,0,0,0,0,0,0,0,0 \\
+      --prompt 'fold the towel' --out actions.npy
+  pi0 infer golden/b --inputs run.inputs.safetensors --output actions.safetensors --dump taps.safetensors")]
+pub struct Args {
+    /// Checkpoint directory: lerobot's, or openpi's converted to PyTorch
+    model: PathBuf,
+    /// Camera image, PNG or JPEG; repeat for each camera. A camera left out is masked
+    #[arg(long = "image", value_name = "NAME=FILE", conflicts_with = "inputs")]
+    images: Vec<String>,
+    /// The robot's state in its own units, separated by commas
+    #[arg(long, value_name = "X,Y,…", allow_hyphen_values = true, conflicts_with = "inputs")]
+    state: Option<String>,
+    /// What to do
+    #[arg(long, value_name = "TEXT", conflicts_with = "inputs")]
+    prompt: Option<String>,
+    /// Write the actions to FILE.json or FILE.npy instead of printing a table
+    #[arg(long, value_name = "FILE", conflicts_with = "inputs")]
+    out: Option<PathBuf>,
+    /// Read model tensors instead of images, state and prompt; named as in the golden data
+    #[arg(long, value_name = "FILE", requires = "output")]
+    inputs: Option<PathBuf>,
+    /// Write the tensor `actions` here
+    #[arg(long, value_name = "FILE", requires = "inputs")]
+    output: Option<PathBuf>,
+    /// Also write every intermediate here, under the golden names
+    #[arg(long, value_name = "FILE", requires = "inputs")]
+    dump: Option<PathBuf>,
+    /// Seed of the starting noise
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// Denoising steps [default: the checkpoint's, usually 10]
+    #[arg(long, value_name = "N")]
+    steps: Option<usize>,
+    #[command(flatten)]
+    policy: PolicyArgs,
+    #[command(flatten)]
+    device: DeviceArgs,
+}
+
+/// Runs the command.
+pub fn run(args: &Args) -> Result<()> {
+    match (&args.inputs, &args.output) {
+        (Some(inputs), Some(output)) => run_tensors(args, inputs, output),
+        _ => run_observation(args),
+    }
+}
+
+fn run_observation(args: &Args) -> Result<()> {
+    let format = args.out.as_deref().map(Format::of).transpose()?;
+    let checkpoint = Checkpoint::open(&args.model)?;
+    let policy = args.policy.load(&args.model, &checkpoint.config)?;
+    let observation = Observation {
+        images: args.images.iter().map(|s| parse_image(s)).collect::<Result<_>>()?,
+        state: parse_state(args.state.as_deref())?,
+        prompt: args.prompt.clone(),
+    };
+    // Before the weights are packed, so that a wrong argument answers at once.
+    let prepared = policy.preprocess(&observation)?;
+    for w in &prepared.warnings {
+        eprintln!("warning: {w}");
+    }
+    let loaded = device::load(&args.device, checkpoint)?;
+    let start = Instant::now();
+    let chunks = loaded.model.sample_actions(std::slice::from_ref(&prepared.inputs), &args.options())?;
+    let time = start.elapsed();
+    let actions = policy.postprocess(&chunks[0].data, &prepared)?;
+    match (&args.out, format) {
+        (Some(path), Some(format)) => format.write(path, &actions)?,
+        _ => output::print(&table(&actions))?,
+    }
+    eprintln!(
+        "{} actions of {} values in {:.2} s, loading took {:.2} s",
+        actions.rows,
+        actions.cols,
+        time.as_secs_f64(),
+        loaded.time.as_secs_f64()
+    );
+    Ok(())
+}
+
+fn run_tensors(args: &Args, inputs: &Path, output: &Path) -> Result<()> {
+    let batch = read_inputs(inputs)?;
+    let checkpoint = Checkpoint::open(&args.model)?;
+    let options = args.options();
+    let actions = match &args.dump {
+        None => device::load(&args.device, checkpoint)?.model.sample_actions(&batch, &options)?,
+        Some(path) => {
+            let dump = Dump { checkpoint, batch: &batch, options: &options };
+            let (actions, taps) = device::with_device(&args.device, dump)?;
+            write_tensors(path, &taps)?;
+            actions
+        }
+    };
+    let shape = [actions.len(), actions[0].shape[0], actions[0].shape[1]];
+    let data = actions.into_iter().flat_map(|a| a.data).collect();
+    write_tensors(output, &BTreeMap::from([("actions".to_string(), HostTensor::new(shape, data))]))?;
+    Ok(())
+}
+
+/// Runs the whole network, layer by layer, and keeps every intermediate.
+struct Dump<'a> {
+    checkpoint: Checkpoint,
+    batch: &'a [pi0_model::Inputs],
+    options: &'a SampleOptions,
+}
+
+impl Visitor for Dump<'_> {
+    type Output = (Vec<HostTensor>, BTreeMap<String, HostTensor>);
+
+    fn visit<D: Device + 'static>(self, device: D) -> Result<Self::Output> {
+        let config = self.checkpoint.config.clone();
+        let model = device::pack(Tapped::new(device), self.checkpoint, Extent::Whole)?;
+        let actions = model.sample_actions(self.batch, self.options)?;
+        let times = config.schedule.times(self.options.steps.unwrap_or(config.num_steps));
+        let taps = golden_taps(model.device().take()?, self.batch, &config, &times, config.max_tokens)?;
+        Ok((actions, taps))
+    }
+}
+
+impl Args {
+    fn options(&self) -> SampleOptions {
+        SampleOptions { steps: self.steps, seed: self.seed }
+    }
+}
+
+/// `NAME=FILE`.
+fn parse_image(text: &str) -> Result<(String, Image)> {
+    let Some((name, file)) = text.split_once('=').filter(|(name, file)| !name.is_empty() && !file.is_empty())
+    else {
+        bail!("--image {text}: wanted NAME=FILE, such as base_0_rgb=top.png");
+    };
+    Ok((name.to_string(), Image::open(name, Path::new(file))?))
+}
+
+fn parse_state(text: Option<&str>) -> Result<Vec<f64>> {
+    let Some(text) = text else { return Ok(Vec::new()) };
+    let number = |s: &str| s.trim().parse().map_err(|_| anyhow!("--state: {:?} is not a number", s.trim()));
+    text.split(',').map(number).collect()
+}
+
+/// File formats of `--out`, told by the ending.
+#[derive(Clone, Copy)]
+enum Format {
+    Json,
+    Npy,
+}
+
+impl Format {
+    fn of(path: &Path) -> Result<Self> {
+        match path.extension().and_then(|e| e.to_str()) {
+            Some("json") => Ok(Format::Json),
+            Some("npy") => Ok(Format::Npy),
+            _ => bail!("--out {}: the name must end in .json or .npy", path.display()),
+        }
+    }
+
+    fn write(self, path: &Path, actions: &Actions) -> Result<()> {
+        match self {
+            Format::Json => output::write_json(path, &actions.iter().collect::<Vec<_>>()),
+            Format::Npy => {
+                let in_file = || format!("cannot write {}", path.display());
+                let file = std::fs::File::create(path).with_context(in_file)?;
+                let shape = [actions.rows as u64, actions.cols as u64];
+                let mut writer = npyz::WriteOptions::new()
+                    .default_dtype()
+                    .shape(&shape)
+                    .writer(std::io::BufWriter::new(file))
+                    .begin_nd()
+                    .with_context(in_file)?;
+                writer.extend(actions.data.iter().map(|&x| x as f32)).with_context(in_file)?;
+                writer.finish().with_context(in_file)
+            }
+        }
+    }
+}
+
+fn table(actions: &Actions) -> String {
+    let header: Vec<_> =
+        ["step".to_string()].into_iter().chain((0..actions.cols).map(|c| c.to_string())).collect();
+    let row = |(i, row): (usize, &[f64])| {
+        let values = row.iter().map(|x| format!("{x:.4}"));
+        [i.to_string()].into_iter().chain(values).collect()
+    };
+    output::table(&header, actions.iter().enumerate().map(row))
+}

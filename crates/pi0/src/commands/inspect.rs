@@ -1,0 +1,159 @@
+//! `pi0 inspect`: what a checkpoint is, and what is wrong with it.
+
+use std::path::PathBuf;
+
+use anyhow::Result;
+use pi0_model::Checkpoint;
+use pi0_policy::Summary;
+use serde::Serialize;
+
+use crate::output;
+use crate::policy::PolicyArgs;
+
+/// Show what a checkpoint is: family, sizes, formats, memory needed, preprocessing; problems, if any
+#[derive(clap::Args)]
+#[command(after_help = "Examples:\n  pi0 inspect models/tiny\n  pi0 inspect pi0_base --json - | jq .cameras")]
+pub struct Args {
+    /// Checkpoint directory: lerobot's, or openpi's converted to PyTorch
+    model: PathBuf,
+    #[command(flatten)]
+    policy: PolicyArgs,
+    /// Write everything as JSON to this file (`-` for standard output)
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Read every weight and look for NaN and infinity
+    #[arg(long)]
+    values: bool,
+}
+
+#[derive(Serialize)]
+struct Report<'a> {
+    variant: &'static str,
+    config: &'a pi0_model::Config,
+    parameters: u64,
+    stored_bytes: Vec<(&'static str, u64)>,
+    memory_bf16: u64,
+    policy: Option<&'a Summary>,
+    problems: Vec<String>,
+}
+
+/// Runs the command.
+pub fn run(args: &Args) -> Result<()> {
+    let checkpoint = Checkpoint::open(&args.model)?;
+    let c = &checkpoint.config;
+    let mut problems = Vec::new();
+    let summary = args.policy.load(&args.model, c).map(|p| p.summary());
+    match &summary {
+        Ok(s) => problems.extend(s.problems.iter().cloned()),
+        Err(e) => problems.push(e.to_string()),
+    }
+    if args.values
+        && let Some((name, i)) = checkpoint.find_not_finite()
+    {
+        problems.push(format!("the weight {name} holds NaN or infinity at index {i}"));
+    }
+    let stored = checkpoint.bytes_by_dtype();
+    // The embedding table stays in the file: few of its rows are read.
+    let table = (c.vocab_size * c.gemma.width) as u64;
+    let parameters = checkpoint.parameters();
+    let report = Report {
+        variant: "pi0",
+        config: c,
+        parameters,
+        stored_bytes: stored.iter().map(|(d, &b)| (d.name(), b)).collect(),
+        memory_bf16: 2 * (parameters - table),
+        policy: summary.as_ref().ok(),
+        problems,
+    };
+    match &args.json {
+        Some(path) => output::write_json(path, &report),
+        None => output::print(&text(&report, summary.as_ref().ok())),
+    }
+}
+
+fn text(r: &Report<'_>, policy: Option<&Summary>) -> String {
+    let c = r.config;
+    let formats: Vec<_> =
+        r.stored_bytes.iter().map(|(name, b)| format!("{name} {}", output::size(*b))).collect();
+    let tower = |g: &pi0_model::GemmaConfig| {
+        let heads = format!("{} heads of {} over {}", g.num_heads, g.head_dim, g.num_kv_heads);
+        format!("width {}, {} layers, MLP {}, {heads}", g.width, g.depth, g.mlp_dim)
+    };
+    let v = &c.vision;
+    let mut rows = vec![
+        ("model", format!("π0, {:.1} million parameters", r.parameters as f64 / 1e6)),
+        ("stored as", formats.join(", ")),
+        ("memory needed", format!("about {} in bf16, half of it in int8", output::size(r.memory_bf16))),
+        (
+            "vision",
+            format!(
+                "width {}, {} layers, MLP {}, {} heads of {}, images {} in patches of {}",
+                v.hidden_size,
+                v.num_hidden_layers,
+                v.intermediate_size,
+                v.num_attention_heads,
+                v.head_dim(),
+                v.image_size,
+                v.patch_size
+            ),
+        ),
+        ("language", tower(&c.gemma)),
+        ("action expert", tower(&c.expert)),
+        ("actions", format!("{} steps of {}, {} denoising steps", c.horizon, c.action_dim, c.num_steps)),
+        ("prompt", format!("up to {} tokens of {}", c.max_tokens, c.vocab_size)),
+    ];
+    rows.extend(policy.map(policy_facts).unwrap_or_default());
+    let mut text = output::facts(&rows);
+    for p in &r.problems {
+        text += &format!("problem: {p}\n");
+    }
+    text
+}
+
+/// What the policy worked out, one line a fact.
+fn policy_facts(p: &Summary) -> Vec<(&'static str, String)> {
+    let normalization = |n: &Option<pi0_policy::Normalization>| match n {
+        Some(n) => format!("{}, eps {:e}, {} dimensions", word(n.kind), n.eps, n.dims),
+        None => "none".into(),
+    };
+    let cameras = p.cameras.iter().map(|c| {
+        let names = c.accepts.first().unwrap_or(&c.key);
+        if c.required { format!("{names} (required)") } else { names.clone() }
+    });
+    let mut rows = vec![
+        ("family", word(p.family)),
+        ("robot", p.robot.map_or("none: the checkpoint's own keys and units".into(), word)),
+        ("cameras", cameras.collect::<Vec<_>>().join(", ")),
+        ("resize", format!("{}, bars {}", word(p.resize.filter), word(p.resize.pad))),
+        ("state", normalization(&p.state_normalization)),
+        (
+            "returns",
+            format!(
+                "{} actions of {} values, {}",
+                p.actions_per_chunk,
+                p.action_width,
+                normalization(&p.action_normalization)
+            ),
+        ),
+        (
+            "tokenizer",
+            p.tokenizer.as_ref().map_or("none found; give --tokenizer".into(), |t| {
+                format!("{}, {} entries", t.path.display(), t.vocabulary)
+            }),
+        ),
+    ];
+    rows.extend(p.config.iter().map(|c| ("openpi config", c.clone())));
+    rows.extend(p.asset_id.iter().map(|a| ("statistics", a.clone())));
+    rows.extend(p.relative_actions.iter().map(|m| ("relative actions", m.clone())));
+    rows.extend(p.default_prompt.iter().map(|d| ("default prompt", d.clone())));
+    rows
+}
+
+/// A value as its JSON name: the words of the `--json` output.
+fn word(value: impl Serialize) -> String {
+    match serde_json::to_value(value) {
+        Ok(serde_json::Value::String(s)) => s,
+        Ok(other) => other.to_string(),
+        Err(e) => e.to_string(),
+    }
+}

@@ -1,0 +1,80 @@
+//! `pi0 synth`: a valid random checkpoint, so that anyone can measure without a download.
+
+use std::path::PathBuf;
+use std::time::Instant;
+
+use anyhow::{Context, Result, bail};
+use clap::ValueEnum;
+use pi0_model::{Config, synth};
+use pi0_policy::{LerobotProcessors, MeanStd, TINY_TOKENIZER, write_lerobot_processors};
+
+use crate::output;
+
+/// Make a valid checkpoint with random weights, to test and measure without a download
+#[derive(clap::Args)]
+#[command(
+    after_help = "Examples:\n  pi0 synth /tmp/pi0-tiny\n  pi0 synth /tmp/pi0-full --size full   # 7 GB"
+)]
+pub struct Args {
+    /// Directory to make; must not hold a checkpoint yet
+    dir: PathBuf,
+    /// tiny: 1 million parameters; full: the real sizes, 3.5 billion parameters, 7 GB
+    #[arg(long, value_enum, default_value_t)]
+    size: Size,
+    /// The same seed makes the same weights on every machine
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+}
+
+#[derive(Clone, Copy, Default, ValueEnum)]
+enum Size {
+    #[default]
+    Tiny,
+    Full,
+}
+
+/// Cameras of a π0 checkpoint, and the joints of the robot that a random one pretends to be trained for.
+const CAMERAS: [&str; 3] = ["base_0_rgb", "left_wrist_0_rgb", "right_wrist_0_rgb"];
+const JOINTS: usize = 14;
+
+/// Runs the command.
+pub fn run(args: &Args) -> Result<()> {
+    let config = match args.size {
+        Size::Tiny => Config::tiny(),
+        Size::Full => Config::full(),
+    };
+    let dir = &args.dir;
+    let in_dir = || format!("cannot make a checkpoint in {}", dir.display());
+    std::fs::create_dir_all(dir).with_context(in_dir)?;
+    for file in ["model.safetensors", "config.json"] {
+        if dir.join(file).exists() {
+            bail!("{} already holds {file}; name a new directory", dir.display());
+        }
+    }
+    let start = Instant::now();
+    config.write(dir, &CAMERAS, JOINTS, JOINTS).with_context(in_dir)?;
+    let unit = MeanStd { mean: vec![0.0; JOINTS], std: vec![1.0; JOINTS] };
+    write_lerobot_processors(
+        dir,
+        &LerobotProcessors {
+            cameras: CAMERAS.map(|c| format!("observation.images.{c}")).to_vec(),
+            image_size: config.vision.image_size,
+            max_tokens: config.max_tokens,
+            state: unit.clone(),
+            action: unit,
+            tokenizer: TINY_TOKENIZER.into(),
+        },
+    )?;
+    let bytes = synth::weight_bytes(&config);
+    let bar = output::progress("writing", bytes);
+    synth::write_weights(&config, args.seed, dir, &|n| bar.inc(n))?;
+    bar.finish_and_clear();
+    let (parameters, seconds) = (bytes / 2, start.elapsed().as_secs_f64());
+    output::print(&format!(
+        "{}: {:.1} million parameters, {}, random with seed {}, in {seconds:.1} s\n",
+        dir.display(),
+        parameters as f64 / 1e6,
+        output::size(bytes),
+        args.seed
+    ))
+}

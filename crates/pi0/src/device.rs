@@ -1,0 +1,133 @@
+//! Opens the device that the command line names. Only this crate knows them all.
+
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+use clap::ValueEnum;
+use pi0_cpu::{Cpu, CpuOptions, Format};
+use pi0_device::{Device, Reference};
+use pi0_model::{ActionModel, Checkpoint, Extent, Pi0};
+use pi0_tensix::{Tensix, TensixOptions};
+
+use crate::output;
+
+/// Where to run.
+#[derive(Debug, Clone, Default, clap::Args)]
+#[command(next_help_heading = "Device")]
+pub struct DeviceArgs {
+    /// Device to run on; `pi0 devices` lists what this machine offers
+    #[arg(long, value_enum, default_value_t)]
+    pub device: DeviceKind,
+    /// Threads of the host CPU [default: the physical cores]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub threads: Option<u16>,
+    /// Number format of the weights on the CPU: stored (bf16 where the checkpoint has bf16), f32, bf16 or int8
+    #[arg(long, value_name = "FORMAT", default_value_t = Format::Stored)]
+    pub dtype: Format,
+    /// Columns and rows of Tensix cores to use, such as 8x7 [default: all that work]
+    #[arg(long, value_name = "CxR", value_parser = parse_grid)]
+    pub grid: Option<(usize, usize)>,
+    /// Tenstorrent's libttsim.so [default: $TT_METAL_SIMULATOR]
+    #[arg(long, value_name = "FILE")]
+    pub simulator: Option<PathBuf>,
+}
+
+/// A kind of device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+pub enum DeviceKind {
+    /// The host's processor, with its widest instructions
+    #[default]
+    Cpu,
+    /// Plain scalar loops: the slow, readable definition of every operation
+    Reference,
+    /// Tenstorrent Wormhole, on Tenstorrent's simulator
+    Tensix,
+}
+
+impl DeviceKind {
+    /// Every kind, in the order that they are listed.
+    pub const ALL: [DeviceKind; 3] = [DeviceKind::Cpu, DeviceKind::Reference, DeviceKind::Tensix];
+
+    /// Name on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            DeviceKind::Cpu => "cpu",
+            DeviceKind::Reference => "reference",
+            DeviceKind::Tensix => "tensix",
+        }
+    }
+
+    /// What this machine has of it, or why it cannot be used.
+    pub fn probe(self, args: &DeviceArgs) -> Result<String, String> {
+        match self {
+            DeviceKind::Cpu => args.cpu().map(|d| d.describe()).map_err(|e| e.to_string()),
+            DeviceKind::Reference => Ok("plain scalar loops, one thread".into()),
+            DeviceKind::Tensix => args.tensix().map(|d| d.describe().to_string()).map_err(|e| e.to_string()),
+        }
+    }
+}
+
+impl DeviceArgs {
+    fn cpu(&self) -> Result<Cpu, pi0_cpu::CpuError> {
+        Cpu::new(CpuOptions { isa: None, threads: self.threads.map(usize::from), format: self.dtype })
+    }
+
+    fn tensix(&self) -> Result<Tensix, pi0_tensix::OpenError> {
+        Tensix::open(&TensixOptions { grid: self.grid, simulator: self.simulator.clone(), timeout: None })
+    }
+}
+
+fn parse_grid(text: &str) -> Result<(usize, usize), String> {
+    let sizes = text.split_once('x').and_then(|(c, r)| Some((c.parse().ok()?, r.parse().ok()?)));
+    sizes.filter(|(c, r)| *c > 0 && *r > 0).ok_or_else(|| "wanted columns and rows, such as 8x7".into())
+}
+
+/// Something to do with a device of whatever type.
+pub trait Visitor {
+    /// Its result.
+    type Output;
+
+    /// Does it.
+    fn visit<D: Device + 'static>(self, device: D) -> Result<Self::Output>;
+}
+
+/// Opens the device and hands it to `visitor`: the one place where a name becomes a type.
+pub fn with_device<V: Visitor>(args: &DeviceArgs, visitor: V) -> Result<V::Output> {
+    match args.device {
+        DeviceKind::Cpu => visitor.visit(args.cpu()?),
+        DeviceKind::Reference => visitor.visit(Reference),
+        DeviceKind::Tensix => visitor.visit(args.tensix()?),
+    }
+}
+
+/// A model on its device, and how long packing it took.
+pub struct Loaded {
+    /// The model.
+    pub model: Box<dyn ActionModel>,
+    /// Time from opening the device to the last packed weight.
+    pub time: Duration,
+}
+
+/// Loads a checkpoint onto the device, with a progress bar.
+pub fn load(args: &DeviceArgs, checkpoint: Checkpoint) -> Result<Loaded> {
+    struct Load(Checkpoint);
+    impl Visitor for Load {
+        type Output = Box<dyn ActionModel>;
+        fn visit<D: Device + 'static>(self, device: D) -> Result<Self::Output> {
+            Ok(Box::new(pack(device, self.0, Extent::Cache)?))
+        }
+    }
+    let start = Instant::now();
+    let model = with_device(args, Load(checkpoint))?;
+    Ok(Loaded { model, time: start.elapsed() })
+}
+
+/// Packs all weights on `device`, with a progress bar.
+pub fn pack<D: Device>(device: D, checkpoint: Checkpoint, extent: Extent) -> Result<Pi0<D>> {
+    let bytes = checkpoint.bytes_by_dtype().values().sum();
+    let bar = output::progress("loading", bytes);
+    let model = Pi0::load(device, checkpoint, extent, &|packed| bar.inc(packed))?;
+    bar.finish_and_clear();
+    Ok(model)
+}

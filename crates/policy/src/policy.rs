@@ -1,0 +1,240 @@
+//! A checkpoint's policy: everything between a robot and the network, worked out from the checkpoint's directory.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+
+use pi0_model::Inputs;
+
+use crate::observation::LayoutRule;
+use crate::pipeline::{InputStep, OutputStep, StateLength, Transition, finite, run_outputs};
+use crate::resize::{Filter, Pad, Resize};
+use crate::robot::Robot;
+use crate::summary::{Origin, Summary};
+use crate::tokenizer::Tokenizer;
+use crate::{Error, Observation, Result, Warning, load};
+
+/// What the policy must know of the network.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ModelFacts {
+    /// Actions in a chunk.
+    pub horizon: usize,
+    /// Padded width of an action.
+    pub action_dim: usize,
+    /// Padded width of the state.
+    pub state_dim: usize,
+    /// Longest prompt in tokens.
+    pub max_tokens: usize,
+    /// Side of the square image.
+    pub image_size: usize,
+    /// Rows of the token embedding.
+    pub vocab_size: usize,
+}
+
+/// Whose keys and units an observation has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum RobotChoice {
+    /// The one that the checkpoint suggests, if any.
+    #[default]
+    Auto,
+    /// Nobody's: the checkpoint's own keys, no transform.
+    None,
+    /// This one's.
+    Preset(Robot),
+}
+
+impl std::str::FromStr for RobotChoice {
+    type Err = Error;
+
+    fn from_str(name: &str) -> Result<Self> {
+        match name {
+            "auto" => Ok(RobotChoice::Auto),
+            "none" => Ok(RobotChoice::None),
+            _ => match Robot::ALL.into_iter().find(|robot| robot.name() == name) {
+                Some(robot) => Ok(RobotChoice::Preset(robot)),
+                None => {
+                    let why = format!("{name:?} is none of aloha, droid, libero, ur5, none, auto");
+                    Err(Error::Option { option: "--robot", why })
+                }
+            },
+        }
+    }
+}
+
+/// What the caller wants otherwise than the checkpoint says, or what it does not say.
+#[derive(Debug, Clone, Default)]
+pub struct PolicyOptions {
+    /// Robot preset.
+    pub robot: RobotChoice,
+    /// Name of an openpi training configuration, such as `pi0_aloha_sim`; see [`CONFIGS`](crate::CONFIGS).
+    pub config: Option<String>,
+    /// A tokenizer file, or a directory with one.
+    pub tokenizer: Option<PathBuf>,
+    /// Folder below `assets/` of an openpi checkpoint.
+    pub asset_id: Option<String>,
+    /// For observations without prompt.
+    pub default_prompt: Option<String>,
+    /// Interpolation of images.
+    pub filter: Option<Filter>,
+    /// Bars of letterboxed images.
+    pub pad: Option<Pad>,
+    /// Whether ALOHA's joints and grippers are converted to π0's; by default where openpi or the checkpoint does.
+    pub adapt_to_pi: Option<bool>,
+    /// Whether joint actions are relative to the state; by default what openpi's configuration says.
+    pub delta_actions: Option<bool>,
+}
+
+/// A camera of the network.
+#[derive(Debug, Clone)]
+pub(crate) struct Camera {
+    /// The checkpoint's name.
+    pub key: String,
+    /// The names under which its image may come; the first is the one to tell people.
+    pub names: Vec<String>,
+    pub required: bool,
+}
+
+/// A policy, ready to translate.
+#[derive(Debug)]
+pub struct Policy {
+    pub(crate) directory: PathBuf,
+    pub(crate) facts: ModelFacts,
+    pub(crate) robot: Option<Robot>,
+    pub(crate) cameras: Vec<Camera>,
+    pub(crate) layout: LayoutRule,
+    pub(crate) resize: Resize,
+    pub(crate) state: StateLength,
+    pub(crate) before: Vec<InputStep>,
+    pub(crate) after: Vec<OutputStep>,
+    pub(crate) rows: usize,
+    pub(crate) cols: usize,
+    pub(crate) default_prompt: Option<String>,
+    pub(crate) tokenizer: Option<Tokenizer>,
+    /// Name to camera; none for an ignored one.
+    pub(crate) names: HashMap<String, Option<usize>>,
+    pub(crate) origin: Origin,
+}
+
+/// An observation, ready for the network.
+#[derive(Debug, Clone)]
+pub struct Prepared {
+    /// For the network.
+    pub inputs: Inputs,
+    /// For the user.
+    pub warnings: Vec<Warning>,
+    /// The state that relative actions refer to, for [`Policy::postprocess`].
+    reference: Vec<f64>,
+}
+
+/// A chunk of actions in the robot's units.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Actions {
+    /// Time steps.
+    pub rows: usize,
+    /// Values of one action.
+    pub cols: usize,
+    /// `[rows, cols]`. Where upstream computes in f32, these are f32 values.
+    pub data: Vec<f64>,
+}
+
+impl Actions {
+    /// One action after the other.
+    pub fn iter(&self) -> impl Iterator<Item = &[f64]> {
+        self.data.chunks_exact(self.cols.max(1))
+    }
+}
+
+impl Policy {
+    /// Works out from a checkpoint directory, lerobot's or openpi's, what to do with its observations and actions.
+    ///
+    /// A missing tokenizer is no error here, so that a checkpoint can be inspected; [`preprocess`](Self::preprocess)
+    /// refuses.
+    pub fn load(directory: &Path, facts: ModelFacts, options: &PolicyOptions) -> Result<Self> {
+        load::load(directory, facts, options)
+    }
+
+    /// What was worked out, for people and for JSON.
+    pub fn summary(&self) -> Summary {
+        Summary::of(self)
+    }
+
+    /// The robot whose keys and units are used.
+    pub fn robot(&self) -> Option<Robot> {
+        self.robot
+    }
+
+    /// From what the robot sees to what the network takes.
+    pub fn preprocess(&self, observation: &Observation) -> Result<Prepared> {
+        let mut warnings = Vec::new();
+        let sources = self.match_cameras(observation, &mut warnings)?;
+        self.state.check(&observation.state)?;
+        let prompt = observation.prompt.as_ref().or(self.default_prompt.as_ref()).ok_or(Error::NoPrompt)?;
+        let tokenizer =
+            self.tokenizer.as_ref().ok_or_else(|| Error::NoTokenizer { path: self.directory.clone() })?;
+
+        let mut transition =
+            Transition { state: observation.state.clone(), prompt: prompt.clone(), ..Transition::default() };
+        transition.run(&self.before, tokenizer, self.facts.vocab_size)?;
+        finite(&transition.state, true)?;
+        warnings.append(&mut transition.warnings);
+        let mut state: Vec<f32> = transition.state.iter().map(|&x| x as f32).collect();
+        state.resize(self.facts.state_dim, 0.0);
+
+        let image = |source: &Option<usize>| -> Result<Option<Vec<f32>>> {
+            let Some((key, image)) = source.map(|i| &observation.images[i]) else { return Ok(None) };
+            self.resize.apply(key, image, self.layout, self.facts.image_size).map(Some)
+        };
+        let images = sources.iter().map(image).collect::<Result<_>>()?;
+        let inputs = Inputs { images, tokens: transition.tokens, state, ..Inputs::default() };
+        Ok(Prepared { inputs, warnings, reference: transition.reference })
+    }
+
+    /// From what the network returns, `[horizon, action_dim]`, to what the robot takes.
+    pub fn postprocess(&self, actions: &[f32], prepared: &Prepared) -> Result<Actions> {
+        let ModelFacts { horizon, action_dim, .. } = self.facts;
+        if actions.len() != horizon * action_dim {
+            let why = format!("got {} values, wanted {horizon} x {action_dim}", actions.len());
+            return Err(Error::Actions(why));
+        }
+        let mut data = Vec::with_capacity(self.rows * self.cols);
+        for (t, row) in actions.chunks_exact(action_dim).take(self.rows).enumerate() {
+            let mut action: Vec<f64> = row.iter().map(|&x| f64::from(x)).collect();
+            run_outputs(&self.after, &mut action, &prepared.reference);
+            if let Some(i) = action.iter().position(|x| !x.is_finite()) {
+                return Err(Error::Actions(format!("value {i} of step {t} is {}", action[i])));
+            }
+            data.extend(action);
+        }
+        Ok(Actions { rows: self.rows, cols: self.cols, data })
+    }
+
+    /// For each camera of the network, the position of its image in the observation.
+    fn match_cameras(
+        &self,
+        observation: &Observation,
+        warnings: &mut Vec<Warning>,
+    ) -> Result<Vec<Option<usize>>> {
+        let known = || self.cameras.iter().filter_map(|camera| camera.names.first().cloned()).collect();
+        let mut sources = vec![None; self.cameras.len()];
+        for (i, (key, _)) in observation.images.iter().enumerate() {
+            match self.names.get(key) {
+                Some(&Some(camera)) if sources[camera].is_some() => {
+                    return Err(Error::DuplicateCamera { key: key.clone() });
+                }
+                Some(&Some(camera)) => sources[camera] = Some(i),
+                Some(None) => warnings.push(Warning::CameraIgnored { key: key.clone() }),
+                None => return Err(Error::UnknownCamera { key: key.clone(), known: known() }),
+            }
+        }
+        if sources.iter().all(Option::is_none) {
+            return Err(Error::NoCameras { known: known() });
+        }
+        for (camera, source) in self.cameras.iter().zip(&sources) {
+            let name = camera.names.first().unwrap_or(&camera.key);
+            if source.is_none() && camera.required {
+                let got = observation.images.iter().map(|(key, _)| key.clone()).collect();
+                return Err(Error::MissingCamera { key: name.clone(), got });
+            }
+        }
+        Ok(sources)
+    }
+}

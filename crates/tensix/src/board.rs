@@ -1,0 +1,441 @@
+//! One Wormhole chip: what it is, where its cores and memory banks are, and how kernels are loaded and run.
+
+use std::collections::HashSet;
+use std::time::{Duration, Instant};
+
+use crate::error::{Fault, OpenError};
+use crate::kernels::{Kernel, Processor, firmware, l1};
+use crate::transport::{Batch, Transport, Xy};
+
+/// PCI device and vendor id.
+const WORMHOLE: u32 = 0x401E_1E52;
+/// Coordinates of the first core in the translated system, where rows that do not work come last.
+const FIRST_CORE: u8 = 18;
+const COLUMNS: usize = 8;
+const ROWS: usize = 10;
+/// Bytes of a core's memory.
+const L1_BYTES: u32 = 1464 * 1024;
+/// One network interface of each group of DRAM tiles; each reaches 2 GiB.
+const BANKS: [Xy; 6] = [
+    Xy { x: 0, y: 0 },
+    Xy { x: 0, y: 5 },
+    Xy { x: 5, y: 0 },
+    Xy { x: 5, y: 2 },
+    Xy { x: 5, y: 3 },
+    Xy { x: 5, y: 5 },
+];
+const BANK_BYTES: u64 = 2 << 30;
+/// The lowest addresses are left to the board's own firmware.
+const BANK_START: u64 = 1 << 20;
+/// NoC 1 counts from the opposite corner.
+const NOC_SIZE: (u8, u8) = (10, 12);
+
+/// Resets of the five processors, in a debug register of each core.
+const SOFT_RESET: u64 = 0xFFB1_21B0;
+const RESET_ALL: u32 = 1 << 11 | 7 << 12 | 1 << 18;
+
+/// The ARC processor's registers and memory, as offsets in BAR 0.
+const ARC_RESET_UNIT: u64 = 0x1FF3_0000;
+const ARC_MEMORY: u64 = 0x1FE8_0000;
+const ARC_MEMORY_ADDRESS: u64 = 0x1000_0000;
+const MESSAGE_DEASSERT_RISCV_RESET: u8 = 0xBA;
+const MESSAGE_BUSY_CLOCK: u8 = 0x52;
+const MESSAGE_HARVESTED_ROWS: u8 = 0x57;
+/// Telemetry tags.
+const TAG_BOARD_ID_HIGH: u16 = 1;
+const TAG_BOARD_ID_LOW: u16 = 2;
+const TAG_FIRMWARE_BUNDLE: u16 = 28;
+
+/// What a device is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BoardInfo {
+    /// `ttsim`, or the driver of a card.
+    pub transport: &'static str,
+    /// Architecture.
+    pub arch: &'static str,
+    /// Board id from telemetry; 0 if not reported.
+    pub board_id: u64,
+    /// Firmware bundle from telemetry; 0 if not reported.
+    pub firmware: u32,
+    /// Rows of cores that are fused off.
+    pub harvested_rows: usize,
+    /// Columns and rows of cores that work.
+    pub usable_grid: (usize, usize),
+    /// Columns and rows in use.
+    pub grid: (usize, usize),
+    /// Bytes of device memory.
+    pub dram_bytes: u64,
+    /// Number of banks.
+    pub dram_banks: usize,
+    /// Bytes of memory of each core.
+    pub l1_bytes: u32,
+}
+
+impl std::fmt::Display for BoardInfo {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let (columns, rows) = self.grid;
+        write!(
+            f,
+            "{} through {}: board {:016x}, firmware {:08x}, grid {columns}x{rows} of {}x{} ({} rows harvested), \
+             {} GiB DRAM in {} banks, {} KiB L1 a core",
+            self.arch,
+            self.transport,
+            self.board_id,
+            self.firmware,
+            self.usable_grid.0,
+            self.usable_grid.1,
+            self.harvested_rows,
+            self.dram_bytes >> 30,
+            self.dram_banks,
+            self.l1_bytes >> 10
+        )
+    }
+}
+
+/// A core's state as the host knows it.
+#[derive(Debug, Default)]
+struct Core {
+    /// Kernels in its code memory, by identity.
+    loaded: HashSet<usize>,
+    /// Whether its firmware is in memory, and running.
+    prepared: bool,
+    running: bool,
+}
+
+/// A kernel with its place in code memory, the same on every core.
+#[derive(Debug)]
+pub(crate) struct Loaded {
+    id: usize,
+    base: u32,
+    kernel: Kernel,
+}
+
+pub(crate) struct Board {
+    transport: Box<dyn Transport>,
+    pending: Batch,
+    info: BoardInfo,
+    cores: Vec<Core>,
+    firmware: [Vec<u32>; 5],
+    next_id: usize,
+    next_code: u32,
+    timeout: Duration,
+    fault: Option<Fault>,
+}
+
+fn words(w: &[u32]) -> Vec<u8> {
+    w.iter().flat_map(|w| w.to_le_bytes()).collect()
+}
+
+/// Coordinates as the upper half of a NoC address.
+fn address_mid(t: Xy) -> u32 {
+    u32::from(t.x) << 4 | u32::from(t.y) << 10
+}
+
+impl Board {
+    /// Takes a device over. `grid` limits it to so many columns and rows.
+    pub(crate) fn open(
+        transport: Box<dyn Transport>,
+        grid: Option<(usize, usize)>,
+        timeout: Duration,
+    ) -> Result<Self, OpenError> {
+        let mut firmwares: [Vec<u32>; 5] = Default::default();
+        for (p, f) in Processor::ALL.into_iter().zip(&mut firmwares) {
+            *f = firmware(p)?;
+        }
+        let info = BoardInfo {
+            transport: transport.name(),
+            arch: "Wormhole B0",
+            board_id: 0,
+            firmware: 0,
+            harvested_rows: 0,
+            usable_grid: (COLUMNS, ROWS),
+            grid: (0, 0),
+            dram_bytes: BANK_BYTES * BANKS.len() as u64,
+            dram_banks: BANKS.len(),
+            l1_bytes: L1_BYTES,
+        };
+        let mut board = Self {
+            transport,
+            pending: Batch::default(),
+            info,
+            cores: Vec::new(),
+            firmware: firmwares,
+            next_id: 0,
+            next_code: l1::CODE,
+            timeout,
+            fault: None,
+        };
+        board.discover(grid)?;
+        Ok(board)
+    }
+
+    fn discover(&mut self, grid: Option<(usize, usize)>) -> Result<(), OpenError> {
+        let mut batch = Batch::default();
+        batch.config_read(0);
+        let id = word(&self.run(batch)?);
+        if id != WORMHOLE {
+            return Err(OpenError::NotWormhole(id));
+        }
+        self.arc_message(MESSAGE_DEASSERT_RISCV_RESET)?;
+        self.arc_message(MESSAGE_BUSY_CLOCK)?;
+        let harvested = self.arc_message(MESSAGE_HARVESTED_ROWS)?.count_ones() as usize;
+        let tag = |telemetry: &[(u16, u32)], tag| {
+            telemetry.iter().find(|(t, _)| *t == tag).map_or(0, |(_, value)| *value)
+        };
+        let telemetry = self.telemetry()?;
+        let usable = (COLUMNS, ROWS.saturating_sub(harvested));
+        let wanted = grid.unwrap_or(usable);
+        if wanted.0 == 0 || wanted.1 == 0 || wanted.0 > usable.0 || wanted.1 > usable.1 {
+            return Err(OpenError::Grid { wanted, usable });
+        }
+        self.info.board_id = u64::from(tag(&telemetry, TAG_BOARD_ID_HIGH)) << 32
+            | u64::from(tag(&telemetry, TAG_BOARD_ID_LOW));
+        self.info.firmware = tag(&telemetry, TAG_FIRMWARE_BUNDLE);
+        self.info.harvested_rows = harvested;
+        self.info.usable_grid = usable;
+        self.info.grid = wanted;
+        self.cores.resize_with(wanted.0 * wanted.1, Core::default);
+        Ok(())
+    }
+
+    pub(crate) fn info(&self) -> &BoardInfo {
+        &self.info
+    }
+
+    /// Addresses of a bank that tensors may use.
+    pub(crate) fn bank_range() -> (u64, u64) {
+        (BANK_START, BANK_BYTES)
+    }
+
+    pub(crate) fn core_count(&self) -> usize {
+        self.cores.len()
+    }
+
+    fn place(&self, core: usize) -> (usize, usize) {
+        (core % self.info.grid.0, core / self.info.grid.0)
+    }
+
+    fn tile(&self, core: usize) -> Xy {
+        let (column, row) = self.place(core);
+        Xy { x: FIRST_CORE + column as u8, y: FIRST_CORE + row as u8 }
+    }
+
+    // ---- transfers ----
+
+    fn run(&mut self, batch: Batch) -> Result<Vec<u8>, Fault> {
+        if let Some(fault) = &self.fault {
+            return Err(fault.clone());
+        }
+        self.transport.run(batch).map_err(|e| self.broken(e.into()))
+    }
+
+    /// Remembers why the device is of no more use.
+    fn broken(&mut self, fault: Fault) -> Fault {
+        self.fault = Some(fault.clone());
+        fault
+    }
+
+    fn flush(&mut self) -> Result<Vec<u8>, Fault> {
+        let batch = std::mem::take(&mut self.pending);
+        if batch.is_empty() {
+            return Ok(Vec::new());
+        }
+        self.run(batch)
+    }
+
+    /// Writes tiles of a tensor at `base` of every bank, from tile index 0.
+    pub(crate) fn write_tiles(&mut self, base: u32, tile_bytes: usize, tiles: &[u8]) -> Result<(), Fault> {
+        const CHUNK: usize = 8 << 20;
+        for (bank, &xy) in BANKS.iter().enumerate() {
+            let own: Vec<u8> =
+                tiles.chunks(tile_bytes).skip(bank).step_by(BANKS.len()).flatten().copied().collect();
+            for (i, part) in own.chunks(CHUNK).enumerate() {
+                self.pending.write(xy, u64::from(base) + (i * CHUNK) as u64, part);
+                if self.pending.len() > CHUNK {
+                    self.flush()?;
+                }
+            }
+        }
+        self.flush().map(|_| ())
+    }
+
+    /// Reads tiles `range` of a tensor at `base` of every bank.
+    pub(crate) fn read_tiles(
+        &mut self,
+        base: u32,
+        tile_bytes: usize,
+        tiles: impl ExactSizeIterator<Item = usize>,
+    ) -> Result<Vec<u8>, Fault> {
+        for t in tiles {
+            let addr = u64::from(base) + (t / BANKS.len() * tile_bytes) as u64;
+            self.pending.read(BANKS[t % BANKS.len()], addr, tile_bytes);
+        }
+        self.flush()
+    }
+
+    // ---- the management processor ----
+
+    fn arc_words(&mut self, offsets: &[u64]) -> Result<Vec<u32>, Fault> {
+        let mut batch = Batch::default();
+        offsets.iter().for_each(|&o| batch.arc_read(o));
+        Ok(self.run(batch)?.chunks_exact(4).map(word).collect())
+    }
+
+    /// Sends a message through the scratch registers; its answer.
+    fn arc_message(&mut self, code: u8) -> Result<u32, Fault> {
+        let scratch = |i: u64| ARC_RESET_UNIT + 0x60 + 4 * i;
+        let control = ARC_RESET_UNIT + 0x100;
+        let state = self.arc_words(&[control])?[0];
+        let mut batch = Batch::default();
+        batch.arc_write(scratch(3), 0);
+        batch.arc_write(scratch(5), 0xAA00 | u32::from(code));
+        batch.arc_write(control, state | 1 << 16);
+        self.run(batch)?;
+        let start = Instant::now();
+        while start.elapsed() < self.timeout {
+            let [answer, value] = self.arc_words(&[scratch(5), scratch(3)])?[..] else { break };
+            if answer & 0xFFFF == u32::from(code) {
+                return Ok(value);
+            }
+            let mut batch = Batch::default();
+            batch.tick(16);
+            self.run(batch)?;
+        }
+        Err(self.broken(Fault::Arc(code)))
+    }
+
+    /// Telemetry as tags and values; empty where the firmware publishes none.
+    fn telemetry(&mut self) -> Result<Vec<(u16, u32)>, Fault> {
+        let at = self.arc_words(&[ARC_RESET_UNIT + 0x1D0, ARC_RESET_UNIT + 0x1D4])?;
+        let memory = |a: u32| u64::from(a).checked_sub(ARC_MEMORY_ADDRESS).map(|a| ARC_MEMORY + a);
+        let (Some(table), Some(values)) = (memory(at[0]), memory(at[1])) else { return Ok(Vec::new()) };
+        let count = self.arc_words(&[table + 4])?[0].min(256);
+        let entries: Vec<u64> = (0..u64::from(count)).map(|i| table + 8 + 4 * i).collect();
+        let entries = self.arc_words(&entries)?;
+        let places: Vec<u64> = entries.iter().map(|e| values + 4 * u64::from(e >> 16)).collect();
+        Ok(entries.iter().map(|&e| e as u16).zip(self.arc_words(&places)?).collect())
+    }
+
+    // ---- kernels ----
+
+    /// Gives a kernel its place in the code memory of all cores. When that is full, it starts over, and kernels
+    /// made before must not be run again: `false` says so.
+    pub(crate) fn load(&mut self, kernel: Kernel) -> (Loaded, bool) {
+        let bytes: usize = kernel.code.iter().map(|c| c.len() * 4).sum();
+        let fresh = self.next_code as usize + bytes > l1::DATA as usize;
+        if fresh {
+            self.next_code = l1::CODE;
+            self.cores.iter_mut().for_each(|c| c.loaded.clear());
+        }
+        let base = self.next_code;
+        self.next_code = (base + bytes as u32).next_multiple_of(64);
+        self.next_id += 1;
+        (Loaded { id: self.next_id, base, kernel }, !fresh)
+    }
+
+    /// Runs a kernel on some cores, each with its arguments, and waits for all of them.
+    pub(crate) fn launch(&mut self, loaded: &Loaded, work: &[(usize, Vec<u32>)]) -> Result<(), Fault> {
+        self.prepare(loaded, work)?;
+        let mut entry = loaded.base;
+        let go = loaded.kernel.code.each_ref().map(|code| {
+            let at = if code.is_empty() { 0 } else { entry };
+            entry += 4 * code.len() as u32;
+            at
+        });
+        let counters = [0u8; l1::COUNTER_BYTES as usize];
+        for (core, args) in work {
+            let mut data = counters.to_vec();
+            data.extend(words(args));
+            self.pending.write(self.tile(*core), l1::COUNTERS.into(), &data);
+        }
+        for (core, _) in work {
+            self.pending.write(self.tile(*core), l1::GO.into(), &words(&go));
+        }
+        self.wait(&loaded.kernel.name, work.iter().map(|(core, _)| *core).collect())
+    }
+
+    /// Brings the cores of `work` up with the kernel in memory.
+    ///
+    /// Code is only ever written while a core is held in reset, which also empties its instruction caches.
+    fn prepare(&mut self, loaded: &Loaded, work: &[(usize, Vec<u32>)]) -> Result<(), Fault> {
+        let used: HashSet<usize> = work.iter().map(|(core, _)| *core).collect();
+        if self.transport.simulated() {
+            // Cores that idle cost the simulator as much as cores that compute.
+            for core in (0..self.cores.len()).filter(|c| !used.contains(c)) {
+                if std::mem::take(&mut self.cores[core].running) {
+                    self.pending.write(self.tile(core), SOFT_RESET, &RESET_ALL.to_le_bytes());
+                }
+            }
+        }
+        let mut started = Vec::new();
+        for &(core, _) in work {
+            let tile = self.tile(core);
+            let state = &self.cores[core];
+            if state.running && state.loaded.contains(&loaded.id) {
+                continue;
+            }
+            self.pending.write(tile, SOFT_RESET, &RESET_ALL.to_le_bytes());
+            if !self.cores[core].prepared {
+                for (start, code) in l1::START.into_iter().zip(&self.firmware) {
+                    self.pending.write(tile, start.into(), &words(code));
+                }
+                let banks = BANKS.map(|b| {
+                    let mirrored = Xy { x: NOC_SIZE.0 - 1 - b.x, y: NOC_SIZE.1 - 1 - b.y };
+                    [address_mid(b), address_mid(mirrored)]
+                });
+                self.pending.write(tile, l1::BANKS.into(), &words(banks.as_flattened()));
+                self.cores[core].prepared = true;
+            }
+            if self.cores[core].loaded.insert(loaded.id) {
+                let code: Vec<u32> = loaded.kernel.code.iter().flatten().copied().collect();
+                self.pending.write(tile, loaded.base.into(), &words(&code));
+            }
+            // The firmware clears these words once it is up.
+            self.pending.write(tile, l1::GO.into(), &words(&[1; 5]));
+            self.pending.write(tile, SOFT_RESET, &0u32.to_le_bytes());
+            self.cores[core].running = true;
+            started.push(core);
+        }
+        self.wait("firmware", started)
+    }
+
+    /// Waits until all processors of the cores have cleared their GO words.
+    fn wait(&mut self, kernel: &str, mut cores: Vec<usize>) -> Result<(), Fault> {
+        let start = Instant::now();
+        let mut clocks = 32;
+        while !cores.is_empty() {
+            if self.transport.simulated() {
+                self.pending.tick(clocks);
+                clocks = (clocks + clocks / 4).min(4096);
+            }
+            for &core in &cores {
+                let tile = self.tile(core);
+                self.pending.read(tile, l1::GO.into(), 20);
+            }
+            let reply = self.flush()?;
+            let state: Vec<Vec<u32>> =
+                reply.chunks_exact(20).map(|go| go.chunks_exact(4).map(word).collect()).collect();
+            let busy = |go: &Vec<u32>| go.iter().any(|&w| w != 0);
+            if start.elapsed() > self.timeout {
+                if let Some((core, go)) = cores.iter().zip(&state).find(|(_, go)| busy(go)) {
+                    let stuck = Processor::ALL.iter().zip(go).filter(|(_, w)| **w != 0);
+                    let processors: Vec<&str> = stuck.map(|(p, _)| p.name()).collect();
+                    let (column, row) = self.place(*core);
+                    let fault = Fault::Hung {
+                        kernel: kernel.to_owned(),
+                        core: format!("({column}, {row})"),
+                        processors: processors.join(", "),
+                        seconds: self.timeout.as_secs(),
+                    };
+                    return Err(self.broken(fault));
+                }
+            }
+            cores = cores.into_iter().zip(&state).filter(|(_, go)| busy(go)).map(|(core, _)| core).collect();
+        }
+        Ok(())
+    }
+}
+
+fn word(bytes: impl AsRef<[u8]>) -> u32 {
+    bytes.as_ref().first_chunk().map_or(0, |b| u32::from_le_bytes(*b))
+}

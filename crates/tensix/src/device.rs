@@ -1,0 +1,213 @@
+//! The device: options, state, and how operations launch kernels.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Duration;
+
+use crate::board::{Board, BoardInfo, Loaded};
+use crate::dram::{Dram, Region};
+use crate::error::{Fault, OpenError};
+use crate::kernels::{AttentionKernel, Banks, Eltwise, Gather, Kernel, Matmul, NormKernel, l1};
+use crate::layout::{Format, from_tiles, push_tile, tiles, to_tiles};
+use crate::tensor::Tensor;
+use crate::transport;
+
+/// How to open a device.
+#[derive(Debug, Clone, Default)]
+pub struct TensixOptions {
+    /// Limits the device to so many columns and rows of cores; all that work if none.
+    pub grid: Option<(usize, usize)>,
+    /// Tenstorrent's `libttsim.so`; `TT_METAL_SIMULATOR` if none.
+    pub simulator: Option<PathBuf>,
+    /// How long a kernel may take before it counts as hung; ten minutes if none, since simulated time is slow.
+    pub timeout: Option<Duration>,
+}
+
+/// What a device has done and holds.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Stats {
+    /// Kernels run.
+    pub launches: u64,
+    /// Kernels assembled and loaded.
+    pub kernels: u64,
+    /// Bytes of device memory in use.
+    pub dram_used: u64,
+}
+
+/// A Wormhole device.
+pub struct Tensix {
+    state: Mutex<State>,
+    pub(crate) dram: Dram,
+    pub(crate) banks: Banks,
+    info: BoardInfo,
+    constants: OnceLock<Constants>,
+}
+
+/// Constant tiles in device memory.
+pub(crate) struct Constants {
+    /// Base address of a tile with ones in its first three columns, which select the rows of a bias.
+    pub(crate) ones: u32,
+    /// Base address of the identity.
+    pub(crate) identity: u32,
+    _regions: [Region; 2],
+}
+
+struct State {
+    board: Board,
+    kernels: HashMap<Key, Loaded>,
+    stats: Stats,
+}
+
+/// Everything a kernel's code depends on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum Key {
+    Eltwise(Eltwise),
+    Gather(Gather),
+    Matmul(Matmul),
+    Norm(NormKernel),
+    Attention(AttentionKernel),
+}
+
+impl Key {
+    fn build(&self, l1_bytes: u32) -> Result<Kernel, Fault> {
+        match self {
+            Key::Eltwise(k) => k.build(l1_bytes),
+            Key::Gather(k) => k.build(l1_bytes),
+            Key::Matmul(k) => k.build(l1_bytes),
+            Key::Norm(k) => k.build(l1_bytes),
+            Key::Attention(k) => k.build(l1_bytes),
+        }
+    }
+}
+
+impl Tensix {
+    /// Opens the simulator that the options or the environment name.
+    pub fn open(options: &TensixOptions) -> Result<Self, OpenError> {
+        let named = options
+            .simulator
+            .clone()
+            .or_else(|| std::env::var_os("TT_METAL_SIMULATOR").filter(|v| !v.is_empty()).map(PathBuf::from));
+        let library = named.ok_or(OpenError::NoDevice)?;
+        let timeout = options.timeout.unwrap_or(Duration::from_secs(600));
+        // The library answers between slices of simulated time, each far shorter than a kernel's time limit.
+        let transport =
+            transport::spawn(&library, timeout + Duration::from_secs(30)).map_err(Fault::Transport)?;
+        let board = Board::open(transport, options.grid, timeout)?;
+        let info = board.info().clone();
+        let (start, end) = Board::bank_range();
+        let state = State { board, kernels: HashMap::new(), stats: Stats::default() };
+        Ok(Self {
+            state: Mutex::new(state),
+            dram: Dram::new(info.dram_banks, start, end),
+            banks: Banks(info.dram_banks as u32),
+            info,
+            constants: OnceLock::new(),
+        })
+    }
+
+    /// What the device is.
+    pub fn describe(&self) -> &BoardInfo {
+        &self.info
+    }
+
+    /// What it has done and holds.
+    pub fn stats(&self) -> Stats {
+        Stats { dram_used: self.dram.used(), ..self.lock().stats }
+    }
+
+    /// Bytes of device memory that tensors and weights may take.
+    pub fn dram_capacity(&self) -> u64 {
+        self.dram.capacity()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // A panic while the lock is held could only come from a bug; the board remembers its own faults.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    // ---- memory ----
+
+    /// An uninitialized tensor.
+    pub(crate) fn tensor(&self, rows: usize, cols: usize) -> Result<Tensor, Fault> {
+        let region = self.dram.allocate(tiles(rows) * tiles(cols), Format::F32.tile_bytes())?;
+        Ok(Tensor::whole(region, rows, cols))
+    }
+
+    /// Memory with tiles in it.
+    pub(crate) fn region(&self, data: &[u8], format: Format) -> Result<Region, Fault> {
+        let region = self.dram.allocate(data.len() / format.tile_bytes(), format.tile_bytes())?;
+        self.lock().board.write_tiles(region.base(), format.tile_bytes(), data)?;
+        Ok(region)
+    }
+
+    pub(crate) fn put(&self, rows: usize, cols: usize, data: &[f32]) -> Result<Tensor, Fault> {
+        Ok(Tensor::whole(self.region(&to_tiles(data, rows, cols, Format::F32), Format::F32)?, rows, cols))
+    }
+
+    pub(crate) fn get(&self, x: &Tensor) -> Result<Vec<f32>, Fault> {
+        let (rows, cols) = (x.tile_rows(), x.tile_cols());
+        let order: Vec<usize> = (0..rows * cols).map(|i| x.tile(i / cols, i % cols) as usize).collect();
+        let bytes = self.lock().board.read_tiles(x.base(), Format::F32.tile_bytes(), order.into_iter())?;
+        Ok(from_tiles(&bytes, x.rows, x.cols, cols))
+    }
+
+    /// The constant tiles, uploaded when first asked for.
+    pub(crate) fn constants(&self) -> Result<&Constants, Fault> {
+        if let Some(constants) = self.constants.get() {
+            return Ok(constants);
+        }
+        let tile = |value: fn(usize, usize) -> bool| {
+            let mut bytes = Vec::new();
+            push_tile(&mut bytes, Format::F32, |r, c| f32::from(u8::from(value(r, c))));
+            self.region(&bytes, Format::F32)
+        };
+        let regions = [tile(|_, c| c < 3)?, tile(|r, c| r == c)?];
+        let [ones, identity] = regions.each_ref().map(Region::base);
+        Ok(self.constants.get_or_init(|| Constants { ones, identity, _regions: regions }))
+    }
+
+    // ---- kernels ----
+
+    /// Number of cores in use.
+    pub(crate) fn cores(&self) -> usize {
+        self.info.grid.0 * self.info.grid.1
+    }
+
+    /// Runs a kernel over a list of items, spread evenly over the cores.
+    ///
+    /// The arguments of a core are the number of its items, `head`, and the items. What an item computes does
+    /// not depend on the core it is on, so any grid gives the same bits.
+    pub(crate) fn run(&self, key: Key, head: &[u32], items: &[Vec<u32>]) -> Result<(), Fault> {
+        let Some(item_words) = items.iter().map(Vec::len).max() else { return Ok(()) };
+        let room = (l1::ARG_WORDS - 1 - head.len()) / item_words.max(1);
+        let mut state = self.lock();
+        let State { board, kernels, stats } = &mut *state;
+        if !kernels.contains_key(&key) {
+            let kernel = key.build(board.info().l1_bytes)?;
+            let (loaded, kept) = board.load(kernel);
+            if !kept {
+                kernels.clear();
+            }
+            kernels.insert(key, loaded);
+            stats.kernels += 1;
+        }
+        let loaded = &kernels[&key];
+        for round in items.chunks(room * board.core_count()) {
+            let each = round.len().div_ceil(board.core_count());
+            let work: Vec<(usize, Vec<u32>)> = round
+                .chunks(each)
+                .enumerate()
+                .map(|(core, own)| {
+                    let mut args = vec![own.len() as u32];
+                    args.extend(head);
+                    args.extend(own.iter().flatten());
+                    (core, args)
+                })
+                .collect();
+            board.launch(loaded, &work)?;
+            stats.launches += 1;
+        }
+        Ok(())
+    }
+}

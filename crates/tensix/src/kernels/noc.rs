@@ -1,0 +1,113 @@
+//! NoC transfers by the data movement processors, and the addresses of interleaved tiles.
+//!
+//! Registers that these blocks own: `s0` network interface, `s1` this core's coordinates, `s8` to `s10` bank
+//! arithmetic, `a7` responses due. Scratch: `t0` to `t2`, `t5`.
+
+use super::l1;
+use crate::rv::{Asm, Reg};
+
+/// Which network; reads go over 0, writes over 1.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Noc {
+    Read,
+    Write,
+}
+
+/// DRAM banks that tensors are interleaved over: tile `t` lies in bank `t % banks`, slot `t / banks`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) struct Banks(pub(crate) u32);
+
+// Offsets in the network interface's command buffer.
+const TARGET_LOW: i32 = 0x00;
+const TARGET_MID: i32 = 0x04;
+const RETURN_LOW: i32 = 0x0C;
+const RETURN_MID: i32 = 0x10;
+const PACKET_TAG: i32 = 0x18;
+const CONTROL: i32 = 0x1C;
+const LENGTH: i32 = 0x20;
+const START: i32 = 0x28;
+const NODE_ID: i32 = 0x2C;
+const WRITE_ACKS: i32 = 0x204;
+const READ_RESPONSES: i32 = 0x208;
+
+impl Noc {
+    fn base(self) -> u32 {
+        match self {
+            Noc::Read => 0xFFB2_0000,
+            Noc::Write => 0xFFB3_0000,
+        }
+    }
+
+    fn counter(self) -> i32 {
+        match self {
+            Noc::Read => READ_RESPONSES,
+            Noc::Write => WRITE_ACKS,
+        }
+    }
+
+    /// Loads the registers that the other blocks use.
+    pub(super) fn init(self, a: &mut Asm, banks: Banks) {
+        a.li(Reg::S0, self.base());
+        a.lw(Reg::S1, Reg::S0, NODE_ID);
+        a.slli(Reg::S1, Reg::S1, 20); // 12 coordinate bits,
+        a.srli(Reg::S1, Reg::S1, 16); // above 4 bits of address
+        a.li(Reg::S8, (u64::from(u32::MAX) / u64::from(banks.0) + 1) as u32);
+        a.li(Reg::S9, banks.0);
+        a.li(Reg::S10, l1::BANKS + if self == Noc::Read { 0 } else { 4 });
+        a.lw(Reg::A7, Reg::S0, self.counter());
+    }
+
+    /// Waits until every transfer issued has been answered.
+    pub(super) fn wait(self, a: &mut Asm) {
+        let spin = a.here();
+        a.lw(Reg::T5, Reg::S0, self.counter());
+        a.bne(Reg::T5, Reg::A7, spin);
+    }
+
+    /// `t0`, `t1` = low and high address words of tile `tile` of the tensor at `base`, with tiles of
+    /// `1 << shift` bytes. Clobbers `t5`.
+    pub(super) fn tile_address(self, a: &mut Asm, tile: Reg, base: Reg, shift: u32) {
+        a.mulhu(Reg::T0, tile, Reg::S8); // slot
+        a.mul(Reg::T1, Reg::T0, Reg::S9);
+        a.sub(Reg::T1, tile, Reg::T1); // bank
+        a.slli(Reg::T1, Reg::T1, 3);
+        a.add(Reg::T1, Reg::T1, Reg::S10);
+        a.lw(Reg::T1, Reg::T1, 0);
+        a.slli(Reg::T0, Reg::T0, shift);
+        a.add(Reg::T0, Reg::T0, base);
+    }
+
+    /// Starts a transfer of `bytes` (at most 8192) between the remote address in `t0`, `t1` and `local`.
+    /// Clobbers `t2`, `t5`.
+    pub(super) fn transfer(self, a: &mut Asm, local: Reg, bytes: u32) {
+        let busy = a.here();
+        a.lw(Reg::T5, Reg::S0, START);
+        a.bne(Reg::T5, Reg::Zero, busy);
+        let ((from_low, from_mid), (to_low, to_mid)) = match self {
+            Noc::Read => ((Reg::T0, Reg::T1), (local, Reg::S1)),
+            Noc::Write => ((local, Reg::S1), (Reg::T0, Reg::T1)),
+        };
+        a.sw(from_low, Reg::S0, TARGET_LOW);
+        a.sw(from_mid, Reg::S0, TARGET_MID);
+        a.sw(to_low, Reg::S0, RETURN_LOW);
+        a.sw(to_mid, Reg::S0, RETURN_MID);
+        a.sw(Reg::Zero, Reg::S0, PACKET_TAG);
+        // A read, or a write, that is answered.
+        a.addi(Reg::T5, Reg::Zero, if self == Noc::Read { 0x10 } else { 0x12 });
+        a.sw(Reg::T5, Reg::S0, CONTROL);
+        a.li(Reg::T2, bytes);
+        a.sw(Reg::T2, Reg::S0, LENGTH);
+        a.addi(Reg::T5, Reg::Zero, 1);
+        a.sw(Reg::T5, Reg::S0, START);
+        a.addi(Reg::A7, Reg::A7, 1);
+    }
+
+    /// Starts the transfer of one whole tile.
+    pub(super) fn tile(self, a: &mut Asm, tile: Reg, base: Reg, local: Reg, shift: u32) {
+        self.tile_address(a, tile, base, shift);
+        self.transfer(a, local, 1 << shift);
+    }
+}
+
+/// `log2` of the bytes of an f32 tile.
+pub(super) const F32_SHIFT: u32 = 12;

@@ -1,0 +1,172 @@
+//! Attention: which key tiles each row of query tiles sees, and under which masks.
+
+use pi0_device::{Attention, Error, KeyValue, OpKind, Result, Span};
+
+use super::{NAME, failed};
+use crate::device::{Key, Tensix};
+use crate::kernels::{AttentionKernel, MASKED};
+use crate::layout::{Format, TILE, push_tile, tiles};
+use crate::tensor::Tensor;
+
+const OP: OpKind = OpKind::Attention;
+
+/// For each of 32 queries the keys of a tile that it sees, one bit each.
+type Mask = [u32; TILE];
+const SEES_ALL: Mask = [u32::MAX; TILE];
+
+/// A key tile that a row of query tiles sees.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Seen {
+    part: usize,
+    tile: usize,
+    /// Index into the masks.
+    mask: usize,
+}
+
+/// What each row of query tiles sees.
+#[derive(Debug, PartialEq, Eq)]
+struct Plan {
+    rows: Vec<Vec<Seen>>,
+    /// The first sees everything.
+    masks: Vec<Mask>,
+}
+
+/// Bits of keys `range` in the tile that starts at `start`.
+fn bits(range: &std::ops::Range<usize>, start: usize) -> u32 {
+    let from = range.start.clamp(start, start + TILE) - start;
+    let to = range.end.clamp(start, start + TILE) - start;
+    let below = |n: usize| if n == TILE { u32::MAX } else { (1 << n) - 1 };
+    below(to) & !below(from)
+}
+
+impl Plan {
+    /// From spans that cover `queries` rows over parts of so many key rows.
+    fn new(spans: &[Span], queries: usize, parts: &[usize]) -> Self {
+        let mut plan = Plan { rows: Vec::new(), masks: vec![SEES_ALL] };
+        for row in 0..tiles(queries) {
+            let own = row * TILE..((row + 1) * TILE).min(queries);
+            let spans: Vec<&Span> =
+                spans.iter().filter(|s| s.queries.start < own.end && s.queries.end > own.start).collect();
+            let mut seen = Vec::new();
+            for (part, &keys) in parts.iter().enumerate() {
+                for tile in 0..tiles(keys) {
+                    // Queries that fill the last tile see whatever their kernel computes: nobody reads them.
+                    let mut mask = SEES_ALL;
+                    for s in &spans {
+                        let of_part = s.keys.iter().filter(|k| k.part == part);
+                        let sees = of_part.fold(0, |m, k| m | bits(&k.rows, tile * TILE));
+                        let rows = s.queries.start.max(own.start)..s.queries.end.min(own.end);
+                        mask[rows.start - own.start..rows.end - own.start].fill(sees);
+                    }
+                    if mask[..own.len()].iter().any(|&m| m != 0) {
+                        seen.push(Seen { part, tile, mask: plan.mask(mask) });
+                    }
+                }
+            }
+            plan.rows.push(seen);
+        }
+        plan
+    }
+
+    fn mask(&mut self, mask: Mask) -> usize {
+        self.masks.iter().position(|m| *m == mask).unwrap_or_else(|| {
+            self.masks.push(mask);
+            self.masks.len() - 1
+        })
+    }
+
+    /// Tiles `[key][query]` of what is added to a score.
+    fn mask_tiles(&self) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        for mask in &self.masks {
+            push_tile(
+                &mut bytes,
+                Format::F32,
+                |key, query| {
+                    if mask[query] >> key & 1 == 1 { 0.0 } else { MASKED }
+                },
+            );
+        }
+        bytes
+    }
+}
+
+impl Tensix {
+    pub(super) fn attention_op(
+        &self,
+        q: &Tensor,
+        kv: &[KeyValue<'_, Tensor>],
+        spec: &Attention<'_>,
+    ) -> Result<Tensor> {
+        let shapes: Vec<_> = kv.iter().map(|p| ([p.k.rows, p.k.cols], [p.v.rows, p.v.cols])).collect();
+        spec.check([q.rows, q.cols], &shapes)?;
+        if spec.spans.iter().any(overlapping) {
+            return Err(Error::unsupported(NAME, OP, "a key that a query sees twice"));
+        }
+        let width = tiles(spec.head_dim);
+        let (q, parts) = self.with_padded_heads(q, kv, spec)?;
+        let rows: Vec<usize> = kv.iter().map(|p| p.k.rows).collect();
+        let plan = Plan::new(spec.spans, q.rows, &rows);
+        let masked = plan.masks.len() > 1;
+        let masks = if masked { Some(self.region(&plan.mask_tiles(), Format::F32)) } else { None };
+        let masks = masks.transpose().map_err(failed(OP))?;
+        let key = AttentionKernel {
+            width: width as u32,
+            keys: plan.rows.iter().map(Vec::len).max().unwrap_or(0).next_multiple_of(8) as u32,
+            masked,
+            scale: spec.scale.to_bits(),
+            banks: self.banks,
+        };
+        let y = self.tensor(q.rows, spec.heads * width * TILE).map_err(failed(OP))?;
+        let identity = self.constants().map_err(failed(OP))?.identity;
+        let head = [y.base(), q.base(), masks.as_ref().map_or(0, |m| m.base()), identity];
+        let mut items = Vec::new();
+        for h in 0..spec.heads {
+            let kv_head = h / (spec.heads / spec.kv_heads);
+            for (row, seen) in plan.rows.iter().enumerate() {
+                let mut item = vec![seen.len() as u32, y.tile(row, h * width), q.tile(row, h * width)];
+                for s in seen {
+                    let (k, v) = &parts[s.part];
+                    let at = kv_head * width;
+                    item.extend([k.base(), v.base(), k.tile(s.tile, at), v.tile(s.tile, at), s.mask as u32]);
+                }
+                items.push(item);
+            }
+        }
+        self.run(Key::Attention(key), &head, &items).map_err(failed(OP))?;
+        if spec.head_dim.is_multiple_of(TILE) {
+            return Ok(y);
+        }
+        let column = |c: usize| Some(c / spec.head_dim * width * TILE + c % spec.head_dim);
+        self.gather(OP, q.rows, spec.heads * spec.head_dim, |r| (&y, r), column)
+    }
+
+    /// The operands with every head starting at a tile, padded with zeros.
+    fn with_padded_heads(
+        &self,
+        q: &Tensor,
+        kv: &[KeyValue<'_, Tensor>],
+        spec: &Attention<'_>,
+    ) -> Result<(Tensor, Vec<(Tensor, Tensor)>)> {
+        if spec.head_dim.is_multiple_of(TILE) {
+            return Ok((q.clone(), kv.iter().map(|p| (p.k.clone(), p.v.clone())).collect()));
+        }
+        let padded = tiles(spec.head_dim) * TILE;
+        let pad = |x: &Tensor| {
+            let heads = x.cols / spec.head_dim;
+            let column =
+                |c: usize| (c % padded < spec.head_dim).then(|| c / padded * spec.head_dim + c % padded);
+            self.gather(OP, x.rows, heads * padded, |r| (x, r), column)
+        };
+        let parts: Result<Vec<_>> = kv.iter().map(|p| Ok((pad(p.k)?, pad(p.v)?))).collect();
+        Ok((pad(q)?, parts?))
+    }
+}
+
+/// Whether a span lists a key twice.
+fn overlapping(span: &Span) -> bool {
+    let mut keys: Vec<_> =
+        span.keys.iter().filter(|k| !k.rows.is_empty()).map(|k| (k.part, k.rows.start, k.rows.end)).collect();
+    keys.sort_unstable();
+    keys.windows(2).any(|w| w[0].0 == w[1].0 && w[0].2 > w[1].1)
+}

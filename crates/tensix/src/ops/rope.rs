@@ -1,0 +1,64 @@
+//! Rotary position embedding.
+
+use pi0_device::{Error, OpKind, Result};
+
+use super::failed;
+use crate::device::Tensix;
+use crate::kernels::EltwiseOp;
+use crate::layout::TILE;
+use crate::tensor::Tensor;
+
+impl Tensix {
+    pub(super) fn rope_op(&self, x: &Tensor, positions: &[u32], head_dim: usize) -> Result<Tensor> {
+        let op = OpKind::Rope;
+        if head_dim == 0 || !head_dim.is_multiple_of(2) || !x.cols.is_multiple_of(head_dim) {
+            return Err(Error::shape(op, format!("{} columns in heads of {head_dim}", x.cols)));
+        }
+        if positions.len() != x.rows {
+            return Err(Error::shape(op, format!("{} positions for {} rows", positions.len(), x.rows)));
+        }
+        let half = head_dim / 2;
+        let y = self.tensor(x.rows, x.cols).map_err(failed(op))?;
+        if half.is_multiple_of(TILE) {
+            // The other of each pair is half a head away: whole tiles.
+            let [cos, sin] = self.tables(positions, head_dim, head_dim)?;
+            let (width, turn) = (head_dim / TILE, half / TILE);
+            self.eltwise(op, EltwiseOp::Rope, &y, &[x.base(), x.base(), cos.base(), sin.base()], |r, c| {
+                let at = c % width;
+                let other = if at < turn { c + turn } else { c - turn };
+                vec![x.tile(r, c), x.tile(r, other), cos.tile(r, at), sin.tile(r, at)]
+            })?;
+        } else {
+            let [cos, sin] = self.tables(positions, head_dim, x.cols)?;
+            let turned = self.gather(
+                op,
+                x.rows,
+                x.cols,
+                |r| (x, r),
+                |c| Some(if c % head_dim < half { c + half } else { c - half }),
+            )?;
+            let bases = [x.base(), turned.base(), cos.base(), sin.base()];
+            self.eltwise(op, EltwiseOp::Rope, &y, &bases, |r, c| {
+                vec![x.tile(r, c), turned.tile(r, c), cos.tile(r, c), sin.tile(r, c)]
+            })?;
+        }
+        Ok(y)
+    }
+
+    /// Cosines, and sines with the sign of the other of each pair, `[rows, cols]`.
+    fn tables(&self, positions: &[u32], head_dim: usize, cols: usize) -> Result<[Tensor; 2]> {
+        let half = head_dim / 2;
+        let rates: Vec<f32> = (0..half).map(|i| 10000f32.powf(-2.0 * i as f32 / head_dim as f32)).collect();
+        let (mut cos, mut sin) = (Vec::new(), Vec::new());
+        for &p in positions {
+            for c in 0..cols {
+                let i = c % head_dim;
+                let angle = p as f32 * rates[i % half];
+                cos.push(angle.cos());
+                sin.push(if i < half { -angle.sin() } else { angle.sin() });
+            }
+        }
+        let put = |data: &[f32]| self.put(positions.len(), cols, data).map_err(failed(OpKind::Rope));
+        Ok([put(&cos)?, put(&sin)?])
+    }
+}

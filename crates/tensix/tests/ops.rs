@@ -1,0 +1,215 @@
+//! Every operation on the simulator against the scalar reference, at odd sizes.
+
+mod common;
+
+use std::ops::Range;
+
+use common::{check, open, put, random};
+use pi0_device::{
+    Attention, Device, KeyValue, Keys, LinearPart, NormKind, Reference, Span, TensorSource, WeightSource,
+};
+use pi0_tensix::Tensix;
+
+/// Runs the same expression on the device and on the reference, and compares.
+macro_rules! both {
+    ($device:expr, $what:expr, $bound:expr, $d:ident => $body:expr) => {{
+        let got = {
+            let $d: &Tensix = $device;
+            let y = $body;
+            $d.download(&y).expect("a download")
+        };
+        let want = {
+            let $d = &Reference;
+            let y = $body;
+            $d.download(&y).expect("a download")
+        };
+        check(&$what, &got, &want, $bound.0, $bound.1)
+    }};
+}
+
+/// Moves, and f32 arithmetic on the vector unit.
+const EXACT: (f64, f64) = (1.0 - 1e-12, 0.0);
+const F32: (f64, f64) = (0.999_999_999, 3e-6);
+/// Products of TF32 activations with bf16 weights.
+const BF16: (f64, f64) = (0.999_99, 4e-3);
+/// Attention: scores, probabilities and values in TF32.
+const ATTENTION: (f64, f64) = (0.999_998, 3e-3);
+/// Products in TF32.
+const TF32: (f64, f64) = (0.999_999, 2e-3);
+
+fn source(name: &str, rows: usize, cols: usize, seed: u64, deviation: f32) -> TensorSource {
+    TensorSource::from_f32(name, vec![rows, cols], &random(seed, rows, cols, deviation).data).unwrap()
+}
+
+fn vector(name: &str, n: usize, seed: u64, deviation: f32) -> TensorSource {
+    TensorSource::from_f32(name, vec![n], &random(seed, 1, n, deviation).data).unwrap()
+}
+
+fn linear(inputs: usize, outputs: &[usize], bias: bool, exact: bool) -> WeightSource {
+    let deviation = (inputs as f32).powf(-0.5);
+    let parts = outputs.iter().enumerate().map(|(i, &out)| LinearPart {
+        weight: source("w", out, inputs, 7 + i as u64, deviation),
+        bias: bias.then(|| vector("b", out, 70 + i as u64, 1.0)),
+        columns: None,
+    });
+    WeightSource::Linear { parts: parts.collect(), exact }
+}
+
+#[test]
+fn moves_return_every_bit() {
+    let Some(device) = open() else { return };
+    for (rows, cols) in [(1, 1), (33, 70), (64, 32), (100, 200)] {
+        let x = random(1, rows, cols, 1.0);
+        both!(&device, format!("{rows}x{cols} up and down"), EXACT, d => put(d, &x));
+    }
+}
+
+#[test]
+fn pointwise() {
+    let Some(device) = open() else { return };
+    for (rows, cols) in [(1, 5), (40, 70), (65, 96)] {
+        let (x, y) = (random(1, rows, cols, 2.0), random(2, rows, cols, 1.0));
+        let name = |op: &str| format!("{op} {rows}x{cols}");
+        both!(&device, name("gelu"), F32, d => d.gelu(&put(d, &x)).unwrap());
+        both!(&device, name("silu"), F32, d => d.silu(&put(d, &x)).unwrap());
+        both!(&device, name("add"), F32, d => d.add(&put(d, &x), &put(d, &y)).unwrap());
+        both!(&device, name("add_scaled"), F32, d => d.add_scaled(&put(d, &x), &put(d, &y), -0.1).unwrap());
+        if cols % 2 == 0 {
+            both!(&device, name("geglu"), F32, d => d.geglu(&put(d, &x)).unwrap());
+        }
+    }
+    for (rows, period) in [(96, 32), (48, 16), (50, 1)] {
+        let (x, y) = (random(1, rows, 40, 2.0), random(2, period, 40, 1.0));
+        both!(&device, format!("add {rows} rows, {period}"), F32, d => d.add(&put(d, &x), &put(d, &y)).unwrap());
+    }
+}
+
+#[test]
+fn shapes() {
+    let Some(device) = open() else { return };
+    let x = random(1, 70, 130, 1.0);
+    for range in [0..32usize, 32..70, 1..51, 69..70] {
+        let r: Range<usize> = range.clone();
+        both!(&device, format!("rows {range:?}"), EXACT, d => d.slice_rows(&put(d, &x), r.clone()).unwrap());
+    }
+    for range in [0..64usize, 64..130, 18..36, 5..128, 100..101] {
+        let r: Range<usize> = range.clone();
+        both!(&device, format!("columns {range:?}"), EXACT, d => d.slice_cols(&put(d, &x), r.clone()).unwrap());
+    }
+    let parts = [random(2, 1, 40, 1.0), random(3, 50, 40, 1.0), random(4, 32, 40, 1.0)];
+    both!(&device, "concat", EXACT, d => {
+        let parts = parts.each_ref().map(|p| put(d, p));
+        d.concat_rows(&parts.each_ref()).unwrap()
+    });
+    // A slice of a slice, used by an operation: what lies around a view must not leak into it.
+    both!(&device, "gelu of views", F32, d => {
+        let y = d.slice_cols(&put(d, &x), 32..96).unwrap();
+        d.gelu(&d.slice_rows(&y, 32..50).unwrap()).unwrap()
+    });
+}
+
+#[test]
+fn linears() {
+    let Some(device) = open() else { return };
+    for (rows, inputs, outputs, bias) in [
+        (1, 8, vec![3], true),
+        (33, 70, vec![40, 9, 64], true),
+        (64, 320, vec![128], false),
+        (96, 32, vec![96], true),
+    ] {
+        let x = random(1, rows, inputs, 1.0);
+        let w = linear(inputs, &outputs, bias, false);
+        let name = format!("linear {rows}x{inputs} to {outputs:?}");
+        both!(&device, name, BF16, d => d.linear(&put(d, &x), &d.prepare(&w).unwrap()).unwrap());
+        let w = linear(inputs, &outputs, bias, true);
+        let name = format!("exact linear {rows}x{inputs} to {outputs:?}");
+        both!(&device, name, TF32, d => d.linear(&put(d, &x), &d.prepare(&w).unwrap()).unwrap());
+    }
+}
+
+#[test]
+fn norms() {
+    let Some(device) = open() else { return };
+    for (rows, cols) in [(1, 7), (33, 72), (64, 128), (40, 160)] {
+        let mut x = random(1, rows, cols, 3.0);
+        x.data.iter_mut().for_each(|v| *v += 2.0);
+        let (weight, bias) = (vector("w", cols, 5, 0.3), vector("b", cols, 6, 0.5));
+        let layer =
+            WeightSource::Norm { kind: NormKind::Layer, weight: weight.clone(), bias: Some(bias), eps: 1e-6 };
+        let rms = WeightSource::Norm { kind: NormKind::Rms, weight, bias: None, eps: 1e-6 };
+        let name = |op: &str| format!("{op} {rows}x{cols}");
+        both!(&device, name("layer_norm"), F32, d => d.layer_norm(&put(d, &x), &d.prepare(&layer).unwrap()).unwrap());
+        both!(&device, name("rms_norm"), F32, d => d.rms_norm(&put(d, &x), &d.prepare(&rms).unwrap()).unwrap());
+    }
+}
+
+#[test]
+fn ropes() {
+    let Some(device) = open() else { return };
+    for (rows, heads, head_dim) in [(33, 2, 64), (40, 3, 16), (20, 4, 48), (5, 2, 18), (34, 1, 256)] {
+        let x = random(1, rows, heads * head_dim, 1.0);
+        let positions: Vec<u32> = (0..rows as u32).map(|i| 3 * i + 1).collect();
+        let name = format!("rope {rows} rows, {heads} heads of {head_dim}");
+        both!(&device, name, F32, d => d.rope(&put(d, &x), &positions, head_dim).unwrap());
+    }
+}
+
+#[test]
+fn embeddings() {
+    let Some(device) = open() else { return };
+    let table = WeightSource::Embedding(source("table", 50, 72, 3, 1.0));
+    both!(&device, "embed", F32, d => d.embed(&d.prepare(&table).unwrap(), &[3, 49, 0, 3], 6.5).unwrap());
+    let weight = device.prepare(&table).unwrap();
+    assert!(device.embed(&weight, &[50], 1.0).is_err(), "an id outside the table");
+}
+
+fn span(queries: Range<usize>, keys: &[(usize, Range<usize>)]) -> Span {
+    let keys = keys.iter().map(|(part, rows)| Keys { part: *part, rows: rows.clone() }).collect();
+    Span { queries, keys }
+}
+
+fn attend(
+    device: &Tensix,
+    what: &str,
+    (heads, kv_heads, head_dim): (usize, usize, usize),
+    queries: usize,
+    parts: &[usize],
+    spans: &[Span],
+) {
+    let q = random(1, queries, heads * head_dim, 1.0);
+    let kv: Vec<_> = parts
+        .iter()
+        .zip(2..)
+        .map(|(&n, s)| (random(s, n, kv_heads * head_dim, 1.0), random(s + 50, n, kv_heads * head_dim, 1.0)))
+        .collect();
+    let scale = (head_dim as f32).powf(-0.5);
+    both!(device, what, ATTENTION, d => {
+        let kv: Vec<_> = kv.iter().map(|(k, v)| (put(d, k), put(d, v))).collect();
+        let kv: Vec<_> = kv.iter().map(|(k, v)| KeyValue { k, v }).collect();
+        d.attention(&put(d, &q), &kv, &Attention { heads, kv_heads, head_dim, scale, spans }).unwrap()
+    });
+}
+
+#[test]
+fn attention_of_whole_tiles() {
+    let Some(device) = open() else { return };
+    attend(&device, "64 keys, 2 heads of 32", (2, 2, 32), 64, &[64], &[span(0..64, &[(0, 0..64)])]);
+    attend(&device, "32 keys, heads of 256 on one", (2, 1, 256), 32, &[32], &[span(0..32, &[(0, 0..32)])]);
+    let cameras = [span(0..32, &[(0, 0..32)]), span(32..96, &[(0, 32..96)])];
+    attend(&device, "two cameras, heads of 72", (2, 2, 72), 96, &[96], &cameras);
+}
+
+#[test]
+fn attention_of_ragged_spans() {
+    let Some(device) = open() else { return };
+    attend(&device, "37 of 40 keys", (2, 1, 64), 33, &[40], &[span(0..33, &[(0, 2..39)])]);
+    // A suffix over a cached prefix: the state row sees the prefix and itself, the actions all.
+    let suffix = [
+        span(0..1, &[(0, 0..45), (1, 0..1)]),
+        span(1..11, &[(0, 0..45), (1, 0..11)]),
+        span(11..12, &[(0, 45..80), (1, 11..12)]),
+        span(12..22, &[(0, 45..80), (1, 11..22)]),
+    ];
+    attend(&device, "suffix of two robots, heads of 48", (4, 1, 48), 22, &[80, 22], &suffix);
+    attend(&device, "suffix of two robots, heads of 18", (4, 2, 18), 22, &[80, 22], &suffix);
+}
