@@ -5,13 +5,15 @@
     cargo run --release -p pi0-demo --example record -- data/val.safetensors 2000 1000
     python train.py --openpi OPENPI --data data --out run
 
-Stops and goes on where it was when started again with the same --out. See README.md for the environment.
+Stops and goes on where it was when started again with the same --out. Several processes share the work when started
+with `torchrun --nproc-per-node N train.py ...`; --batch is for each. See README.md for the environment.
 """
 
 import argparse
 import copy
 import json
 import math
+import os
 import pathlib
 import time
 
@@ -79,14 +81,29 @@ def loss_of(model, observation, actions, draws, generator=None):
     return torch.nn.functional.mse_loss(noise - actions, v_t)
 
 
-def check_loss(model, data, device):
-    """The shared prefix must not change the loss: same noise and time, both ways."""
+def one_key_head(module, query, key, value, mask, scaling, dropout=0.0, **_):
+    """The reference's eager attention where all query heads share one key head: no copies of the keys."""
+    b, h, n, d = query.shape
+    assert key.shape[1] == 1 and dropout == 0.0
+    scores = (query.reshape(b, h * n, d) * scaling) @ key[:, 0].transpose(1, 2)
+    scores = torch.softmax(scores.view(b, h, n, -1) + mask[..., : key.shape[2]], -1).to(value.dtype)
+    out = (scores.view(b, h * n, -1) @ value[:, 0]).view(b, h, n, d)
+    return out.transpose(1, 2).contiguous(), None
+
+
+def hurry(model, data, device):
+    """Leaves out work without effect, and checks that neither this nor the shared prefix changes the loss."""
+    from transformers.models.gemma import modeling_gemma
+
     observation, actions = data.batch(torch.arange(8), device)
-    torch.manual_seed(0)
     with torch.no_grad():
-        ours = loss_of(model, observation, actions, 1).item()
         torch.manual_seed(0)
         theirs = model.forward(observation, actions).mean().item()
+        modeling_gemma.eager_attention_forward = one_key_head
+        # Nobody reads the language model's output, only its keys and values.
+        model.paligemma_with_expert.paligemma.model.language_model.layers[-1].mlp.forward = lambda x: x
+        torch.manual_seed(0)
+        ours = loss_of(model, observation, actions, 1).item()
     assert abs(ours - theirs) < 1e-4 * theirs, (ours, theirs)
     print(f"loss with a shared prefix {ours:.6f}, of the reference's forward {theirs:.6f}")
 
@@ -120,6 +137,20 @@ def validate(model, data, device):
     return torch.cat(errors).mean().item() * 1e3, torch.cat(right).mean().item()
 
 
+def share(parameters, progress):
+    """Averages gradients, and how far the run is, over all processes. Returns the latter."""
+    if not torch.distributed.is_initialized():
+        return progress
+    grads = [x.grad for x in parameters if x.grad is not None]
+    flat = torch.cat([g.flatten() for g in grads] + [torch.tensor([progress], device=grads[0].device)])
+    torch.distributed.all_reduce(flat)
+    flat /= torch.distributed.get_world_size()
+    *parts, progress = flat.split([g.numel() for g in grads] + [1])
+    for g, part in zip(grads, parts, strict=True):
+        g.copy_(part.view_as(g))
+    return progress.item()
+
+
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--openpi", required=True, help="checkout of openpi")
@@ -141,6 +172,9 @@ def main():
     if o.threads:
         torch.set_num_threads(o.threads)
     o.out.mkdir(parents=True, exist_ok=True)
+    rank = int(os.environ.get("RANK", 0))
+    if "RANK" in os.environ:
+        torch.distributed.init_process_group("gloo")
     torch.manual_seed(o.seed)
 
     model = tiny.build(o.openpi)
@@ -151,9 +185,9 @@ def main():
     val.length = data.length
     count = sum(x.numel() for x in model.parameters())
     print(f"{count} parameters, {len(data)} samples, {o.device}, {torch.get_num_threads()} threads")
-    check_loss(model, val, o.device)
-
     ema = copy.deepcopy(model)
+    hurry(model, val, o.device)
+
     decay = [x for x in model.parameters() if x.ndim > 1]
     plain = [x for x in model.parameters() if x.ndim <= 1]
     groups = [{"params": decay, "weight_decay": 0.01}, {"params": plain, "weight_decay": 0.0}]
@@ -166,22 +200,22 @@ def main():
         ema.load_state_dict(saved["ema"], strict=False)
         optimizer.load_state_dict(saved["optimizer"])
         step, spent = saved["step"], saved["spent"]
-        torch.manual_seed(o.seed + step)
         print(f"goes on at step {step}")
+    torch.manual_seed(o.seed + step + 1_000_003 * rank)
     run = torch.compile(loss_of) if o.compile else loss_of
 
     pairs = list(zip(ema.parameters(), model.parameters(), strict=True))
     losses, began, was = [], time.time(), spent
     while True:
         spent = was + time.time() - began
-        progress = max(step / o.steps, spent / 60 / o.minutes)
-        rate = o.lr * min(1, (step + 1) / 300) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1, progress))))
-        for g in optimizer.param_groups:
-            g["lr"] = rate
         observation, actions = data.batch(torch.randint(len(data), (o.batch,)), o.device)
         with torch.autocast(o.device.split(":")[0], torch.bfloat16, enabled=o.bf16):
             loss = run(model, observation, actions, o.draws)
         loss.backward()
+        progress = share(model.parameters(), max(step / o.steps, spent / 60 / o.minutes))
+        rate = o.lr * min(1, (step + 1) / 300) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1, progress))))
+        for g in optimizer.param_groups:
+            g["lr"] = rate
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -191,9 +225,9 @@ def main():
             torch._foreach_lerp_([e for e, _ in pairs], [m for _, m in pairs], 1 - d)
         losses.append(loss.item())
         done = progress >= 1
-        if step % 100 == 0:
+        if rank == 0 and step % 100 == 0:
             print(f"step {step} loss {np.mean(losses[-100:]):.4f} lr {rate:.2e} {spent:.0f} s", flush=True)
-        if step % o.every == 0 or done:
+        if rank == 0 and (step % o.every == 0 or done):
             error, fingers = validate(ema, val, o.device)
             line = {
                 "step": step, "loss": float(np.mean(losses[-o.every :])), "lr": rate, "val_mm": error,

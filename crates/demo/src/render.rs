@@ -3,13 +3,47 @@
 use crate::scene::{Scene, Shape, TABLE};
 use crate::{Gripper, World};
 
-/// A square RGB image, row by row from the far edge of the table.
+/// An RGB image, row by row from the far edge of the table.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Frame {
-    /// Pixels along a side.
-    pub size: usize,
-    /// `[size, size, 3]`.
+    /// Pixels in a row.
+    pub width: usize,
+    /// Rows.
+    pub height: usize,
+    /// `[height, width, 3]`.
     pub rgb: Vec<u8>,
+}
+
+impl Frame {
+    /// Of one colour.
+    pub fn filled(width: usize, height: usize, color: [u8; 3]) -> Self {
+        Self { width, height, rgb: color.repeat(width * height) }
+    }
+
+    /// Colour at a column and row inside.
+    pub fn pixel(&self, x: usize, y: usize) -> [u8; 3] {
+        let at = (y * self.width + x) * 3;
+        [self.rgb[at], self.rgb[at + 1], self.rgb[at + 2]]
+    }
+
+    /// Paints a rectangle, cut off at the edges.
+    pub fn fill(&mut self, left: usize, top: usize, width: usize, height: usize, color: [u8; 3]) {
+        for y in top..(top + height).min(self.height) {
+            for x in left..(left + width).min(self.width) {
+                let at = (y * self.width + x) * 3;
+                self.rgb[at..at + 3].copy_from_slice(&color);
+            }
+        }
+    }
+
+    /// Copies another picture in, its upper left corner at `(left, top)`, cut off at the edges.
+    pub fn paste(&mut self, other: &Frame, left: usize, top: usize) {
+        for y in 0..other.height {
+            for x in 0..other.width {
+                self.fill(left + x, top + y, 1, 1, other.pixel(x, y));
+            }
+        }
+    }
 }
 
 /// A camera that looks down.
@@ -84,7 +118,11 @@ struct Canvas {
 impl Canvas {
     fn finish(self) -> Frame {
         let byte = |value: f32| (value.clamp(0.0, 1.0) * 255.0 + 0.5) as u8;
-        Frame { size: self.size, rgb: self.pixels.iter().flatten().map(|&value| byte(value)).collect() }
+        Frame {
+            width: self.size,
+            height: self.size,
+            rgb: self.pixels.iter().flatten().map(|&value| byte(value)).collect(),
+        }
     }
 
     /// Paints a flat figure at height `z`, smoothed over a pixel at its edge. `signed` is the distance in metres to

@@ -20,6 +20,7 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
+    Demo(Box<commands::demo::Args>),
     Infer(Box<commands::infer::Args>),
     Inspect(commands::inspect::Args),
     Synth(commands::synth::Args),
@@ -29,6 +30,7 @@ enum Command {
 fn main() -> ExitCode {
     let cli = Cli::parse();
     let done = match cli.command {
+        Command::Demo(args) => commands::demo::run(&args),
         Command::Infer(args) => commands::infer::run(&args),
         Command::Inspect(args) => commands::inspect::run(&args),
         Command::Synth(args) => commands::synth::run(&args),
