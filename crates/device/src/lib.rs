@@ -14,6 +14,7 @@ mod device;
 mod error;
 pub mod flops;
 mod host;
+mod record;
 mod reference;
 mod source;
 mod tapped;
@@ -25,7 +26,8 @@ pub use device::{
 };
 pub use error::{Error, Result};
 pub use host::HostTensor;
+pub use record::{Kind, Part, Place, Record};
 pub use reference::{Reference, ReferenceWeight};
 pub use source::{Bytes, Dtype, LinearPart, MappedFile, NormKind, TensorSource, WeightSource};
 pub use tapped::Tapped;
-pub use traced::{Fallback, Place, Record, Traced, TracedWeight};
+pub use traced::{Fallback, Traced, TracedWeight};

@@ -2,11 +2,13 @@
 //!
 //! Coverage, fallbacks and roadmaps are folds over these records; nothing else knows what a device supports.
 
-use std::cell::{OnceCell, RefCell};
+use std::cell::{Cell, OnceCell, RefCell};
 use std::fmt;
 use std::ops::Range;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use crate::record::{Part, Place, Record};
 use crate::{
     Activation, Attention, Dense, Device, HostTensor, KeyValue, OpKind, Qkv, Result, WeightSource, flops,
 };
@@ -21,61 +23,22 @@ pub enum Fallback {
     RunOnHost,
 }
 
-/// Where an operation ran.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Place {
-    /// On the device.
-    Device,
-    /// On the host, because the device lacks it.
-    Host,
-    /// On the host, because the caller forced it there.
-    Forced,
-}
-
-/// One call of a device, as it was executed.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Record {
-    /// Which operation.
-    pub op: OpKind,
-    /// The base operations that a fused one stands for; itself otherwise.
-    pub parts: Vec<OpKind>,
-    /// Module path, such as `prefix.layer3`.
-    pub module: String,
-    /// Shapes of the operands; of a weight `[out, in]`.
-    pub shapes: Vec<[usize; 2]>,
-    /// Shape of the (first) result.
-    pub result: [usize; 2],
-    /// Where it ran.
-    pub place: Place,
-    /// Start, since the trace began.
-    pub start: Duration,
-    /// Duration of the call, transfers included. A device that enqueues shows its waiting in `download`.
-    pub time: Duration,
-    /// The part of `time` spent moving operands and results of a fallback.
-    pub transfer_time: Duration,
-    /// Bytes moved across the bus: by a fallback, an upload or a download.
-    pub transfer_bytes: u64,
-    /// Bytes of the activations read and written, as f32.
-    pub bytes: u64,
-    /// Floating-point operations; see [`flops`].
-    pub flop: u64,
-}
-
 /// Runs on `D`, records every call, and may fall back to `H`.
 pub struct Traced<D: Device, H: Device> {
     device: D,
     host: H,
     fallback: Fallback,
     forced: Vec<OpKind>,
+    probing: bool,
     began: Instant,
     state: RefCell<State>,
 }
 
 #[derive(Default)]
 struct State {
-    /// Path of the module entered, and the lengths to cut it back to.
-    path: String,
-    lengths: Vec<usize>,
+    /// Path of the module entered, shared by its records, and those around it.
+    path: Arc<str>,
+    outer: Vec<Arc<str>>,
     records: Vec<Record>,
 }
 
@@ -86,12 +49,27 @@ pub struct TracedWeight<D, H> {
     host: OnceCell<H>,
 }
 
-/// Operations that a call stands for, its operands and cost.
+/// A call, its operands, and how many FLOP each base operation has in it once the result's shape is known.
 struct Call<'a> {
     op: OpKind,
     parts: Vec<OpKind>,
     shapes: Vec<[usize; 2]>,
-    flop: &'a dyn Fn([usize; 2]) -> u64,
+    flop: &'a dyn Fn(OpKind, [usize; 2]) -> u64,
+}
+
+/// How a call went, beside its time.
+struct Outcome {
+    result: [usize; 2],
+    place: Place,
+    /// Time and bytes of moves.
+    moved: (Duration, u64),
+    device_time: Option<Duration>,
+}
+
+impl Outcome {
+    fn on_device(result: [usize; 2]) -> Self {
+        Self { result, place: Place::Device, moved: (Duration::ZERO, 0), device_time: None }
+    }
 }
 
 /// Measures the moves of one fallback.
@@ -126,13 +104,21 @@ type W<D, H> = TracedWeight<<D as Device>::Weight, <H as Device>::Weight>;
 impl<D: Device, H: Device> Traced<D, H> {
     /// Traces `device`; `host` serves fallbacks and forced operations.
     pub fn new(device: D, host: H, fallback: Fallback) -> Self {
-        Self { device, host, fallback, forced: Vec::new(), began: Instant::now(), state: RefCell::default() }
+        let (forced, probing) = (Vec::new(), false);
+        Self { device, host, fallback, forced, probing, began: Instant::now(), state: RefCell::default() }
     }
 
     /// Forces these operations to the host, to measure what having them on the device is worth. A fused
     /// operation that contains one of them is composed.
     pub fn force_to_host(mut self, ops: Vec<OpKind>) -> Self {
         self.forced = ops;
+        self
+    }
+
+    /// Also runs each forced operation on the device, on the same operands, to learn its
+    /// [`device_time`](Record::device_time). The result is thrown away.
+    pub fn probing(mut self) -> Self {
+        self.probing = true;
         self
     }
 
@@ -153,16 +139,15 @@ impl<D: Device, H: Device> Traced<D, H> {
         Ok(w.host.get().expect("set above"))
     }
 
-    fn push(&self, call: Call<'_>, start: Instant, result: [usize; 2], place: Place, moved: (Duration, u64)) {
-        let time = start.elapsed();
+    fn push(&self, call: Call<'_>, start: Instant, time: Duration, outcome: Outcome) {
+        let Outcome { result, place, moved, device_time } = outcome;
         let values = |s: &[usize; 2]| 4 * (s[0] * s[1]) as u64;
         let mut state = self.state.borrow_mut();
         let module = state.path.clone();
         state.records.push(Record {
             bytes: call.shapes.iter().map(values).sum::<u64>() + values(&result),
-            flop: (call.flop)(result),
             op: call.op,
-            parts: call.parts,
+            parts: call.parts.into_iter().map(|op| Part { op, flop: (call.flop)(op, result) }).collect(),
             module,
             shapes: call.shapes,
             result,
@@ -171,6 +156,7 @@ impl<D: Device, H: Device> Traced<D, H> {
             time,
             transfer_time: moved.0,
             transfer_bytes: moved.1,
+            device_time,
         });
     }
 
@@ -183,15 +169,24 @@ impl<D: Device, H: Device> Traced<D, H> {
         on_device: impl FnOnce(&D) -> Result<D::Tensor>,
         on_host: impl FnOnce(&H, &mut Ferry<'_, D, H>) -> Result<H::Tensor>,
     ) -> Result<D::Tensor> {
-        let call = Call { op, parts: vec![op], shapes, flop };
+        let call = Call { op, parts: vec![op], shapes, flop: &|_, result| flop(result) };
         let forced = self.forced.contains(&op);
-        if !forced {
+        let mut device_time = None;
+        if !forced || self.probing {
             let start = Instant::now();
             match on_device(&self.device) {
-                Err(e) if e.is_unsupported() && self.fallback == Fallback::RunOnHost => {}
+                Err(e) if e.is_unsupported() && (forced || self.fallback == Fallback::RunOnHost) => {}
                 Err(e) => return Err(e),
+                Ok(y) if forced => {
+                    self.device.download(&y)?;
+                    let waited = start.elapsed();
+                    // Now that it is there, a second download costs the move alone.
+                    let start = Instant::now();
+                    self.device.download(&y)?;
+                    device_time = Some(waited.saturating_sub(start.elapsed()));
+                }
                 Ok(y) => {
-                    self.push(call, start, self.device.shape(&y), Place::Device, (Duration::ZERO, 0));
+                    self.push(call, start, start.elapsed(), Outcome::on_device(self.device.shape(&y)));
                     return Ok(y);
                 }
             }
@@ -202,7 +197,8 @@ impl<D: Device, H: Device> Traced<D, H> {
         let y = ferry.up(&y)?;
         let place = if forced { Place::Forced } else { Place::Host };
         let moved = (ferry.time, ferry.bytes);
-        self.push(call, start, self.device.shape(&y), place, moved);
+        let outcome = Outcome { result: self.device.shape(&y), place, moved, device_time };
+        self.push(call, start, start.elapsed(), outcome);
         Ok(y)
     }
 
@@ -219,14 +215,10 @@ impl<D: Device, H: Device> Traced<D, H> {
     }
 
     fn move_record(&self, op: OpKind, start: Instant, shape: [usize; 2]) {
-        let moved = (start.elapsed(), 4 * (shape[0] * shape[1]) as u64);
-        self.push(
-            Call { op, parts: vec![op], shapes: vec![], flop: &|_| 0 },
-            start,
-            shape,
-            Place::Device,
-            moved,
-        );
+        let time = start.elapsed();
+        let moved = (time, 4 * (shape[0] * shape[1]) as u64);
+        let call = Call { op, parts: vec![op], shapes: vec![], flop: &|_, _| 0 };
+        self.push(call, start, time, Outcome { moved, ..Outcome::on_device(shape) });
     }
 
     /// Refuses a fused operation of which a part is forced to the host, so that it is composed.
@@ -252,20 +244,16 @@ impl<D: Device, H: Device> Device for Traced<D, H> {
         self.device.tap(name, x);
     }
     fn enter(&self, module: fmt::Arguments<'_>) {
-        use fmt::Write as _;
         self.device.enter(module);
         let state = &mut *self.state.borrow_mut();
-        state.lengths.push(state.path.len());
-        if !state.path.is_empty() {
-            state.path.push('.');
-        }
-        let _ = state.path.write_fmt(module);
+        let dot = if state.path.is_empty() { "" } else { "." };
+        let inner = format!("{}{dot}{module}", state.path).into();
+        state.outer.push(std::mem::replace(&mut state.path, inner));
     }
     fn exit(&self) {
         self.device.exit();
         let state = &mut *self.state.borrow_mut();
-        let length = state.lengths.pop().unwrap_or(0);
-        state.path.truncate(length);
+        state.path = state.outer.pop().unwrap_or_default();
     }
 
     fn upload(&self, rows: usize, cols: usize, data: &[f32]) -> Result<D::Tensor> {
@@ -419,14 +407,15 @@ impl<D: Device, H: Device> Device for Traced<D, H> {
         };
         let start = Instant::now();
         let y = self.device.dense(&inner)?;
-        let [rows, _] = shapes[0];
-        let flop = |result| {
-            let rest =
-                parts.iter().map(|&p| flops::pointwise(p, if is_norm(p) { shapes[0] } else { result }));
-            flops::linear(rows, inputs, out) + rest.sum::<u64>()
+        let time = start.elapsed();
+        let x = shapes[0];
+        let flop = |part, result| match part {
+            OpKind::Linear => flops::linear(x[0], inputs, out),
+            OpKind::LayerNorm | OpKind::RmsNorm => flops::pointwise(part, x),
+            _ => flops::pointwise(part, result),
         };
-        let call = Call { op: OpKind::Dense, parts: parts.clone(), shapes: shapes.clone(), flop: &flop };
-        self.push(call, start, self.device.shape(&y), Place::Device, (Duration::ZERO, 0));
+        let call = Call { op: OpKind::Dense, parts, shapes, flop: &flop };
+        self.push(call, start, time, Outcome::on_device(self.device.shape(&y)));
         Ok(y)
     }
 
@@ -446,18 +435,19 @@ impl<D: Device, H: Device> Device for Traced<D, H> {
         };
         let start = Instant::now();
         let y = self.device.qkv(&inner)?;
+        let time = start.elapsed();
         let x = self.shape(call.x);
-        let flop = |_| {
-            let rope = match call.positions {
-                Some(_) => {
-                    flops::pointwise(OpKind::Rope, [x[0], (call.heads + call.kv_heads) * call.head_dim])
-                }
-                None => 0,
-            };
-            flops::linear(x[0], inputs, out) + flops::pointwise(call.norm.op(), x) + rope
+        // One rotation of q and one of k; their FLOP go by their widths.
+        let ropes = [call.heads, call.kv_heads]
+            .map(|heads| flops::pointwise(OpKind::Rope, [x[0], heads * call.head_dim]));
+        let rope = Cell::new(0);
+        let flop = |part, _| match part {
+            OpKind::Linear => flops::linear(x[0], inputs, out),
+            OpKind::Rope => ropes.get(rope.replace(rope.get() + 1)).copied().unwrap_or(0),
+            _ => flops::pointwise(part, x),
         };
         let record = Call { op: OpKind::Qkv, parts, shapes: vec![x, [out, inputs]], flop: &flop };
-        self.push(record, start, [x[0], out], Place::Device, (Duration::ZERO, 0));
+        self.push(record, start, time, Outcome::on_device([x[0], out]));
         Ok(y)
     }
 }
@@ -466,10 +456,6 @@ impl<D, H> TracedWeight<D, H> {
     fn device(&self) -> Result<&D> {
         self.device.as_ref().map_err(Clone::clone)
     }
-}
-
-fn is_norm(op: OpKind) -> bool {
-    matches!(op, OpKind::LayerNorm | OpKind::RmsNorm)
 }
 
 impl<T, W> Dense<'_, T, W> {

@@ -10,6 +10,7 @@ use safetensors::SafeTensors;
 use safetensors::tensor::Dtype as StoredDtype;
 
 use crate::config::PI05;
+use crate::error::SHOWN;
 use crate::weights::{EMBED, LM_HEAD, expected_tensors};
 use crate::{Config, ModelError};
 
@@ -231,12 +232,13 @@ fn check(
             Err(e) => faults.push(e.to_string()),
         }
     }
-    for (name, shape) in &missing {
-        let near = nearest(name, found.keys());
+    // Likeness is costly, and only so many faults are shown.
+    for (i, (name, shape)) in missing.iter().enumerate() {
+        let near = if i < SHOWN { nearest(name, found.keys()) } else { String::new() };
         faults.push(format!("missing {name} {shape:?}{near}"));
     }
-    for (name, s) in &found {
-        let near = nearest(name, missing.iter().map(|(n, _)| n));
+    for (i, (name, s)) in found.iter().enumerate() {
+        let near = if i < SHOWN { nearest(name, missing.iter().map(|(n, _)| n)) } else { String::new() };
         faults.push(format!("unexpected {} {:?}{near}", s.original, s.shape));
     }
     if faults.is_empty() { Ok(tensors) } else { Err(Faults::Listed(faults)) }

@@ -388,6 +388,9 @@ impl Config {
         if let Some(n) = positive.iter().find(|n| **n == 0 || **n > 1 << 20) {
             return Err(format!("a size is {n}"));
         }
+        if v.num_hidden_layers.max(g.depth) > 1000 || self.horizon > 10_000 {
+            return Err("more than 1000 layers or 10000 actions".into());
+        }
         if v.image_size == 0 || v.image_size > 4096 || !whole(v.image_size, v.patch_size) {
             return Err(format!("images of {} do not divide into patches of {}", v.image_size, v.patch_size));
         }

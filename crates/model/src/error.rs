@@ -64,12 +64,13 @@ impl ModelError {
     }
 }
 
-/// At most forty lines, each indented.
+/// Faults that a message lists; the rest are counted.
+pub(crate) const SHOWN: usize = 40;
+
 fn list(faults: &[String]) -> String {
-    const MOST: usize = 40;
-    let mut text: String = faults.iter().take(MOST).map(|f| format!("\n  {f}")).collect();
-    if faults.len() > MOST {
-        text += &format!("\n  … and {} more", faults.len() - MOST);
+    let mut text: String = faults.iter().take(SHOWN).map(|f| format!("\n  {f}")).collect();
+    if faults.len() > SHOWN {
+        text += &format!("\n  … and {} more", faults.len() - SHOWN);
     }
     text
 }

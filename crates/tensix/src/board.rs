@@ -15,14 +15,15 @@ const COLUMNS: usize = 8;
 const ROWS: usize = 10;
 /// Bytes of a core's memory.
 const L1_BYTES: u32 = 1464 * 1024;
-/// One network interface of each group of DRAM tiles; each reaches 2 GiB.
-const BANKS: [Xy; 6] = [
-    Xy { x: 0, y: 0 },
-    Xy { x: 0, y: 5 },
-    Xy { x: 5, y: 0 },
-    Xy { x: 5, y: 2 },
-    Xy { x: 5, y: 3 },
-    Xy { x: 5, y: 5 },
+/// The DRAM tiles, in groups of three. Each tile of a group reaches both of its channels, 2 GiB; a network
+/// interface delivers less than they do, so cores take turns over the three.
+const BANKS: [[Xy; 3]; 6] = [
+    [xy(0, 0), xy(0, 1), xy(0, 11)],
+    [xy(0, 5), xy(0, 6), xy(0, 7)],
+    [xy(5, 0), xy(5, 1), xy(5, 11)],
+    [xy(5, 2), xy(5, 9), xy(5, 10)],
+    [xy(5, 3), xy(5, 4), xy(5, 8)],
+    [xy(5, 5), xy(5, 6), xy(5, 7)],
 ];
 const BANK_BYTES: u64 = 2 << 30;
 /// The lowest addresses are left to the board's own firmware.
@@ -120,6 +121,10 @@ pub(crate) struct Board {
     next_code: u32,
     timeout: Duration,
     fault: Option<Fault>,
+}
+
+const fn xy(x: u8, y: u8) -> Xy {
+    Xy { x, y }
 }
 
 fn words(w: &[u32]) -> Vec<u8> {
@@ -246,7 +251,7 @@ impl Board {
     /// Writes tiles of a tensor at `base` of every bank, from tile index 0.
     pub(crate) fn write_tiles(&mut self, base: u32, tile_bytes: usize, tiles: &[u8]) -> Result<(), Fault> {
         const CHUNK: usize = 8 << 20;
-        for (bank, &xy) in BANKS.iter().enumerate() {
+        for (bank, [xy, ..]) in BANKS.into_iter().enumerate() {
             let own: Vec<u8> =
                 tiles.chunks(tile_bytes).skip(bank).step_by(BANKS.len()).flatten().copied().collect();
             for (i, part) in own.chunks(CHUNK).enumerate() {
@@ -268,7 +273,7 @@ impl Board {
     ) -> Result<Vec<u8>, Fault> {
         for t in tiles {
             let addr = u64::from(base) + (t / BANKS.len() * tile_bytes) as u64;
-            self.pending.read(BANKS[t % BANKS.len()], addr, tile_bytes);
+            self.pending.read(BANKS[t % BANKS.len()][0], addr, tile_bytes);
         }
         self.flush()
     }
@@ -379,7 +384,8 @@ impl Board {
                 for (start, code) in l1::START.into_iter().zip(&self.firmware) {
                     self.pending.write(tile, start.into(), &words(code));
                 }
-                let banks = BANKS.map(|b| {
+                let banks = BANKS.map(|group| {
+                    let b = group[core % group.len()];
                     let mirrored = Xy { x: NOC_SIZE.0 - 1 - b.x, y: NOC_SIZE.1 - 1 - b.y };
                     [address_mid(b), address_mid(mirrored)]
                 });
@@ -416,19 +422,20 @@ impl Board {
             let state: Vec<Vec<u32>> =
                 reply.chunks_exact(20).map(|go| go.chunks_exact(4).map(word).collect()).collect();
             let busy = |go: &Vec<u32>| go.iter().any(|&w| w != 0);
-            if start.elapsed() > self.timeout {
-                if let Some((core, go)) = cores.iter().zip(&state).find(|(_, go)| busy(go)) {
-                    let stuck = Processor::ALL.iter().zip(go).filter(|(_, w)| **w != 0);
-                    let processors: Vec<&str> = stuck.map(|(p, _)| p.name()).collect();
-                    let (column, row) = self.place(*core);
-                    let fault = Fault::Hung {
-                        kernel: kernel.to_owned(),
-                        core: format!("({column}, {row})"),
-                        processors: processors.join(", "),
-                        seconds: self.timeout.as_secs(),
-                    };
-                    return Err(self.broken(fault));
-                }
+            let stuck = cores.iter().zip(&state).find(|(_, go)| busy(go));
+            if let Some((core, go)) = stuck
+                && start.elapsed() > self.timeout
+            {
+                let waiting = Processor::ALL.iter().zip(go).filter(|(_, w)| **w != 0);
+                let processors: Vec<&str> = waiting.map(|(p, _)| p.name()).collect();
+                let (column, row) = self.place(*core);
+                let fault = Fault::Hung {
+                    kernel: kernel.to_owned(),
+                    core: format!("({column}, {row})"),
+                    processors: processors.join(", "),
+                    seconds: self.timeout.as_secs(),
+                };
+                return Err(self.broken(fault));
             }
             cores = cores.into_iter().zip(&state).filter(|(_, go)| busy(go)).map(|(core, _)| core).collect();
         }
@@ -438,4 +445,84 @@ impl Board {
 
 fn word(bytes: impl AsRef<[u8]>) -> u32 {
     bytes.as_ref().first_chunk().map_or(0, |b| u32::from_le_bytes(*b))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::isa;
+    use crate::rv::{Asm, Reg};
+    use crate::transport::{self, TransportError};
+
+    fn open(timeout: Duration) -> Option<Board> {
+        let Some(library) = std::env::var_os("TT_METAL_SIMULATOR").filter(|v| !v.is_empty()) else {
+            eprintln!("skipped: set TT_METAL_SIMULATOR to Tenstorrent's libttsim.so for Wormhole");
+            return None;
+        };
+        let transport = transport::spawn(library.as_ref(), Duration::from_secs(60)).unwrap();
+        Some(Board::open(transport, Some((2, 2)), timeout).unwrap())
+    }
+
+    fn kernel(name: &str, t1: impl FnOnce(&mut Asm)) -> Kernel {
+        let mut a = Asm::new();
+        t1(&mut a);
+        a.ret();
+        let mut code: [Vec<u32>; 5] = Default::default();
+        code[Processor::T1 as usize] = a.finish().unwrap();
+        Kernel { name: name.into(), code }
+    }
+
+    #[test]
+    fn a_hung_kernel_is_named_with_its_core_and_processor() {
+        let Some(mut board) = open(Duration::from_secs(2)) else { return };
+        // Core 0 returns at once, core 3 never.
+        let (loaded, _) = board.load(kernel("stuck", |a| {
+            let forever = a.here();
+            a.li(Reg::T0, l1::ARGS);
+            a.lw(Reg::T0, Reg::T0, 0);
+            a.bne(Reg::T0, Reg::Zero, forever);
+        }));
+        let fault = board.launch(&loaded, &[(0, vec![0]), (3, vec![1])]).unwrap_err();
+        let Fault::Hung { kernel, core, processors, .. } = &fault else { panic!("{fault}") };
+        assert_eq!((&kernel[..], &core[..], &processors[..]), ("stuck", "(1, 1)", "T1 (math)"));
+        assert_eq!(board.launch(&loaded, &[(0, vec![0])]).unwrap_err(), fault, "its use has ended");
+    }
+
+    #[test]
+    fn an_abort_of_the_simulator_is_an_error_with_its_message() {
+        let Some(mut board) = open(Duration::from_secs(60)) else { return };
+        // The semaphore's maximum is 2.
+        let (loaded, _) = board.load(kernel("post", |a| (0..3).for_each(|_| a.tt(isa::sempost(1)))));
+        let fault = board.launch(&loaded, &[(1, vec![])]).unwrap_err();
+        let Fault::Transport(TransportError::Stopped(message)) = &fault else { panic!("{fault}") };
+        assert!(message.contains("ERROR: NonContractualBehavior"), "{message}");
+        assert_eq!(board.launch(&loaded, &[(1, vec![])]).unwrap_err(), fault);
+    }
+
+    #[test]
+    fn code_memory_starts_over_when_full() {
+        let Some(mut board) = open(Duration::from_secs(60)) else { return };
+        // Each takes a third of the memory and leaves its number at the start of the arguments.
+        let make = |n: u32| {
+            kernel("fill", |a| {
+                a.li(Reg::T0, l1::ARGS);
+                a.li(Reg::T1, n);
+                a.sw(Reg::T1, Reg::T0, 0);
+                let words = (l1::DATA - l1::CODE) as usize / 4 / 3 - 64;
+                let end = a.label();
+                a.j(end);
+                (0..words).for_each(|_| a.mv(Reg::T0, Reg::T0));
+                a.bind(end);
+            })
+        };
+        for n in 0..8 {
+            let (loaded, kept) = board.load(make(n));
+            assert_eq!(kept, n == 0 || n % 3 != 0, "kernel {n}");
+            for _ in 0..2 {
+                board.launch(&loaded, &[(2, vec![99])]).unwrap();
+                board.pending.read(board.tile(2), l1::ARGS.into(), 4);
+                assert_eq!(word(board.flush().unwrap()), n);
+            }
+        }
+    }
 }

@@ -169,6 +169,11 @@ impl Tensix {
 
     // ---- kernels ----
 
+    /// Bytes of L1 of a core that a kernel's buffers may take.
+    pub(crate) fn l1_room(&self) -> u32 {
+        self.info.l1_bytes - l1::DATA
+    }
+
     /// Number of cores in use.
     pub(crate) fn cores(&self) -> usize {
         self.info.grid.0 * self.info.grid.1

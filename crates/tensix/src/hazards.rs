@@ -1,3 +1,550 @@
-pub(crate) fn check(_code: &[u32]) -> Vec<String> {
-    Vec::new()
+//! A static checker of emitted programs: the waits that the ISA documentation demands and neither the hardware
+//! nor the simulator enforces. Every kernel passes through it before it is loaded.
+//!
+//! It follows the control flow of the RISC-V code and keeps, for each place, what may still be in flight there:
+//! a set that only grows until nothing changes. Each rule cites the page of the ISA documentation it comes from.
+
+use std::collections::HashMap;
+use std::fmt;
+
+use crate::isa::{Block, Insn, Wait, op};
+
+/// What can go wrong.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) enum Rule {
+    /// The instruction after a two-cycle vector instruction reads its result (SFPMAD, SFPSHFT2).
+    VectorLatency,
+    /// The instruction after `WRCFG` uses configuration (WRCFG).
+    ConfigLatency,
+    /// `SFPLOAD` within three instructions of the matrix unit's write to Dst, without a wait (SFPLOAD).
+    LoadAfterMath,
+    /// The matrix unit or a packer reads Dst while vector stores are in flight (STALLWAIT, condition C14).
+    MathAfterStore,
+    /// A semaphore changes while the work it stands for is in flight (SEMPOST, SEMGET).
+    EarlySemaphore,
+    /// Configuration or registers stored by the processor are used without waiting for them
+    /// (BackendConfiguration, danger one).
+    StoreNotAwaited,
+    /// The processor stores configuration or registers while pushed instructions may still use the old ones
+    /// (BackendConfiguration, danger two).
+    StoreTooEarly,
+    /// A coprocessor register is read while the scalar unit still computes it (ADDDMAREG).
+    ScalarLatency,
+    /// `WRCFG` changes an unpacker's configuration while it works (UNPACR).
+    ConfigInUse,
+    /// `SEMWAIT` replaces a wait that nothing has obeyed yet (STALLWAIT: one wait is latched).
+    LostWait,
+}
+
+/// A rule broken at a word of a program.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Hazard {
+    pub(crate) rule: Rule,
+    pub(crate) at: usize,
+    pub(crate) insn: u32,
+}
+
+impl fmt::Display for Hazard {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "hazard {:?} at word {} (instruction {:08x})", self.rule, self.at, self.insn)
+    }
+}
+
+/// Instructions that the matrix unit needs to have executed since it wrote Dst.
+const LOAD_DISTANCE: u8 = 3;
+
+/// What may be in flight at a place.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct State {
+    /// Vector registers that the last instruction will only have written after the next.
+    late: u16,
+    /// The last instruction was `WRCFG`.
+    wrcfg: bool,
+    /// Instructions since the matrix unit wrote Dst.
+    since_math: u8,
+    stores: bool,
+    unpack: bool,
+    pack: bool,
+    math: bool,
+    /// Stores of the processor not yet awaited.
+    riscv: bool,
+    /// Coprocessor registers being computed.
+    scalar: u64,
+    /// Instructions that use configuration, since the processor last waited for the coprocessor.
+    consumers: bool,
+    /// A latched wait that the next `SEMWAIT` would replace.
+    replaceable: bool,
+    /// The classes that this wait holds back.
+    latched: u32,
+}
+
+impl State {
+    const START: State = State {
+        late: 0,
+        wrcfg: false,
+        since_math: LOAD_DISTANCE,
+        stores: false,
+        unpack: false,
+        pack: false,
+        math: false,
+        riscv: false,
+        scalar: 0,
+        consumers: false,
+        replaceable: false,
+        latched: 0,
+    };
+
+    fn join(self, o: State) -> State {
+        State {
+            late: self.late | o.late,
+            wrcfg: self.wrcfg | o.wrcfg,
+            since_math: self.since_math.min(o.since_math),
+            stores: self.stores | o.stores,
+            unpack: self.unpack | o.unpack,
+            pack: self.pack | o.pack,
+            math: self.math | o.math,
+            riscv: self.riscv | o.riscv,
+            scalar: self.scalar | o.scalar,
+            consumers: self.consumers | o.consumers,
+            replaceable: self.replaceable | o.replaceable,
+            latched: self.latched | o.latched,
+        }
+    }
+
+    /// The coprocessor has finished all that was pushed.
+    fn synced(&mut self) {
+        let riscv = self.riscv;
+        *self = State { riscv, ..State::START };
+    }
+}
+
+/// The classes of an instruction, as bits of a block mask.
+fn class(i: Insn) -> u32 {
+    match i.opcode() {
+        op::UNPACR => Block::UNPACK.0 | Block::TDMA.0,
+        op::PACR => Block::PACK.0 | Block::TDMA.0,
+        op::ADDDMAREG => 0x20 | Block::TDMA.0,
+        op::SETADCXX | op::SETADCXY | op::SETADCZW => Block::TDMA.0,
+        op::SEMINIT | op::SEMPOST | op::SEMGET | op::SEMWAIT => Block::SYNC.0,
+        op::WRCFG | op::SETC16 => Block::CONFIG.0,
+        op::ZEROACC | op::MVMUL | op::SETRWC => Block::MATH.0,
+        op::STALLWAIT => Block::ALL.0,
+        0x70..=0x94 => Block::SFPU.0,
+        _ => 0,
+    }
+}
+
+/// Vector registers that an instruction reads.
+fn reads(i: Insn) -> u16 {
+    let reg = |high: u32| 1u16 << i.field(high, high - 3);
+    match i.opcode() {
+        op::SFPSTORE => reg(23),
+        op::SFPMAD | op::SFPADD | op::SFPMUL => reg(19) | reg(15) | reg(11),
+        // Shifts and integer adds change their destination; a swap reads both.
+        op::SFPIADD | op::SFPSHFT | op::SFPSWAP => reg(11) | reg(7),
+        op::SFPMOV | op::SFPSHFT2 => reg(11),
+        op::SFPCONFIG => 1,
+        _ => 0,
+    }
+}
+
+/// Vector registers that an instruction writes a cycle late.
+fn writes_late(i: Insn) -> u16 {
+    match i.opcode() {
+        op::SFPMAD | op::SFPADD | op::SFPMUL | op::SFPSHFT2 => 1 << i.field(7, 4),
+        op::SFPSWAP => 1 << i.field(7, 4) | 1 << i.field(11, 8),
+        _ => 0,
+    }
+}
+
+fn uses_config(i: Insn) -> bool {
+    matches!(i.opcode(), op::UNPACR | op::PACR | op::MVMUL | op::ZEROACC | op::SFPLOAD | op::SFPSTORE)
+}
+
+/// Executes a coprocessor instruction on the state.
+fn step(s: &mut State, i: Insn, mut report: impl FnMut(Rule)) {
+    if reads(i) & s.late != 0 {
+        report(Rule::VectorLatency);
+    }
+    if s.wrcfg && uses_config(i) {
+        report(Rule::ConfigLatency);
+    }
+    if s.riscv && (uses_config(i) || matches!(i.opcode(), op::WRCFG | op::ADDDMAREG)) {
+        report(Rule::StoreNotAwaited);
+    }
+    if i.opcode() == op::SEMWAIT && s.replaceable {
+        report(Rule::LostWait);
+    }
+    s.late = writes_late(i);
+    s.wrcfg = false;
+    s.since_math = (s.since_math + 1).min(LOAD_DISTANCE);
+    if class(i) & s.latched != 0 {
+        (s.replaceable, s.latched) = (false, 0);
+    }
+    s.consumers |= uses_config(i);
+    match i.opcode() {
+        op::MVMUL | op::ZEROACC => {
+            if s.stores {
+                report(Rule::MathAfterStore);
+            }
+            s.math = true;
+            s.since_math = 0;
+        }
+        op::SFPLOAD if s.since_math < LOAD_DISTANCE => report(Rule::LoadAfterMath),
+        op::SFPSTORE => (s.stores, s.math) = (true, true),
+        op::UNPACR => s.unpack = true,
+        op::PACR => {
+            if s.stores {
+                report(Rule::MathAfterStore);
+            }
+            s.pack = true;
+        }
+        op::SEMPOST | op::SEMGET if s.unpack || s.pack || s.math => report(Rule::EarlySemaphore),
+        op::ADDDMAREG => {
+            if s.scalar & (1 << i.field(5, 0) | 1 << i.field(11, 6)) != 0 {
+                report(Rule::ScalarLatency);
+            }
+            s.scalar |= 1 << i.field(17, 12);
+        }
+        op::WRCFG => {
+            if s.scalar & 1 << i.field(21, 16) != 0 {
+                report(Rule::ScalarLatency);
+            }
+            if s.unpack {
+                report(Rule::ConfigInUse);
+            }
+            s.wrcfg = true;
+        }
+        op::STALLWAIT => stall(s, i),
+        op::SEMWAIT => latch(s, i.field(23, 15)),
+        _ => {}
+    }
+}
+
+fn latch(s: &mut State, block: u32) {
+    s.latched = block;
+    s.replaceable = block & Block::SYNC.0 == 0;
+}
+
+/// A wait ends what it waits for, as far as it holds back those who would notice.
+fn stall(s: &mut State, i: Insn) {
+    let (block, wait) = (i.field(23, 15), i.field(14, 0));
+    latch(s, block);
+    let holds = |b: Block| block & b.0 != 0;
+    let awaits = |w: Wait| wait & w.0 == w.0;
+    if awaits(Wait::UNPACK) && (holds(Block::SYNC) || holds(Block::CONFIG)) {
+        s.unpack = false;
+    }
+    if awaits(Wait::PACK) && holds(Block::SYNC) {
+        s.pack = false;
+    }
+    if awaits(Wait::MATH) && holds(Block::SFPU) {
+        s.since_math = LOAD_DISTANCE;
+    }
+    if awaits(Wait::SFPU) && (holds(Block::MATH) || holds(Block::SYNC)) {
+        s.stores = false;
+    }
+    if awaits(Wait::MATH.and(Wait::SFPU)) && holds(Block::SYNC) {
+        s.math = false;
+    }
+    if awaits(Wait::RISCV) && block == Block::ALL.0 {
+        s.riscv = false;
+    }
+    if awaits(Wait::THCON) && (holds(Block::CONFIG) || holds(Block::TDMA)) {
+        s.scalar = 0;
+    }
+}
+
+/// A word of a program.
+enum Word {
+    /// Coprocessor instructions that it executes: one, or those it plays back.
+    Push(Vec<Insn>),
+    /// The processor stores to configuration or coprocessor registers.
+    Store,
+    /// The processor waits for the coprocessor.
+    Sync,
+    Other,
+}
+
+/// What each word does, with recorded instructions taken out and played back, and constant addresses known.
+fn words(code: &[u32]) -> Vec<Word> {
+    let mut recorded: HashMap<u32, Insn> = HashMap::new();
+    let mut recording: Option<(u32, u32)> = None;
+    let mut constants = [None::<u32>; 32];
+    let mut out = Vec::with_capacity(code.len());
+    for &w in code {
+        if w & 3 != 3 {
+            let i = Insn::from_word(w.rotate_right(2));
+            out.push(Word::Push(if let Some((slot, left)) = recording {
+                recorded.insert(slot, i);
+                recording = (left > 1).then(|| (slot + 1, left - 1));
+                Vec::new()
+            } else if i.opcode() == op::REPLAY {
+                let (slot, count) = (i.field(18, 14), i.field(9, 4));
+                if i.field(0, 0) == 1 {
+                    recording = Some((slot, count));
+                    Vec::new()
+                } else {
+                    (slot..slot + count).filter_map(|s| recorded.get(&s).copied()).collect()
+                }
+            } else {
+                vec![i]
+            }));
+            continue;
+        }
+        let (rd, rs1) = ((w >> 7 & 31) as usize, (w >> 15 & 31) as usize);
+        let immediate = (w as i32 >> 20) as u32;
+        let region = |base: Option<u32>, offset: u32| base.map(|b| b.wrapping_add(offset) >> 16);
+        let mut word = Word::Other;
+        match w & 0x7F {
+            0x23 => {
+                if matches!(region(constants[rs1], 0), Some(0xFFEF | 0xFFE0)) {
+                    word = Word::Store;
+                }
+            }
+            0x03 => {
+                if region(constants[rs1], immediate) == Some(0xFFE8) {
+                    word = Word::Sync;
+                }
+                constants[rd] = None;
+            }
+            0x37 => constants[rd] = Some(w & 0xFFFF_F000),
+            0x13 if w >> 12 & 7 == 0 => {
+                let base = if rs1 == 0 { Some(0) } else { constants[rs1] };
+                constants[rd] = base.map(|b| b.wrapping_add(immediate));
+            }
+            0x13 | 0x33 => constants[rd] = None,
+            _ => {}
+        }
+        constants[0] = None;
+        out.push(word);
+    }
+    out
+}
+
+/// Where the processor may go after word `at`.
+fn successors(code: &[u32], at: usize) -> Vec<usize> {
+    let w = code[at];
+    let to = |offset: i32| (at as i64 + i64::from(offset) / 4) as usize;
+    match w & 0x7F {
+        0x63 if w & 3 == 3 => {
+            let offset = (w as i32 >> 31) << 12
+                | ((w >> 7 & 1) << 11 | (w >> 25 & 0x3F) << 5 | (w >> 8 & 15) << 1) as i32;
+            vec![at + 1, to(offset)]
+        }
+        0x6F if w & 3 == 3 => {
+            let offset = (w as i32 >> 31) << 20
+                | ((w >> 12 & 0xFF) << 12 | (w >> 20 & 1) << 11 | (w >> 21 & 0x3FF) << 1) as i32;
+            vec![to(offset)]
+        }
+        0x67 if w & 3 == 3 => Vec::new(),
+        _ => vec![at + 1],
+    }
+}
+
+/// Every rule that a program breaks, in order.
+pub(crate) fn check(code: &[u32]) -> Vec<Hazard> {
+    let words = words(code);
+    let mut before: Vec<Option<State>> = vec![None; code.len()];
+    let mut found: Vec<Hazard> = Vec::new();
+    let mut work = Vec::new();
+    if let Some(first) = before.first_mut() {
+        *first = Some(State::START);
+        work.push(0);
+    }
+    while let Some(at) = work.pop() {
+        let Some(mut state) = before[at] else { continue };
+        let mut report = |rule, insn| {
+            let hazard = Hazard { rule, at, insn };
+            if !found.contains(&hazard) {
+                found.push(hazard);
+            }
+        };
+        match &words[at] {
+            Word::Push(insns) => {
+                insns.iter().for_each(|&i| step(&mut state, i, |rule| report(rule, i.word())))
+            }
+            Word::Store => {
+                if state.consumers {
+                    report(Rule::StoreTooEarly, code[at]);
+                }
+                state.riscv = true;
+            }
+            Word::Sync => state.synced(),
+            Word::Other => {}
+        }
+        for next in successors(code, at).into_iter().filter(|&n| n < code.len()) {
+            let joined = before[next].map_or(state, |s| s.join(state));
+            if before[next] != Some(joined) {
+                before[next] = Some(joined);
+                work.push(next);
+            }
+        }
+    }
+    found.sort_by_key(|h| (h.at, h.rule));
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::isa::*;
+    use crate::rv::{Asm, Reg};
+
+    fn rules(program: impl FnOnce(&mut Asm)) -> Vec<Rule> {
+        let mut a = Asm::new();
+        program(&mut a);
+        a.ret();
+        let mut rules: Vec<_> = check(&a.finish().unwrap()).into_iter().map(|h| h.rule).collect();
+        rules.dedup();
+        rules
+    }
+
+    fn tt(insns: &[Insn]) -> Vec<Rule> {
+        rules(|a| insns.iter().for_each(|&i| a.tt(i)))
+    }
+
+    const CONFIG: u32 = 0xFFEF_0000;
+
+    /// A store to configuration, with or without the processor waiting for the coprocessor before.
+    fn store(a: &mut Asm, sync: bool) {
+        if sync {
+            a.li(Reg::T6, 0xFFE8_0000);
+            a.sw(Reg::Zero, Reg::T6, 4);
+            a.lw(Reg::T5, Reg::T6, 4);
+        }
+        a.li(Reg::T6, CONFIG);
+        a.sw(Reg::T5, Reg::T6, 64 * 4);
+    }
+
+    #[test]
+    fn vector_results_are_late() {
+        let late = [
+            sfpmad(L::L0, L::L1, L::L2, L::L3),
+            sfpmul(L::L0, L::L1, L::L2),
+            sfpadd(L::L0, L::L1, L::L2),
+            sfpror(L::L0, L::L1),
+            sfpswap_minmax(L::L0, L::L1),
+        ];
+        for first in late {
+            for second in [sfpstore(L::L0, 0, 0), sfpmov(L::L5, L::L0), sfpmul(L::L4, L::L0, L::L3)] {
+                assert_eq!(tt(&[first, second]), [Rule::VectorLatency], "{:08x}", first.word());
+                assert_eq!(tt(&[first, sfpnop(), second]), []);
+            }
+            assert_eq!(tt(&[first, sfpmul(L::L4, L::L2, L::L3)]), [], "independent");
+        }
+    }
+
+    #[test]
+    fn a_hazard_across_the_end_of_a_loop_is_seen() {
+        let body = |nop: bool| {
+            move |a: &mut Asm| {
+                a.repeat(Reg::S3, 4, |a| {
+                    a.tt(sfpstore(L::L0, 0, 0));
+                    a.tt(sfpmul(L::L0, L::L1, L::L2));
+                    if nop {
+                        a.tt(sfpnop());
+                    }
+                });
+            }
+        };
+        assert_eq!(rules(body(false)), [Rule::VectorLatency]);
+        assert_eq!(rules(body(true)), []);
+    }
+
+    #[test]
+    fn configuration_written_by_wrcfg_is_late() {
+        assert_eq!(tt(&[wrcfg(4, 64), unpacr(0, true)]), [Rule::ConfigLatency]);
+        assert_eq!(tt(&[wrcfg(4, 64), nop(), unpacr(0, true)]), []);
+    }
+
+    #[test]
+    fn vector_loads_wait_for_the_matrix_unit() {
+        let wait = stallwait(Block::SFPU, Wait::MATH);
+        let load = sfpload(L::L0, 0, 0);
+        assert_eq!(tt(&[mvmul(0, 0), load]), [Rule::LoadAfterMath]);
+        assert_eq!(tt(&[mvmul(0, 0), nop(), load]), [Rule::LoadAfterMath]);
+        assert_eq!(tt(&[mvmul(0, 0), wait, load]), []);
+        assert_eq!(tt(&[mvmul(0, 0), nop(), nop(), nop(), load]), []);
+        // Played back from the replay buffer it is the same instruction.
+        let played = [replay_record(3, 1), mvmul(0, 0), nop(), nop(), nop(), replay(3, 1), load];
+        assert_eq!(tt(&played), [Rule::LoadAfterMath]);
+    }
+
+    #[test]
+    fn the_matrix_unit_waits_for_vector_stores() {
+        let wait = stallwait(Block::MATH, Wait::SFPU);
+        assert_eq!(tt(&[sfpstore(L::L0, 0, 0), mvmul(0, 0)]), [Rule::MathAfterStore]);
+        assert_eq!(tt(&[sfpstore(L::L0, 0, 0), wait, mvmul(0, 0)]), []);
+    }
+
+    #[test]
+    fn semaphores_change_after_the_work() {
+        for (work, wait) in [
+            (unpacr(0, false), Wait::UNPACK),
+            (pacr(), Wait::PACK),
+            (mvmul(0, 0), Wait::MATH.and(Wait::SFPU)),
+            (sfpstore(L::L0, 0, 0), Wait::MATH.and(Wait::SFPU)),
+        ] {
+            for change in [sempost(1), semget(1)] {
+                assert_eq!(tt(&[work, change]), [Rule::EarlySemaphore], "{:08x}", work.word());
+                assert_eq!(tt(&[work, stallwait(Block::SYNC, wait), change]), []);
+                let other = stallwait(Block::SYNC, Wait::RISCV);
+                assert_eq!(tt(&[work, other, change]), [Rule::EarlySemaphore], "a wait for something else");
+            }
+        }
+    }
+
+    #[test]
+    fn stores_of_the_processor_are_awaited() {
+        let program = |fence: bool| {
+            move |a: &mut Asm| {
+                store(a, false);
+                if fence {
+                    a.tt(stallwait(Block::ALL, Wait::RISCV));
+                }
+                a.tt(unpacr(0, true));
+            }
+        };
+        assert_eq!(rules(program(false)), [Rule::StoreNotAwaited]);
+        assert_eq!(rules(program(true)), []);
+    }
+
+    #[test]
+    fn stores_of_the_processor_wait_for_what_was_pushed() {
+        let program = |sync: bool| {
+            move |a: &mut Asm| {
+                a.tt(pacr());
+                store(a, sync);
+                a.tt(stallwait(Block::ALL, Wait::RISCV));
+            }
+        };
+        assert_eq!(rules(program(false)), [Rule::StoreTooEarly]);
+        assert_eq!(rules(program(true)), []);
+    }
+
+    #[test]
+    fn scalar_results_are_awaited() {
+        let wait = stallwait(Block::CONFIG.and(Block::TDMA), Wait::THCON.and(Wait::UNPACK));
+        assert_eq!(tt(&[adddmareg(4, 4, 6), wrcfg(4, 64)]), [Rule::ScalarLatency]);
+        assert_eq!(tt(&[adddmareg(4, 4, 6), wait, wrcfg(4, 64)]), []);
+        assert_eq!(tt(&[adddmareg(4, 4, 6), adddmareg(4, 4, 8)]), [Rule::ScalarLatency]);
+    }
+
+    #[test]
+    fn configuration_of_a_working_unpacker_stays() {
+        let wait = stallwait(Block::CONFIG, Wait::UNPACK);
+        assert_eq!(tt(&[unpacr(0, true), wrcfg(4, 64)]), [Rule::ConfigInUse]);
+        assert_eq!(tt(&[unpacr(0, true), wait, wrcfg(4, 64)]), []);
+    }
+
+    #[test]
+    fn a_wait_is_not_replaced_before_it_was_obeyed() {
+        let first = stallwait(Block::MATH, Wait::SFPU);
+        let second = semwait_zero(1, Block::MATH.and(Block::SYNC));
+        assert_eq!(tt(&[semwait_zero(2, Block::MATH), second]), [Rule::LostWait]);
+        assert_eq!(tt(&[first, second]), [Rule::LostWait]);
+        assert_eq!(tt(&[stallwait(Block::MATH.and(Block::SYNC), Wait::SFPU), second]), []);
+        assert_eq!(tt(&[first, setrwc_zero(false, false), second]), []);
+    }
 }

@@ -36,13 +36,11 @@ impl Insn {
 /// Opcodes, for checkers.
 #[allow(missing_docs)]
 pub mod op {
+    #[cfg(test)]
     pub const NOP: u32 = 0x02;
     pub const REPLAY: u32 = 0x04;
     pub const ZEROACC: u32 = 0x10;
-    pub const ZEROSRC: u32 = 0x11;
     pub const MVMUL: u32 = 0x26;
-    pub const ELWMUL: u32 = 0x27;
-    pub const ELWADD: u32 = 0x28;
     pub const SETRWC: u32 = 0x37;
     pub const PACR: u32 = 0x41;
     pub const UNPACR: u32 = 0x42;
@@ -74,6 +72,7 @@ pub mod op {
 }
 
 /// Does nothing for a cycle.
+#[cfg(test)]
 pub const fn nop() -> Insn {
     Insn::new(op::NOP, 0)
 }
@@ -236,12 +235,7 @@ pub const fn mvmul(dst_row: u32, addr_mod: u32) -> Insn {
     Insn::new(op::MVMUL, addr_mod << 15 | dst_row)
 }
 
-/// Marks one half of Dst (0 or 1) undefined, which the matrix unit reads as zero.
-pub const fn zeroacc_half(half: u32) -> Insn {
-    Insn::new(op::ZEROACC, 2 << 19 | half)
-}
-
-/// Marks 16 physical rows of Dst undefined.
+/// Marks 16 physical rows of Dst undefined, which the matrix unit reads as zero.
 pub const fn zeroacc_rows16(block: u32) -> Insn {
     Insn::new(op::ZEROACC, 1 << 19 | block)
 }
@@ -416,7 +410,6 @@ mod tests {
             ("UNPACR 1, multi-context, flip", unpacr(1, true), 0x4280_00C1),
             ("PACR all packers, last", pacr(), 0x4100_0F01),
             ("MVMUL dst 24, mod 2", mvmul(24, 2), 0x2601_0018),
-            ("ZEROACC mode 2 (half), 1", zeroacc_half(1), 0x1010_0001),
             ("ZEROACC mode 1 (16 rows), 9", zeroacc_rows16(9), 0x1008_0009),
             ("ZEROACC mode 3 (all)", zeroacc_all(), 0x1018_0000),
             ("SETRWC flip both, zero all", setrwc_zero(true, true), 0x37C0_000F),

@@ -136,9 +136,9 @@ mod tests {
     fn bf16_rounds_to_nearest_even() {
         for (x, want) in [
             (1.0f32, 1.0f32),
-            (1.00390625, 1.0),      // half way, even below
-            (1.01171875, 1.015625), // half way, even above
-            (-3.1415927, -3.140625),
+            (1.003_906_3, 1.0),      // half way, even below
+            (1.011_718_8, 1.015625), // half way, even above
+            (-3.17, -3.171875),
             (f32::INFINITY, f32::INFINITY),
         ] {
             assert_eq!(bf16_value(bf16_bits(x)), want, "{x}");

@@ -14,6 +14,7 @@ mod isa;
 mod kernels;
 mod layout;
 mod ops;
+pub mod perf;
 mod rv;
 mod tensor;
 mod transport;

@@ -16,6 +16,9 @@ use crate::isa::Insn;
 pub enum Reg {
     Zero = 0,
     Ra = 1,
+    /// There is no stack and no C: these two are as good as any.
+    Gp = 3,
+    Tp = 4,
     T0 = 5,
     T1 = 6,
     T2 = 7,
@@ -98,16 +101,6 @@ impl Asm {
         Self::default()
     }
 
-    /// Number of words so far.
-    pub fn len(&self) -> usize {
-        self.code.len()
-    }
-
-    /// Whether nothing was appended yet.
-    pub fn is_empty(&self) -> bool {
-        self.code.is_empty()
-    }
-
     fn word(&mut self, w: u32) {
         self.code.push(w);
     }
@@ -131,11 +124,6 @@ impl Asm {
     /// A coprocessor instruction.
     pub fn tt(&mut self, insn: Insn) {
         self.word(insn.word().rotate_left(2));
-    }
-
-    /// Several coprocessor instructions.
-    pub fn tts(&mut self, insns: impl IntoIterator<Item = Insn>) {
-        insns.into_iter().for_each(|i| self.tt(i));
     }
 
     /// `d = v`, in one or two instructions.

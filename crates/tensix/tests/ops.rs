@@ -6,7 +6,8 @@ use std::ops::Range;
 
 use common::{check, open, put, random};
 use pi0_device::{
-    Attention, Device, KeyValue, Keys, LinearPart, NormKind, Reference, Span, TensorSource, WeightSource,
+    Activation, Attention, Dense, Device, KeyValue, Keys, LinearPart, NormKind, Reference, Span,
+    TensorSource, WeightSource, dense,
 };
 use pi0_tensix::Tensix;
 
@@ -124,6 +125,38 @@ fn linears() {
         let w = linear(inputs, &outputs, bias, true);
         let name = format!("exact linear {rows}x{inputs} to {outputs:?}");
         both!(&device, name, TF32, d => d.linear(&put(d, &x), &d.prepare(&w).unwrap()).unwrap());
+    }
+}
+
+/// Inputs beyond one chunk: partial sums go through L1.
+#[test]
+fn long_linears() {
+    let Some(device) = open() else { return };
+    for (rows, inputs, outputs, bias) in [(33, 1100, 130, true), (5, 2048, 64, false)] {
+        let x = random(1, rows, inputs, 1.0);
+        let w = linear(inputs, &[outputs], bias, false);
+        let name = format!("linear {rows}x{inputs} to {outputs}");
+        both!(&device, name, BF16, d => d.linear(&put(d, &x), &d.prepare(&w).unwrap()).unwrap());
+    }
+}
+
+#[test]
+fn dense_layers() {
+    let Some(device) = open() else { return };
+    for inputs in [70, 1100] {
+        let (x, r) = (random(1, 50, inputs, 1.0), random(2, 50, 128, 3.0));
+        let w = linear(inputs, &[64, 64], true, false);
+        for activation in [None, Some(Activation::Gelu), Some(Activation::Silu), Some(Activation::Geglu)] {
+            let name = format!("dense of {inputs}, {activation:?}");
+            both!(&device, name, BF16, d => {
+                let (x, w) = (put(d, &x), d.prepare(&w).unwrap());
+                dense(d, &Dense { activation, ..Dense::new(&x, &w) }).unwrap()
+            });
+        }
+        both!(&device, format!("dense of {inputs}, residual"), BF16, d => {
+            let (x, w, r) = (put(d, &x), d.prepare(&w).unwrap(), put(d, &r));
+            dense(d, &Dense { residual: Some(&r), ..Dense::new(&x, &w) }).unwrap()
+        });
     }
 }
 

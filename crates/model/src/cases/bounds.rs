@@ -1,7 +1,7 @@
 //! The one table of thresholds: how far each module may be from the judge, by number format.
 //!
-//! A bound is the format's unit roundoff times a growth that belongs to the module: how many roundings its result
-//! carries, in root mean square, tightened to four times what was measured (`docs/accuracy.md`).
+//! A bound is a unit roundoff times a growth that belongs to the module: how many such errors its result carries, in
+//! root mean square. The growths are three to four times what was measured (`docs/accuracy.md`).
 
 use std::fmt;
 use std::str::FromStr;
@@ -9,27 +9,31 @@ use std::str::FromStr;
 use pi0_device::Bound;
 
 use super::{Module, Part};
+use crate::Config;
 
-/// Number format that a device computes its linear layers in: the coarsest rounding on the way.
+/// Where a device rounds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Format {
-    /// Weights as stored, activations and sums in f32.
+    /// Everything in f32.
     F32,
-    /// Activations rounded to bf16.
+    /// The operands of matrix products and attention in bf16; sums and activations in f32, and so are the layers that
+    /// the references keep in f32.
     Bf16,
-    /// Weights or activations rounded to 8-bit integers with a scale for each row or block.
+    /// Weights and operands of linear layers in 8-bit integers with a scale for each row; the rest as for bf16.
     Int8,
+    /// Activations too are bf16, after every operation.
+    Bf16Stored,
 }
 
 impl Format {
     /// Every format.
-    pub const ALL: [Format; 3] = [Format::F32, Format::Bf16, Format::Int8];
+    pub const ALL: [Format; 4] = [Format::F32, Format::Bf16, Format::Int8, Format::Bf16Stored];
 
     /// The largest relative error of one rounding: half a unit in the last place. For int8, half a step of 127.
     pub fn unit(self) -> f64 {
         match self {
             Format::F32 => 2f64.powi(-24),
-            Format::Bf16 => 2f64.powi(-9),
+            Format::Bf16 | Format::Bf16Stored => 2f64.powi(-9),
             Format::Int8 => 1.0 / 254.0,
         }
     }
@@ -40,6 +44,7 @@ impl Format {
             Format::F32 => "f32",
             Format::Bf16 => "bf16",
             Format::Int8 => "int8",
+            Format::Bf16Stored => "bf16-stored",
         }
     }
 }
@@ -53,30 +58,59 @@ impl fmt::Display for Format {
 impl FromStr for Format {
     type Err = String;
     fn from_str(name: &str) -> Result<Self, String> {
-        let known = || format!("{name:?} is no number format; known are f32, bf16 and int8");
+        let known = || format!("{name:?} is no number format; known are f32, bf16, int8 and bf16-stored");
         Format::ALL.into_iter().find(|f| f.name() == name).ok_or_else(known)
     }
 }
 
-/// Roundings that a module's result carries.
-fn growth(module: Module) -> f64 {
-    use Module::*;
-    match module {
-        Positions => 0.0,
-        TimeEmbedding | Gemma(_, Part::RmsNorm) => 4.0,
-        Gemma(_, Part::Rope) | PatchEmbedding | Projector => 6.0,
-        Masks | VisionAttention | VisionMlp | Suffix => 10.0,
-        VisionBlock | Gemma(_, Part::Attention | Part::Mlp) => 12.0,
-        Gemma(_, Part::Block) => 16.0,
-        VisionTower | Prefix => 24.0,
-        Gemma(_, Part::Stack) | PaliGemma => 40.0,
-        Denoise | Pi0 => 60.0,
-    }
+/// Errors that a module's result carries.
+struct Growth {
+    /// Of rounding to f32.
+    f32: f64,
+    /// Of rounding the operands of products, beside those.
+    products: f64,
+    /// Of rounding every result.
+    stored: f64,
 }
 
-/// What `module` must reach in `format`, where the wanted values are `want`.
-pub fn bound(module: Module, format: Format, want: &[f32]) -> Bound {
-    let relative_l2 = growth(module) * format.unit();
+/// The growth of a module; of one made of layers, in proportion to their number.
+fn growth(module: Module, config: &Config) -> Growth {
+    use Module::*;
+    let (vision, language) = (config.vision.num_hidden_layers, config.gemma.depth);
+    let (layers, (f32, products, stored)) = match module {
+        Positions => (1, (0.0, 0.0, 1.0)),
+        TimeEmbedding => (1, (8.0, 0.0, 3.0)),
+        Masks => (1, (15.0, 5.0, 8.0)),
+        PatchEmbedding => (1, (25.0, 0.0, 4.0)),
+        VisionAttention => (1, (12.0, 5.0, 8.0)),
+        VisionMlp => (1, (8.0, 5.0, 8.0)),
+        VisionBlock => (1, (15.0, 8.0, 12.0)),
+        Projector => (1, (10.0, 6.0, 6.0)),
+        VisionTower | Prefix => (vision, (15.0, 5.0, 8.0)),
+        Gemma(_, Part::RmsNorm) => (1, (5.0, 0.0, 3.0)),
+        Gemma(_, Part::Rope) => (1, (4.0, 0.0, 3.0)),
+        Gemma(_, Part::Attention) => (1, (20.0, 12.0, 12.0)),
+        Gemma(_, Part::Mlp) => (1, (8.0, 6.0, 8.0)),
+        Gemma(_, Part::Block) => (1, (22.0, 14.0, 16.0)),
+        Gemma(_, Part::Stack) => (language, (30.0, 14.0, 16.0)),
+        Suffix => (1, (14.0, 0.0, 8.0)),
+        Denoise => (language, (40.0, 10.0, 16.0)),
+        PaliGemma => (vision + language, (12.0, 5.0, 8.0)),
+        Pi0 => (vision + language, (7.0, 3.0, 8.0)),
+    };
+    let layers = layers as f64;
+    Growth { f32: layers * f32, products: layers * products, stored: layers * stored }
+}
+
+/// What `module` of a network of these sizes must reach in `format`, where the wanted values are `want`.
+pub fn bound(module: Module, format: Format, config: &Config, want: &[f32]) -> Bound {
+    let growth = growth(module, config);
+    let rounding = growth.f32 * Format::F32.unit();
+    let relative_l2 = match format {
+        Format::F32 => rounding,
+        Format::Bf16 | Format::Int8 => rounding + growth.products * format.unit(),
+        Format::Bf16Stored => growth.stored * format.unit(),
+    };
     let largest = want.iter().fold(0.0f64, |m, &x| m.max(f64::from(x).abs()));
     Bound {
         // An error of relative size r, orthogonal to the values, costs r² / 2 of correlation.

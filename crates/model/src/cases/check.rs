@@ -18,8 +18,22 @@ pub struct Comparison {
     pub bound: Bound,
 }
 
+/// Where a comparison's bound comes from.
+#[derive(Clone, Copy)]
+struct Rule<'a> {
+    module: Module,
+    setup: &'a Setup,
+    format: Format,
+}
+
+impl Rule<'_> {
+    fn bound(self, want: &[f32]) -> Bound {
+        bound(self.module, self.format, self.setup.config(), want)
+    }
+}
+
 impl Comparison {
-    fn new(name: &str, got: Option<&HostTensor>, want: &HostTensor, module: Module, format: Format) -> Self {
+    fn new(name: &str, got: Option<&HostTensor>, want: &HostTensor, rule: Rule<'_>) -> Self {
         let agreement = match got {
             None => Err("was not produced".into()),
             Some(got) if got.shape != want.shape => {
@@ -27,7 +41,7 @@ impl Comparison {
             }
             Some(got) => Ok(compare(&got.data, &want.data)),
         };
-        Self { name: name.into(), agreement, bound: bound(module, format, &want.data) }
+        Self { name: name.into(), agreement, bound: rule.bound(&want.data) }
     }
 
     /// Whether it is within its bound.
@@ -140,7 +154,7 @@ pub fn check_against<D: Device>(
     let got = module.run(d, setup);
     let time = start.elapsed();
     let (outputs, error) = match (got, want) {
-        (Ok(got), Ok(want)) => (compare_all(&got, want, module, format), None),
+        (Ok(got), Ok(want)) => (compare_all(&got, want, Rule { module, setup, format }), None),
         (Err(e), _) => (vec![], Some(e.to_string())),
         (_, Err(e)) => (vec![], Some(format!("the judge: {e}"))),
     };
@@ -148,9 +162,9 @@ pub fn check_against<D: Device>(
     Checked { module, setup, outputs, error, time, judge_time, first_tap }
 }
 
-fn compare_all(got: &Outputs, want: &Outputs, module: Module, format: Format) -> Vec<Comparison> {
+fn compare_all(got: &Outputs, want: &Outputs, rule: Rule<'_>) -> Vec<Comparison> {
     let find = |name: &str| got.iter().find(|(n, _)| n == name).map(|(_, t)| t);
-    want.iter().map(|(name, want)| Comparison::new(name, find(name), want, module, format)).collect()
+    want.iter().map(|(name, want)| Comparison::new(name, find(name), want, rule)).collect()
 }
 
 /// Every intermediate of `module` on both devices, op by op, in the order that the model makes them. The outputs
@@ -170,10 +184,10 @@ pub fn compare_taps<D: Device, J: Device>(
         .enumerate()
         .map(|(i, (name, want))| {
             let got = got.get(i).filter(|(n, _)| n == name).map(|(_, t)| t);
-            Comparison::new(name, got, want, module, format)
+            Comparison::new(name, got, want, Rule { module, setup, format })
         })
         .collect();
-    lines.extend(compare_all(&got_outputs, &want_outputs, module, format));
+    lines.extend(compare_all(&got_outputs, &want_outputs, Rule { module, setup, format }));
     Ok(lines)
 }
 
@@ -192,7 +206,7 @@ fn first_divergence<D: Device, J: Device>(
 ) -> Result<Option<String>, ModelError> {
     // Judged by definitions of their own, of which the output is the only tap.
     if let Some(want) = module.expected(setup)? {
-        let outputs = compare_all(&module.run(d, setup)?, &want, module, format);
+        let outputs = compare_all(&module.run(d, setup)?, &want, Rule { module, setup, format });
         return Ok(outputs.into_iter().find(|c| !c.passed()).map(|c| c.name));
     }
     let lines = compare_taps(d, judge, module, setup, format)?;

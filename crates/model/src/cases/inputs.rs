@@ -35,20 +35,22 @@ pub struct Setup {
 }
 
 impl Setup {
-    /// The rounds that take milliseconds: odd sizes, three robots with different masks.
+    /// The rounds that take milliseconds: odd sizes with three robots of different masks, and several key heads.
     pub fn small() -> Result<Vec<Self>, ModelError> {
         let robots = [([true, true], 4), ([false, true], 1), ([true, false], 0)];
-        Ok(vec![Self::random("odd", odd(), &robots, 3)?])
-    }
-
-    /// [`small`](Self::small), one whose sizes are whole tiles, and one with several key heads.
-    pub fn standard() -> Result<Vec<Self>, ModelError> {
-        let mut all = Self::small()?;
-        all.push(Self::random("even", even(), &[([true, false], 9), ([true, true], 32)], 4)?);
         let grouped = GemmaConfig { num_kv_heads: 2, ..odd().gemma };
         let expert = GemmaConfig { num_kv_heads: 2, ..odd().expert };
         let grouped = Config { gemma: grouped, expert, ..odd() };
-        all.push(Self::random("grouped", grouped, &[([true, true], 11)], 2)?);
+        Ok(vec![
+            Self::random("odd", odd(), &robots, 3)?,
+            Self::random("grouped", grouped, &[([true, true], 11)], 2)?,
+        ])
+    }
+
+    /// [`small`](Self::small), and one whose sizes are whole tiles.
+    pub fn standard() -> Result<Vec<Self>, ModelError> {
+        let mut all = Self::small()?;
+        all.push(Self::random("even", even(), &[([true, false], 9), ([true, true], 32)], 4)?);
         Ok(all)
     }
 

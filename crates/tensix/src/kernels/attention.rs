@@ -80,7 +80,8 @@ impl AttentionKernel {
         };
         let p = Plan { strip: p.strip_ring.base, ..p };
         let programs = [self.reader(&p), self.unpacker(&p), self.math(), self.packer(&p), self.writer(&p)];
-        build(format!("{self:?}"), &plan, programs.map(Some))
+        let name = format!("attention of heads {} tiles wide, up to {} key tiles", self.width, self.keys);
+        build(name, &plan, programs.map(Some))
     }
 
     /// Runs `body` for each item, with the item's address in `s2` and its number of key tiles in `s5`.
@@ -305,11 +306,10 @@ impl AttentionKernel {
                 a.li(Reg::A1, p.strip);
                 a.mv(Reg::S4, Reg::S5);
                 a.count_down(Reg::S4, |a| {
-                    pack::half_to(a, Reg::A1, HALF);
+                    pack::half_to(a, Reg::A1, HALF, &[0]);
                     a.addi(STORED, STORED, 1);
                     a.li(Reg::T6, l1::COUNTERS + 8 * 4);
                     a.sw(STORED, Reg::T6, 0);
-                    a.add_const(Reg::A1, Reg::A1, 1 << F32_SHIFT, Reg::T2);
                 });
             }
             for (_, n) in self.groups() {

@@ -21,7 +21,7 @@ pub(super) const HALF_ROWS: u32 = 256;
 pub(super) const HALVES: [u32; 2] = [0, HALF_ROWS];
 
 /// Fidelity phases of a matrix product: the multipliers take 5 bits of SrcA and 7 of SrcB at a time.
-pub(super) const PHASES: u32 = 4;
+pub(crate) const PHASES: u32 = 4;
 
 const THREAD_MATH_OFFSET: u32 = 1;
 const THREAD_ADDR_MOD_BASE: u32 = 2;
@@ -31,6 +31,7 @@ pub(super) fn init(a: &mut Asm) {
     config(a, 0, 0);
     config(a, 1, TF32 << 17 | TF32 << 21 | FP32 << 25 | 1 << 29 | 1 << 30);
     config(a, 2, 0);
+    config_fence(a);
     a.tt(isa::setc16(0, 0)); // configuration state 0
     a.tt(isa::setc16(THREAD_MATH_OFFSET, 0));
     a.tt(isa::setc16(THREAD_ADDR_MOD_BASE, 0));
@@ -46,7 +47,6 @@ pub(super) fn init(a: &mut Asm) {
     a.tt(isa::setrwc_zero(false, false));
     a.tt(isa::zeroacc_all());
     a.tt(isa::sfpencc_all());
-    config_fence(a);
 }
 
 /// Address modifier `i`: steps of the SrcA, SrcB and Dst rows and of the fidelity phase.

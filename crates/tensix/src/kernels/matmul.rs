@@ -1,12 +1,16 @@
-//! `x · W (+ bias)`, then an epilogue, then `+ residual`: blocks of output tiles, streamed along the inputs.
+//! `epilogue(x · W (+ bias)) (+ residual)`: panels of output tiles, streamed along the inputs.
 //!
-//! A block of `rows x cols` output tiles accumulates in half of Dst while the next block's first tiles are
-//! fetched. The bias is one more tile of inputs: the weight holds it, split into three bf16 parts, in the rows
-//! that a constant tile of ones selects. A residual is put into Dst first, bit by bit, and accumulated onto.
+//! A core computes a panel of `panel_rows x panel_cols` output tiles. Tiles of x and of the weight are fetched a
+//! chunk of inputs at a time and used by all blocks of the panel; a block of `rows x cols` (at most four) tiles
+//! accumulates in half of Dst. Between chunks the partial sums wait in L1, as f32: that is what makes panels
+//! larger than Dst, and so DRAM traffic small.
+//!
+//! The bias is one more tile of inputs: the weight holds it, split into three bf16 parts, in the rows that a
+//! constant tile of ones selects. A residual is where the partial sums start.
 
 use super::math::{self, Product, TILE_ROWS};
 use super::noc::{Banks, F32_SHIFT, Noc};
-use super::ring::{Cursor, Ring};
+use super::ring::{Cursor, Ring, wait_at_least};
 use super::{Kernel, L1Plan, arg, build, l1, pack, sfpu, unpack};
 use crate::error::Fault;
 use crate::layout::Format;
@@ -23,19 +27,25 @@ pub(crate) enum Epilogue {
     Gelu,
     /// `silu`.
     Silu,
-    /// `gelu(even columns of tiles) * odd columns of tiles`: the weight's halves interleaved.
+    /// `gelu(even columns of tiles) * odd columns of tiles`.
     Geglu,
 }
 
-/// The kernel. Arguments: number of blocks; base addresses of output, x, weight; tiles between rows of x; tiles
-/// along the inputs; base addresses of the ones and of the residual; then for each block the first tile of x,
-/// the first of the weight, the output tiles, and the residual's tiles.
+/// The kernel. Arguments: number of panels; base addresses of output, x, weight; tiles between rows of x; tiles
+/// along the inputs; base addresses of the ones and of the residual; then for each panel the first tile of x, the
+/// first tile of each column of the weight, and, block by block, the output tiles and the residual's tiles.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct Matmul {
+    /// Rows and columns of tiles of a block.
     pub(crate) rows: u32,
     pub(crate) cols: u32,
+    /// Rows and columns of tiles of a panel.
+    pub(crate) panel_rows: u32,
+    pub(crate) panel_cols: u32,
     /// Tiles along the inputs that are fetched at once.
     pub(crate) chunk: u32,
+    /// Whether the inputs take more than one chunk.
+    pub(crate) partial: bool,
     pub(crate) weight: Format,
     pub(crate) bias: bool,
     pub(crate) epilogue: Epilogue,
@@ -54,20 +64,31 @@ const HEAD: u32 = 8;
 
 const INPUTS: Cursor = Cursor { count: Reg::A2, addr: Reg::A0 };
 const RESIDUALS: Cursor = Cursor { count: Reg::A6, addr: Reg::A5 };
+const F32_BYTES: u32 = 1 << F32_SHIFT;
 
-struct Rings {
+struct Plan {
     inputs: Ring,
-    residual: Ring,
+    /// The partial sums, which start as the residual: handed from the reader to the unpacker.
+    sums: Ring,
     output: Ring,
 }
 
+/// Counter of blocks whose partial sums the packer has stored.
+const STORED: u32 = l1::COUNTERS + 8 * 3;
+
 impl Matmul {
+    /// Tiles of a block.
     fn tiles(&self) -> u32 {
         self.rows * self.cols
     }
 
+    /// Blocks of a panel.
+    fn blocks(&self) -> u32 {
+        self.panel_rows / self.rows * (self.panel_cols / self.cols)
+    }
+
     /// Slots of Dst that are stored.
-    fn stored(&self) -> Vec<u32> {
+    pub(crate) fn stored(&self) -> Vec<u32> {
         let step = if self.epilogue == Epilogue::Geglu { 2 } else { 1 };
         (0..self.tiles()).step_by(step).collect()
     }
@@ -80,235 +101,397 @@ impl Matmul {
         self.weight.tile_bytes().ilog2()
     }
 
-    /// Bytes of the x tiles of a chunk.
-    fn x_bytes(&self) -> u32 {
+    /// Bytes of x in a chunk: those of one row of blocks.
+    fn x_block_bytes(&self) -> u32 {
         (self.chunk * self.rows) << F32_SHIFT
     }
 
+    /// Bytes of x in a chunk.
+    fn x_bytes(&self) -> u32 {
+        (self.chunk * self.panel_rows) << F32_SHIFT
+    }
+
+    /// Bytes of the weight in a chunk: those of one column of blocks.
+    fn weight_block_bytes(&self) -> u32 {
+        (self.chunk * self.cols) << self.weight_shift()
+    }
+
+    /// Index of the first output tile in an item.
+    fn outputs_at(&self) -> u32 {
+        1 + self.panel_cols
+    }
+
+    /// Index of the first of the residual's tiles.
+    fn residuals_at(&self) -> u32 {
+        self.outputs_at() + self.blocks() * self.stored().len() as u32
+    }
+
     fn item_words(&self) -> u32 {
-        let residual = if self.residual() { self.tiles() } else { 0 };
-        2 + self.stored().len() as u32 + residual
+        let residual = if self.residual() { self.blocks() * self.tiles() } else { 0 };
+        self.residuals_at() + residual
+    }
+
+    /// Bytes of L1 that the kernel's buffers take.
+    pub(crate) fn l1_bytes(&self) -> u32 {
+        let chunk = self.x_bytes() + ((self.chunk * self.panel_cols) << self.weight_shift());
+        2 * chunk + self.sums_bytes() + ((2 * self.tiles()) << F32_SHIFT) + 4 * 64
+    }
+
+    fn sums_bytes(&self) -> u32 {
+        let kept = self.residual() || self.partial;
+        if kept { (self.blocks() * self.tiles()) << F32_SHIFT } else { 0 }
     }
 
     pub(crate) fn build(&self, l1_bytes: u32) -> Result<Kernel, Fault> {
         let mut plan = L1Plan::new(l1_bytes);
-        let slot = self.x_bytes() + ((self.chunk * self.cols) << self.weight_shift());
-        let rings = Rings {
-            inputs: Ring::new(&mut plan, 0, slot, 2),
-            residual: Ring::new(&mut plan, 1, self.tiles() << F32_SHIFT, 2 * u32::from(self.residual())),
-            output: Ring::new(&mut plan, 2, 1 << F32_SHIFT, 2 * self.tiles()),
+        let chunk = self.x_bytes() + ((self.chunk * self.panel_cols) << self.weight_shift());
+        let p = Plan {
+            inputs: Ring::new(&mut plan, 0, chunk, 2),
+            sums: Ring::new(&mut plan, 1, self.sums_bytes(), 1),
+            output: Ring::new(&mut plan, 2, F32_BYTES, 2 * self.tiles()),
         };
-        let programs = [
-            self.reader(&rings),
-            self.unpacker(&rings),
-            self.math(),
-            self.packer(&rings),
-            self.writer(&rings),
-        ];
-        build(format!("{self:?}"), &plan, programs.map(Some))
+        let programs = [self.reader(&p), self.unpacker(&p), self.math(), self.packer(&p), self.writer(&p)];
+        let name = format!(
+            "matmul of {}x{} tiles in blocks of {}x{} ({:?})",
+            self.panel_rows, self.panel_cols, self.rows, self.cols, self.epilogue
+        );
+        build(name, &plan, programs.map(Some))
     }
 
-    /// `s5` = tiles of the next chunk, of the `s4` that remain.
-    fn chunk_size(&self, a: &mut Asm) {
+    /// `n` = tiles of the next chunk, of the `left` that remain.
+    fn chunk_size(&self, a: &mut Asm, n: Reg, left: Reg) {
         let whole = a.label();
-        a.li(Reg::S5, self.chunk);
-        a.bge(Reg::S4, Reg::S5, whole);
-        a.mv(Reg::S5, Reg::S4);
+        a.li(n, self.chunk);
+        a.bge(left, n, whole);
+        a.mv(n, left);
         a.bind(whole);
     }
 
-    fn reader(&self, rings: &Rings) -> Asm {
+    fn reader(&self, p: &Plan) -> Asm {
         let mut b = Asm::new();
         Noc::Read.init(&mut b, self.banks);
-        rings.inputs.start(&mut b, INPUTS);
-        rings.residual.start(&mut b, RESIDUALS);
+        p.inputs.start(&mut b, INPUTS);
+        p.sums.start(&mut b, RESIDUALS);
         b.li(Reg::S2, l1::ARGS + 4 * HEAD);
         arg(&mut b, Reg::S3, 0);
         b.count_down(Reg::S3, |a| {
             if self.residual() {
-                self.read_residual(a, rings);
+                self.read_residual(a, p);
             }
             a.lw(Reg::S6, Reg::S2, 0);
-            a.lw(Reg::S7, Reg::S2, 4);
             arg(a, Reg::S4, DEPTH);
             let chunk = a.here();
-            self.chunk_size(a);
-            rings.inputs.reserve(a, INPUTS);
-            a.mv(Reg::A1, INPUTS.addr);
-            a.add_const(Reg::T3, INPUTS.addr, self.x_bytes(), Reg::T5);
-            a.mv(Reg::S11, Reg::S5);
-            a.count_down(Reg::S11, |a| self.read_step(a));
+            self.chunk_size(a, Reg::S5, Reg::S4);
+            p.inputs.reserve(a, INPUTS);
+            self.read_x(a);
+            self.read_weight(a);
             Noc::Read.wait(a);
-            rings.inputs.publish(a, INPUTS);
+            p.inputs.publish(a, INPUTS);
+            a.add(Reg::S6, Reg::S6, Reg::S5);
+            a.sub(Reg::S4, Reg::S4, Reg::S5);
             a.bne(Reg::S4, Reg::Zero, chunk);
-            a.addi(Reg::S2, Reg::S2, 4 * self.item_words() as i32);
+            a.add_const(Reg::S2, Reg::S2, 4 * self.item_words(), Reg::T0);
         });
         b
     }
 
-    fn read_residual(&self, a: &mut Asm, rings: &Rings) {
-        rings.residual.reserve(a, RESIDUALS);
+    fn read_residual(&self, a: &mut Asm, p: &Plan) {
+        p.sums.reserve(a, RESIDUALS);
         a.mv(Reg::A1, RESIDUALS.addr);
         arg(a, Reg::A4, RESIDUAL);
-        for i in 0..self.tiles() {
-            a.lw(Reg::A3, Reg::S2, 4 * (2 + self.tiles() + i) as i32);
+        a.add_const(Reg::Gp, Reg::S2, 4 * self.residuals_at(), Reg::T0);
+        a.repeat(Reg::S11, self.blocks() * self.tiles(), |a| {
+            a.lw(Reg::A3, Reg::Gp, 0);
+            a.addi(Reg::Gp, Reg::Gp, 4);
             Noc::Read.tile(a, Reg::A3, Reg::A4, Reg::A1, F32_SHIFT);
-            a.add_const(Reg::A1, Reg::A1, 1 << F32_SHIFT, Reg::T5);
-        }
+            a.add_const(Reg::A1, Reg::A1, F32_BYTES, Reg::T5);
+        });
         Noc::Read.wait(a);
-        rings.residual.publish(a, RESIDUALS);
+        p.sums.publish(a, RESIDUALS);
     }
 
-    /// Reads the tiles of x (to `a1`) and of the weight (to `t3`) at one place along the inputs.
-    fn read_step(&self, a: &mut Asm) {
-        a.mv(Reg::A3, Reg::S6);
-        arg(a, Reg::A4, X);
-        arg(a, Reg::T4, PITCH);
-        if self.bias {
-            let inside = a.label();
-            a.addi(Reg::T5, Reg::S4, -1);
-            a.bne(Reg::T5, Reg::Zero, inside);
-            arg(a, Reg::A4, ONES);
-            a.li(Reg::A3, 0);
-            a.li(Reg::T4, 0);
-            a.bind(inside);
-        }
-        for _ in 0..self.rows {
-            Noc::Read.tile(a, Reg::A3, Reg::A4, Reg::A1, F32_SHIFT);
-            a.add(Reg::A3, Reg::A3, Reg::T4);
-            a.add_const(Reg::A1, Reg::A1, 1 << F32_SHIFT, Reg::T5);
-        }
-        a.mv(Reg::A3, Reg::S7);
+    /// Reads `s5` tiles along the inputs of every row of x, from tile `s6`: for each row of blocks, for each
+    /// place along the inputs, the block's rows.
+    fn read_x(&self, a: &mut Asm) {
+        a.mv(Reg::Gp, INPUTS.addr);
+        a.mv(Reg::Tp, Reg::S6);
+        arg(a, Reg::T6, PITCH);
+        a.repeat(Reg::S7, self.panel_rows / self.rows, |a| {
+            a.mv(Reg::A1, Reg::Gp);
+            a.mv(Reg::T3, Reg::Tp);
+            a.mv(Reg::S11, Reg::S5);
+            a.count_down(Reg::S11, |a| {
+                a.mv(Reg::A3, Reg::T3);
+                arg(a, Reg::A4, X);
+                a.mv(Reg::T4, Reg::T6);
+                if self.bias {
+                    // The last place of the last chunk.
+                    let inside = a.label();
+                    a.bne(Reg::S4, Reg::S5, inside);
+                    a.addi(Reg::T5, Reg::S11, -1);
+                    a.bne(Reg::T5, Reg::Zero, inside);
+                    arg(a, Reg::A4, ONES);
+                    a.li(Reg::A3, 0);
+                    a.li(Reg::T4, 0);
+                    a.bind(inside);
+                }
+                for _ in 0..self.rows {
+                    Noc::Read.tile(a, Reg::A3, Reg::A4, Reg::A1, F32_SHIFT);
+                    a.add(Reg::A3, Reg::A3, Reg::T4);
+                    a.add_const(Reg::A1, Reg::A1, F32_BYTES, Reg::T5);
+                }
+                a.addi(Reg::T3, Reg::T3, 1);
+            });
+            (0..self.rows).for_each(|_| a.add(Reg::Tp, Reg::Tp, Reg::T6));
+            a.add_const(Reg::Gp, Reg::Gp, self.x_block_bytes(), Reg::T5);
+        });
+    }
+
+    /// The same for the columns of the weight, at the same places.
+    fn read_weight(&self, a: &mut Asm) {
+        a.add_const(Reg::Gp, INPUTS.addr, self.x_bytes(), Reg::T5);
+        a.addi(Reg::Tp, Reg::S2, 4);
         arg(a, Reg::A4, WEIGHT);
-        arg(a, Reg::T4, DEPTH);
-        for _ in 0..self.cols {
-            Noc::Read.tile(a, Reg::A3, Reg::A4, Reg::T3, self.weight_shift());
-            a.add(Reg::A3, Reg::A3, Reg::T4);
-            a.add_const(Reg::T3, Reg::T3, 1 << self.weight_shift(), Reg::T5);
-        }
-        a.addi(Reg::S6, Reg::S6, 1);
-        a.addi(Reg::S7, Reg::S7, 1);
-        a.addi(Reg::S4, Reg::S4, -1);
+        a.repeat(Reg::S7, self.panel_cols / self.cols, |a| {
+            a.mv(Reg::A1, Reg::Gp);
+            arg(a, Reg::T3, DEPTH);
+            a.sub(Reg::T3, Reg::T3, Reg::S4);
+            a.mv(Reg::S11, Reg::S5);
+            a.count_down(Reg::S11, |a| {
+                for col in 0..self.cols {
+                    a.lw(Reg::A3, Reg::Tp, 4 * col as i32);
+                    a.add(Reg::A3, Reg::A3, Reg::T3);
+                    Noc::Read.tile(a, Reg::A3, Reg::A4, Reg::A1, self.weight_shift());
+                    a.add_const(Reg::A1, Reg::A1, 1 << self.weight_shift(), Reg::T5);
+                }
+                a.addi(Reg::T3, Reg::T3, 1);
+            });
+            a.addi(Reg::Tp, Reg::Tp, 4 * self.cols as i32);
+            a.add_const(Reg::Gp, Reg::Gp, self.weight_block_bytes(), Reg::T5);
+        });
     }
 
-    fn unpacker(&self, rings: &Rings) -> Asm {
-        let sources = unpack::Target::SrcA { bf16: self.weight == Format::Bf16, transpose: false };
+    fn unpacker(&self, p: &Plan) -> Asm {
+        // First row of the half of Dst that is next, stored blocks to wait for, and by how many that grows with a
+        // block: none in the first chunk.
+        const HALF: Reg = Reg::S6;
+        const TARGET: Reg = Reg::S7;
+        const LATER: Reg = Reg::S8;
         let weight_bytes = 1 << self.weight_shift();
         let mut t0 = Asm::new();
         unpack::init(&mut t0);
-        unpack::target(&mut t0, sources);
-        unpack::set_steps(&mut t0, weight_bytes, 1 << F32_SHIFT, self.cols * weight_bytes);
-        rings.inputs.start(&mut t0, INPUTS);
-        rings.residual.start(&mut t0, RESIDUALS);
-        t0.li(Reg::S6, 0);
+        unpack::target(&mut t0, self.sources());
+        unpack::set_steps(&mut t0, weight_bytes, F32_BYTES, self.cols * weight_bytes);
+        p.inputs.start(&mut t0, INPUTS);
+        p.sums.start(&mut t0, RESIDUALS);
+        t0.li(HALF, 0);
+        t0.li(TARGET, 0);
         arg(&mut t0, Reg::S3, 0);
         t0.count_down(Reg::S3, |a| {
             if self.residual() {
-                unpack::target(a, unpack::Target::Dst);
-                rings.residual.await_filled(a, RESIDUALS);
-                math::await_fill(a);
-                a.mv(Reg::A1, RESIDUALS.addr);
-                for i in 0..self.tiles() {
-                    a.addi(Reg::A3, Reg::S6, (i * TILE_ROWS) as i32);
-                    unpack::to_dst(a, Reg::A1, Reg::A3);
-                    a.add_const(Reg::A1, Reg::A1, 1 << F32_SHIFT, Reg::T2);
-                }
-                math::filled(a);
-                unpack::target(a, sources);
-                rings.residual.release(a, RESIDUALS);
-                a.xori(Reg::S6, Reg::S6, math::HALF_ROWS as i32);
+                p.sums.await_filled(a, RESIDUALS);
             }
+            a.li(LATER, 0);
             arg(a, Reg::S4, DEPTH);
             let chunk = a.here();
-            self.chunk_size(a);
+            self.chunk_size(a, Reg::S5, Reg::S4);
             a.sub(Reg::S4, Reg::S4, Reg::S5);
-            rings.inputs.await_filled(a, INPUTS);
+            p.inputs.await_filled(a, INPUTS);
             unpack::units(a, Reg::A1, INPUTS.addr);
-            a.add_const(Reg::A3, Reg::A1, self.x_bytes() >> 4, Reg::T0);
-            unpack::set_gprs(a, &[(unpack::G_B, Reg::A1), (unpack::G_A, Reg::A3)]);
-            a.count_down(Reg::S5, |a| {
-                for row in 0..self.rows {
-                    unpack::src_b(a);
-                    (0..self.cols).for_each(|_| unpack::src_a(a));
-                    if row + 1 < self.rows {
-                        unpack::rewind_a(a);
-                    }
-                }
+            a.li(Reg::A4, p.sums.base);
+            a.repeat(Reg::S9, self.panel_rows / self.rows, |a| {
+                unpack::units(a, Reg::A3, INPUTS.addr);
+                a.add_const(Reg::A3, Reg::A3, self.x_bytes() >> 4, Reg::T0);
+                a.repeat(Reg::S10, self.panel_cols / self.cols, |a| {
+                    self.fill(a, HALF, TARGET, LATER);
+                    a.xori(HALF, HALF, math::HALF_ROWS as i32);
+                    unpack::set_gprs(a, &[(unpack::G_B, Reg::A1), (unpack::G_A, Reg::A3)]);
+                    a.mv(Reg::S11, Reg::S5);
+                    a.count_down(Reg::S11, |a| {
+                        for row in 0..self.rows {
+                            unpack::src_b(a);
+                            (0..self.cols).for_each(|_| unpack::src_a(a));
+                            if row + 1 < self.rows {
+                                unpack::rewind_a(a);
+                            }
+                        }
+                    });
+                    a.add_const(Reg::A3, Reg::A3, self.weight_block_bytes() >> 4, Reg::T0);
+                });
+                a.add_const(Reg::A1, Reg::A1, self.x_block_bytes() >> 4, Reg::T0);
             });
             unpack::sync(a);
-            rings.inputs.release(a, INPUTS);
+            p.inputs.release(a, INPUTS);
+            a.li(LATER, 1);
             a.bne(Reg::S4, Reg::Zero, chunk);
+            if self.residual() {
+                p.sums.release(a, RESIDUALS);
+            }
         });
         t0
     }
 
+    fn sources(&self) -> unpack::Target {
+        unpack::Target::SrcA { bf16: self.weight == Format::Bf16, transpose: false }
+    }
+
+    /// T0: puts the partial sums of the block at `a4` into Dst, where there are any, and goes to the next.
+    fn fill(&self, a: &mut Asm, half: Reg, target: Reg, later: Reg) {
+        if self.sums_bytes() == 0 {
+            return;
+        }
+        let none = a.label();
+        if !self.residual() {
+            a.beq(later, Reg::Zero, none);
+        }
+        unpack::target(a, unpack::Target::Dst);
+        a.add(target, target, later);
+        wait_at_least(a, STORED, target);
+        math::await_fill(a);
+        a.mv(Reg::A7, Reg::A4);
+        for i in 0..self.tiles() {
+            a.addi(Reg::T3, half, (i * TILE_ROWS) as i32);
+            unpack::to_dst(a, Reg::A7, Reg::T3);
+            a.add_const(Reg::A7, Reg::A7, F32_BYTES, Reg::T2);
+        }
+        math::filled(a);
+        unpack::target(a, self.sources());
+        a.bind(none);
+        a.add_const(Reg::A4, Reg::A4, self.tiles() << F32_SHIFT, Reg::T2);
+    }
+
     fn math(&self) -> Asm {
+        const FIRST: Reg = Reg::S7;
         let mut t1 = Asm::new();
         math::init(&mut t1);
         math::matmul_init(&mut t1, Product::Plain);
         sfpu::init(&mut t1);
         arg(&mut t1, Reg::S3, 0);
         t1.li(Reg::S5, 0);
-        math::each_half(&mut t1, Reg::S3, Reg::S5, |a, half| {
-            math::acquire(a);
-            if self.residual() {
-                math::fill(a);
-            } else {
-                (0..self.tiles()).for_each(|i| math::zero_tile(a, half + i * TILE_ROWS));
-            }
+        t1.count_down(Reg::S3, |a| {
+            a.li(FIRST, 1);
             arg(a, Reg::S4, DEPTH);
-            a.count_down(Reg::S4, |a| {
-                for row in 0..self.rows {
-                    for col in 0..self.cols {
-                        math::dst_row(a, half + (row * self.cols + col) * TILE_ROWS);
-                        math::matmul_tile(a, Product::Plain, col + 1 == self.cols);
-                    }
-                }
-            });
-            if !matches!(self.epilogue, Epilogue::None | Epilogue::Residual) {
-                sfpu::run(a, |a| {
-                    for slot in self.stored() {
-                        let at = half + slot * TILE_ROWS;
-                        match self.epilogue {
-                            Epilogue::Gelu => sfpu::gelu(a, at),
-                            Epilogue::Silu => sfpu::silu(a, at),
-                            _ => sfpu::geglu(a, at, at + TILE_ROWS),
+            let chunk = a.here();
+            self.chunk_size(a, Reg::S6, Reg::S4);
+            a.sub(Reg::S4, Reg::S4, Reg::S6);
+            a.li(Reg::S8, self.blocks());
+            math::each_half(a, Reg::S8, Reg::S5, |a, half| {
+                math::acquire(a);
+                self.start_sums(a, half, FIRST);
+                a.mv(Reg::S11, Reg::S6);
+                a.count_down(Reg::S11, |a| {
+                    for row in 0..self.rows {
+                        for col in 0..self.cols {
+                            math::dst_row(a, half + (row * self.cols + col) * TILE_ROWS);
+                            math::matmul_tile(a, Product::Plain, col + 1 == self.cols);
                         }
                     }
                 });
-            }
-            math::commit(a);
+                self.finish_sums(a, half);
+                math::commit(a);
+            });
+            a.li(FIRST, 0);
+            let out = a.label();
+            a.beq(Reg::S4, Reg::Zero, out);
+            a.j(chunk);
+            a.bind(out);
         });
         unpack::sync(&mut t1);
         t1
     }
 
-    fn packer(&self, rings: &Rings) -> Asm {
+    /// T1: zeros in the first chunk, else what T0 puts there.
+    fn start_sums(&self, a: &mut Asm, half: u32, first: Reg) {
+        let zeros = |a: &mut Asm| (0..self.tiles()).for_each(|i| math::zero_tile(a, half + i * TILE_ROWS));
+        if self.residual() {
+            math::fill(a);
+        } else if self.partial {
+            let (fill, on) = (a.label(), a.label());
+            a.beq(first, Reg::Zero, fill);
+            zeros(a);
+            a.j(on);
+            a.bind(fill);
+            math::fill(a);
+            a.bind(on);
+        } else {
+            zeros(a);
+        }
+    }
+
+    /// T1: the activation, after the last chunk (`s4` is 0).
+    fn finish_sums(&self, a: &mut Asm, half: u32) {
+        if matches!(self.epilogue, Epilogue::None | Epilogue::Residual) {
+            return;
+        }
+        let more = a.label();
+        a.bne(Reg::S4, Reg::Zero, more);
+        sfpu::run(a, |a| {
+            for slot in self.stored() {
+                let at = half + slot * TILE_ROWS;
+                match self.epilogue {
+                    Epilogue::Gelu => sfpu::gelu(a, at),
+                    Epilogue::Silu => sfpu::silu(a, at),
+                    _ => sfpu::geglu(a, at, at + TILE_ROWS),
+                }
+            }
+        });
+        a.bind(more);
+    }
+
+    fn packer(&self, p: &Plan) -> Asm {
+        const HALF: Reg = Reg::S6;
+        const COUNT: Reg = Reg::S7;
+        let all: Vec<u32> = (0..self.tiles()).collect();
         let mut t2 = Asm::new();
         pack::init(&mut t2);
-        rings.output.start(&mut t2, INPUTS);
-        t2.li(Reg::S4, 0);
+        p.output.start(&mut t2, INPUTS);
+        t2.li(HALF, 0);
+        t2.li(COUNT, 0);
         arg(&mut t2, Reg::S3, 0);
-        t2.count_down(Reg::S3, |a| pack::half(a, rings.output, INPUTS, Reg::S4, &self.stored()));
+        t2.count_down(Reg::S3, |a| {
+            arg(a, Reg::S4, DEPTH);
+            let chunk = a.here();
+            self.chunk_size(a, Reg::S5, Reg::S4);
+            a.sub(Reg::S4, Reg::S4, Reg::S5);
+            a.li(Reg::S9, p.sums.base);
+            a.repeat(Reg::S8, self.blocks(), |a| {
+                if !self.partial {
+                    return pack::half(a, p.output, INPUTS, HALF, &self.stored());
+                }
+                let (last, on) = (a.label(), a.label());
+                a.beq(Reg::S4, Reg::Zero, last);
+                pack::half_to(a, Reg::S9, HALF, &all);
+                a.addi(COUNT, COUNT, 1);
+                a.li(Reg::T6, STORED);
+                a.sw(COUNT, Reg::T6, 0);
+                a.j(on);
+                a.bind(last);
+                pack::half(a, p.output, INPUTS, HALF, &self.stored());
+                a.bind(on);
+            });
+            a.bne(Reg::S4, Reg::Zero, chunk);
+        });
         t2
     }
 
-    fn writer(&self, rings: &Rings) -> Asm {
+    fn writer(&self, p: &Plan) -> Asm {
         let mut nc = Asm::new();
         Noc::Write.init(&mut nc, self.banks);
-        rings.output.start(&mut nc, INPUTS);
+        p.output.start(&mut nc, INPUTS);
         nc.li(Reg::S2, l1::ARGS + 4 * HEAD);
         arg(&mut nc, Reg::S3, 0);
         arg(&mut nc, Reg::A4, OUTPUT);
         nc.count_down(Reg::S3, |a| {
-            for i in 0..self.stored().len() {
-                rings.output.await_filled(a, INPUTS);
-                a.lw(Reg::A3, Reg::S2, 4 * (2 + i) as i32);
+            a.add_const(Reg::S4, Reg::S2, 4 * self.outputs_at(), Reg::T0);
+            a.repeat(Reg::S5, self.blocks() * self.stored().len() as u32, |a| {
+                p.output.await_filled(a, INPUTS);
+                a.lw(Reg::A3, Reg::S4, 0);
+                a.addi(Reg::S4, Reg::S4, 4);
                 Noc::Write.tile(a, Reg::A3, Reg::A4, INPUTS.addr, F32_SHIFT);
                 Noc::Write.wait(a);
-                rings.output.release(a, INPUTS);
-            }
-            a.addi(Reg::S2, Reg::S2, 4 * self.item_words() as i32);
+                p.output.release(a, INPUTS);
+            });
+            a.add_const(Reg::S2, Reg::S2, 4 * self.item_words(), Reg::T0);
         });
         nc
     }

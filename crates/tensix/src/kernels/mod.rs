@@ -27,6 +27,7 @@ pub(crate) use attention::{AttentionKernel, MASKED};
 pub(crate) use eltwise::{Eltwise, EltwiseOp};
 pub(crate) use firmware::firmware;
 pub(crate) use gather::{Columns, Gather, RowSource};
+pub(crate) use math::PHASES;
 pub(crate) use matmul::{Epilogue, Matmul};
 pub(crate) use noc::Banks;
 pub(crate) use norm::NormKernel;
@@ -150,4 +151,151 @@ fn build(name: String, plan: &L1Plan, programs: [Option<Asm>; 5]) -> Result<Kern
 fn arg(a: &mut Asm, d: Reg, index: u32) {
     a.li(d, l1::ARGS);
     a.lw(d, d, 4 * index as i32);
+}
+
+/// Programs of the vector unit, for the performance model.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum VectorProgram {
+    /// An operation element by element.
+    Eltwise(EltwiseOp),
+    /// Taking the statistics of a norm, for each tile: the sum for the mean, or the squares.
+    NormStatistics { sum: bool },
+    /// Finishing them, for each row of tiles.
+    NormFinish { centered: bool },
+    /// Applying them, for each tile.
+    NormApply { centered: bool },
+    /// The three passes of attention, for each key tile, key tile, and tile of values.
+    Scores,
+    /// See `Scores`.
+    Exponentials,
+    /// See `Scores`.
+    Divide,
+}
+
+impl VectorProgram {
+    /// Instructions that it executes, each a cycle: counted by running the emitted program.
+    pub(crate) fn cycles(self) -> u64 {
+        let mut a = Asm::new();
+        let t = math::TILE_ROWS;
+        match self {
+            Self::Eltwise(EltwiseOp::Gelu) => sfpu::gelu(&mut a, 0),
+            Self::Eltwise(EltwiseOp::Silu) => sfpu::silu(&mut a, 0),
+            Self::Eltwise(EltwiseOp::Geglu) => sfpu::geglu(&mut a, 0, t),
+            Self::Eltwise(EltwiseOp::Add) => sfpu::add_tiles(&mut a, 0, t),
+            Self::Eltwise(EltwiseOp::AddScaled(s)) => sfpu::add_scaled(&mut a, 0, t, f32::from_bits(s)),
+            Self::Eltwise(EltwiseOp::Rope) => sfpu::rotate_pairs(&mut a, 0, t, 2 * t, 3 * t),
+            Self::NormStatistics { sum } => sfpu::stats_accumulate(&mut a, 0, t, sum),
+            Self::NormFinish { centered } => {
+                if centered {
+                    sfpu::stats_mean(&mut a, t, 100);
+                }
+                sfpu::stats_inverse_deviation(&mut a, t, 100, 28, 1e-6);
+            }
+            Self::NormApply { centered } => {
+                sfpu::normalize(&mut a, 0, t, centered.then_some(2 * t), 3 * t);
+            }
+            Self::Scores => sfpu::softmax_scores(&mut a, 0, t, 0.1),
+            Self::Exponentials => sfpu::softmax_exponentials(&mut a, 0, t),
+            Self::Divide => sfpu::softmax_divide(&mut a, 0, t),
+        }
+        a.finish().map_or(0, |code| pushed(&code))
+    }
+}
+
+/// Coprocessor instructions that a program pushes, which may loop but not depend on memory.
+fn pushed(code: &[u32]) -> u64 {
+    let (mut at, mut count, mut registers) = (0, 0, [0u32; 32]);
+    while let Some(&w) = code.get(at) {
+        at += 1;
+        let (d, a, b) = ((w >> 7 & 31) as usize, (w >> 15 & 31) as usize, (w >> 20 & 31) as usize);
+        match w & 0x7F {
+            _ if w & 3 != 3 => count += 1,
+            0x13 if d != 0 => registers[d] = registers[a].wrapping_add((w as i32 >> 20) as u32),
+            0x63 if registers[a] != registers[b] => {
+                // Loops branch backwards, by less than 4 KiB.
+                let offset = (w >> 25 & 0x3F) << 5 | (w >> 8 & 15) << 1 | (w >> 7 & 1) << 11;
+                at = (at - 1) - (4096 - offset as usize) / 4;
+            }
+            _ => {}
+        }
+    }
+    count
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::layout::Format;
+
+    const L1: u32 = 1464 * 1024;
+    const BANKS: Banks = Banks(6);
+
+    /// Building a kernel checks every program for hazards.
+    #[test]
+    fn every_form_of_every_kernel_is_free_of_hazards() {
+        use EltwiseOp::*;
+        for op in [Gelu, Silu, Geglu, Add, AddScaled(0.3f32.to_bits()), Rope] {
+            Eltwise { op, banks: BANKS }.build(L1).unwrap();
+        }
+        for whole in [true, false] {
+            Gather { whole, banks: BANKS }.build(L1).unwrap();
+        }
+        let blocks = [(1, 1, 1, 1), (1, 4, 1, 8), (2, 2, 4, 2), (4, 1, 8, 3), (1, 2, 3, 4)];
+        for (rows, cols, panel_rows, panel_cols) in blocks {
+            for epilogue in
+                [Epilogue::None, Epilogue::Residual, Epilogue::Gelu, Epilogue::Silu, Epilogue::Geglu]
+            {
+                for (weight, bias, partial) in
+                    [(Format::Bf16, true, true), (Format::Bf16, false, false), (Format::F32, true, false)]
+                {
+                    if epilogue == Epilogue::Geglu && cols % 2 == 1 {
+                        continue;
+                    }
+                    let sizes = Matmul {
+                        rows,
+                        cols,
+                        panel_rows,
+                        panel_cols,
+                        chunk: 8,
+                        partial,
+                        weight,
+                        bias,
+                        epilogue,
+                        banks: BANKS,
+                    };
+                    sizes.build(L1).unwrap();
+                }
+            }
+        }
+        for width in [7, 72, 1152, 2048] {
+            for centered in [true, false] {
+                NormKernel { width, eps: 1e-6f32.to_bits(), centered, banks: BANKS }.build(L1).unwrap();
+            }
+        }
+        for width in [1, 2, 3, 8] {
+            for masked in [true, false] {
+                let scale = 0.125f32.to_bits();
+                AttentionKernel { width, keys: 40, masked, scale, banks: BANKS }.build(L1).unwrap();
+            }
+        }
+        for p in Processor::ALL {
+            firmware(p).unwrap();
+        }
+    }
+
+    #[test]
+    fn what_does_not_fit_l1_is_an_error() {
+        let norm = NormKernel { width: 20_000, eps: 0, centered: true, banks: BANKS };
+        let Err(Fault::L1Overflow { needed, available, .. }) = norm.build(L1) else { panic!("it fits") };
+        assert!(needed > available && available == L1 - l1::DATA, "{needed} of {available}");
+    }
+
+    #[test]
+    fn the_memory_map_does_not_overlap() {
+        let firmware_end = |p: Processor| l1::START[p as usize] + 4 * firmware(p).unwrap().len() as u32;
+        let ends = Processor::ALL.map(firmware_end);
+        assert!(ends.iter().zip(&l1::START[1..]).all(|(end, next)| end <= next));
+        assert!(ends[4] <= l1::GO && l1::GO + 20 <= l1::BANKS && l1::BANKS + 6 * 8 <= l1::COUNTERS);
+        const { assert!(l1::ARGS < l1::CODE && l1::CODE < l1::DATA) };
+    }
 }

@@ -56,7 +56,8 @@ impl NormKernel {
             self.packer(output),
             self.writer(output),
         ];
-        build(format!("{self:?}"), &plan, programs.map(Some))
+        let kind = if self.centered { "layer" } else { "rms" };
+        build(format!("{kind} norm of {} columns", self.width), &plan, programs.map(Some))
     }
 
     fn reader(&self, affine: Ring, row: Ring) -> Asm {

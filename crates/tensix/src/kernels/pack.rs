@@ -15,7 +15,7 @@ const FACE_BYTES: u32 = 1024;
 /// Once a kernel: each packer packs one face.
 pub(super) fn init(a: &mut Asm) {
     config(a, 8, 4 | 64 << 12); // strides of a datum and a row, in bytes
-    config(a, 9, FACE_BYTES | (4 * FACE_BYTES & 0xFFF) << 12);
+    config(a, 9, FACE_BYTES); // of a face
     config(a, 14, 1); // 32-bit Dst
     config(a, 16, 0);
     config(a, 20, 0xFFFF); // edge mask: keep all columns
@@ -73,11 +73,16 @@ pub(super) fn half(a: &mut Asm, ring: Ring, c: Cursor, half: Reg, slots: &[u32])
     a.xori(half, half, HALF_ROWS as i32);
 }
 
-/// Packs the slot of the next finished half to the L1 address in `addr`.
-pub(super) fn half_to(a: &mut Asm, addr: Reg, half: Reg) {
+/// Packs tile slots `slots` of the next finished half to consecutive tiles from the L1 address in `addr`, which
+/// ends behind them.
+pub(super) fn half_to(a: &mut Asm, addr: Reg, half: Reg, slots: &[u32]) {
     a.tt(isa::semwait_zero(SEM_DST, Block::PACK.and(Block::TDMA).and(Block::SYNC)));
-    point(a, addr, half);
-    a.tt(isa::pacr());
+    for &slot in slots {
+        a.addi(Reg::T3, half, (slot * TILE_ROWS) as i32);
+        point(a, addr, Reg::T3);
+        a.tt(isa::pacr());
+        a.add_const(addr, addr, 4 * FACE_BYTES, Reg::T2);
+    }
     a.tt(isa::stallwait(Block::SYNC, Wait::PACK));
     a.tt(isa::semget(SEM_DST));
     sync(a);

@@ -194,7 +194,7 @@ fn gated(a: &mut Asm, row: u32) {
 fn gelu_vector(a: &mut Asm, row: u32) {
     mul(a, L1, L0, L0);
     constant(a, L2, -0.071_354_82);
-    constant(a, L3, -1.595_769_1);
+    constant(a, L3, -1.595_769);
     mad(a, L1, L1, L2, L3);
     mul(a, L0, L0, L1);
     gated(a, row);

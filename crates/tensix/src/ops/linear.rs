@@ -4,8 +4,10 @@ use pi0_device::{Activation, Dense, Error, LinearPart, Norm, NormKind, OpKind, R
 
 use super::{failed, wrong_weight};
 use crate::device::{Key, Tensix};
-use crate::kernels::{Epilogue, Matmul};
+use crate::error::Fault;
+use crate::kernels::{Epilogue, Matmul, l1};
 use crate::layout::{Format, TILE, bf16_bits, bf16_value, push_tile, tiles};
+use crate::perf::{self, LinearTiles, Machine};
 use crate::tensor::{LinearWeight, Tensor, Weight, WeightKind};
 
 /// Three bf16 numbers whose sum is `v` exactly (unless the least of it underflows).
@@ -77,20 +79,18 @@ impl Tensix {
             (None, Some(_)) => Epilogue::Residual,
             (Some(Activation::Gelu), None) => Epilogue::Gelu,
             (Some(Activation::Silu), None) => Epilogue::Silu,
+            (Some(Activation::Geglu), None) if w.outputs.is_multiple_of(2 * TILE) => Epilogue::Geglu,
             _ => return Err(Error::unsupported(super::NAME, op, "this epilogue of a linear layer")),
         };
-        let y = self.tensor(x.rows, w.outputs).map_err(failed(op))?;
-        let (rows, cols) = (y.tile_rows(), y.tile_cols());
-        let (block_rows, block_cols) = block(rows, cols, w.format, self.cores());
-        let key = Matmul {
-            rows: block_rows as u32,
-            cols: block_cols as u32,
-            chunk: w.depth.min(8) as u32,
-            weight: w.format,
-            bias: w.bias,
-            epilogue,
-            banks: self.banks,
+        // The two halves of a GEGLU layer are computed side by side, a tile of each.
+        let outputs = if epilogue == Epilogue::Geglu { w.outputs / 2 } else { w.outputs };
+        let columns: Vec<usize> = match epilogue {
+            Epilogue::Geglu => (0..tiles(outputs)).flat_map(|c| [c, c + tiles(outputs)]).collect(),
+            _ => (0..tiles(outputs)).collect(),
         };
+        let y = self.tensor(x.rows, outputs).map_err(failed(op))?;
+        let shape = LinearTiles { rows: y.tile_rows(), cols: columns.len(), depth: w.depth };
+        let k = self.plan_linear(shape, w, epilogue).map_err(failed(op))?;
         let head = [
             y.base(),
             x.base(),
@@ -100,36 +100,73 @@ impl Tensix {
             self.constants().map_err(failed(op))?.ones,
             residual.map_or(0, Tensor::base),
         ];
-        // Blocks that share columns of the weight are neighbours.
+        let per_output = shape.cols / y.tile_cols();
+        // Tiles of a panel, block by block, as row and column of the product.
+        let [rows, cols] = [k.rows as usize, k.cols as usize];
+        let [panel_rows, panel_cols] = [k.panel_rows as usize, k.panel_cols as usize];
+        let tiles_of = |r: usize, c: usize| {
+            let blocks = (r..r + panel_rows)
+                .step_by(rows)
+                .flat_map(move |r| (c..c + panel_cols).step_by(cols).map(move |c| (r, c)));
+            blocks.flat_map(move |(r, c)| (0..rows * cols).map(move |i| (r + i / cols, c + i % cols)))
+        };
+        // Panels that share columns of the weight are neighbours.
         let mut items = Vec::new();
-        for c in (0..cols).step_by(block_cols) {
-            for r in (0..rows).step_by(block_rows) {
-                let mut item = vec![x.tile(r, 0), (c * w.depth) as u32];
-                for tensor in [Some(&y), residual].into_iter().flatten() {
-                    for i in 0..block_rows * block_cols {
-                        item.push(tensor.tile(r + i / block_cols, c + i % block_cols));
-                    }
+        for c in (0..shape.cols).step_by(panel_cols) {
+            for r in (0..shape.rows).step_by(panel_rows) {
+                let mut item = vec![x.tile(r, 0)];
+                item.extend(columns[c..c + panel_cols].iter().map(|c| (c * w.depth) as u32));
+                let stored = tiles_of(r, c).filter(|(_, c)| c.is_multiple_of(per_output));
+                item.extend(stored.map(|(r, c)| y.tile(r, c / per_output)));
+                if let Some(residual) = residual {
+                    item.extend(tiles_of(r, c).map(|(r, c)| residual.tile(r, c)));
                 }
                 items.push(item);
             }
         }
-        self.run(Key::Matmul(key), &head, &items).map_err(failed(op))?;
+        self.run(Key::Matmul(k), &head, &items).map_err(failed(op))?;
         Ok(y)
+    }
+
+    /// The sizes of the kernel for a linear layer.
+    fn plan_linear(
+        &self,
+        shape: LinearTiles,
+        w: &LinearWeight,
+        epilogue: Epilogue,
+    ) -> std::result::Result<Matmul, Fault> {
+        let like = Matmul {
+            rows: 1,
+            cols: 1,
+            panel_rows: 1,
+            panel_cols: 1,
+            chunk: 1,
+            partial: false,
+            weight: w.format,
+            bias: w.bias,
+            epilogue,
+            banks: self.banks,
+        };
+        let machine = Machine { cores: self.cores(), ..Machine::N150 };
+        let room = self.l1_room();
+        perf::best_linear(&machine, shape, like, room, l1::ARG_WORDS - 64).ok_or(Fault::L1Overflow {
+            kernel: "a linear layer".into(),
+            needed: like.l1_bytes(),
+            available: room,
+        })
     }
 
     /// The forms of a dense layer that save something here: an activation or a residual of the product.
     pub(super) fn dense_op(&self, call: &Dense<'_, Tensor, Weight>) -> Result<Tensor> {
         let op = OpKind::Dense;
         let refuse = |why: &str| Err(Error::unsupported(super::NAME, op, why));
-        if call.norm_tap.is_some() || call.branch_tap.is_some() {
-            return refuse("taps inside a fused layer");
-        }
         let WeightKind::Linear(w) = &call.weight.kind else {
             return Err(wrong_weight(op, call.weight));
         };
         let fits = |r: &Tensor| r.rows == call.x.rows && r.cols == w.outputs;
         match (call.activation, call.residual) {
             (None, None) | (Some(Activation::Gelu | Activation::Silu), None) => {}
+            (Some(Activation::Geglu), None) if w.outputs.is_multiple_of(2 * TILE) => {}
             (None, Some(r)) if fits(r) => {}
             _ => return refuse("this combination of activation and residual"),
         }
@@ -143,45 +180,16 @@ impl Tensix {
     }
 }
 
-/// Rows and columns of tiles that a core computes at once: at most four tiles, dividing the result evenly, so
-/// that the slower of matrix unit and memory is busy shortest.
-fn block(rows: usize, cols: usize, weight: Format, cores: usize) -> (usize, usize) {
-    /// Cycles of a tile product in four phases.
-    const PRODUCT: usize = 64;
-    /// Bytes that one core gets from DRAM in a cycle when all ask.
-    const SHARE: usize = 5;
-    let cost = |&(r, c): &(usize, usize)| {
-        let rounds = (rows / r * (cols / c)).div_ceil(cores);
-        let bytes = r * Format::F32.tile_bytes() + c * weight.tile_bytes();
-        (rounds * (r * c * PRODUCT).max(bytes / SHARE), bytes)
-    };
-    let shapes = [(1, 1), (1, 2), (2, 1), (1, 4), (2, 2), (4, 1), (1, 3), (3, 1)];
-    let fitting = shapes.into_iter().filter(|&(r, c)| rows % r == 0 && cols % c == 0);
-    fitting.min_by_key(cost).unwrap_or((1, 1))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn a_bias_is_split_without_loss() {
-        for v in [0.0f32, 1.0, -3.1415927, 1.0e-3, 123456.79, -7.7e10] {
+        for v in [0.0f32, 1.0, -3.1712345, 1.0e-3, 123456.79, -7.7e10] {
             let parts = split(v);
             assert_eq!(parts.iter().map(|&p| f64::from(p)).sum::<f64>(), f64::from(v), "{v}");
             assert!(parts.iter().all(|&p| p.to_bits() & 0xFFFF == 0));
         }
-    }
-
-    #[test]
-    fn blocks_divide_the_result() {
-        for rows in 1..30 {
-            for cols in [1, 2, 3, 5, 36, 64, 135, 512] {
-                let (r, c) = block(rows, cols, Format::Bf16, 64);
-                assert!(rows % r == 0 && cols % c == 0 && r * c <= 4, "{rows}x{cols}: {r}x{c}");
-            }
-        }
-        let (r, c) = block(26, 512, Format::Bf16, 64);
-        assert_eq!(r * c, 4);
     }
 }

@@ -1,4 +1,6 @@
-//! What the tests on the simulator share.
+//! What the tests on the simulator share; each uses a part of it.
+
+#![allow(dead_code)]
 
 use pi0_device::{Agreement, Bound, Device, HostTensor, compare};
 use pi0_tensix::{Tensix, TensixOptions};

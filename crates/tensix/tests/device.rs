@@ -1,0 +1,137 @@
+//! The device as a whole: opening, errors, harvested grids, repetition.
+
+mod common;
+
+use std::path::{Path, PathBuf};
+
+use common::{open, open_with, put, random};
+use pi0_device::{Attention, Device, Error, KeyValue, Keys, LinearPart, Span, TensorSource, WeightSource};
+use pi0_tensix::{Fault, OpenError, Tensix, TensixOptions, TransportError};
+
+#[test]
+fn it_describes_itself() {
+    let Some(device) = open() else { return };
+    let info = device.describe();
+    println!("{info}");
+    assert_eq!((info.arch, info.transport), ("Wormhole B0", "ttsim"));
+    assert_eq!(info.usable_grid, (8, 10 - info.harvested_rows));
+    assert_eq!(info.grid, info.usable_grid);
+    assert!(info.dram_bytes == 12 << 30 && info.l1_bytes == 1464 * 1024);
+}
+
+#[test]
+fn a_file_that_is_no_simulator_is_an_error() {
+    let attempt = |path: PathBuf| {
+        let options = TensixOptions { simulator: Some(path), ..Default::default() };
+        match Tensix::open(&options) {
+            Err(OpenError::Fault(Fault::Transport(e @ TransportError::Library { .. }))) => e.to_string(),
+            Err(e) => panic!("{e}"),
+            Ok(_) => panic!("it opened"),
+        }
+    };
+    assert!(attempt("/nowhere/libttsim.so".into()).contains("no such file"));
+    let no_library = attempt(Path::new(env!("CARGO_MANIFEST_DIR")).join("Cargo.toml"));
+    assert!(no_library.contains("Cargo.toml"), "{no_library}");
+    // A library of another kind.
+    let libm = ["/lib/x86_64-linux-gnu/libm.so.6", "/lib/aarch64-linux-gnu/libm.so.6", "/lib64/libm.so.6"];
+    if let Some(libm) = libm.into_iter().map(PathBuf::from).find(|p| p.exists()) {
+        assert!(attempt(libm).contains("not a ttsim library"));
+    }
+}
+
+#[test]
+fn a_grid_larger_than_the_device_is_an_error() {
+    if open().is_none() {
+        return;
+    }
+    for grid in [(9, 8), (8, 11), (0, 1)] {
+        match Tensix::open(&TensixOptions { grid: Some(grid), ..Default::default() }) {
+            Err(OpenError::Grid { wanted, .. }) => assert_eq!(wanted, grid),
+            Err(e) => panic!("{e}"),
+            Ok(_) => panic!("{grid:?} opened"),
+        }
+    }
+}
+
+/// A layer of everything: norm-free, but linear, attention, rope, gather and vector kernels.
+fn block(device: &Tensix) -> Vec<f32> {
+    let (rows, width) = (75, 96);
+    let x = random(1, rows, width, 1.0);
+    let part = |seed, out, inputs| LinearPart {
+        weight: TensorSource::from_f32("w", vec![out, inputs], &random(seed, out, inputs, 0.1).data).unwrap(),
+        bias: Some(TensorSource::from_f32("b", vec![out], &random(seed + 9, 1, out, 1.0).data).unwrap()),
+        columns: None,
+    };
+    let qkv =
+        WeightSource::Linear { parts: (0..3).map(|i| part(3 + i, width, width)).collect(), exact: false };
+    let up = WeightSource::Linear { parts: vec![part(20, 256, width)], exact: false };
+    let (qkv, up) = (device.prepare(&qkv).unwrap(), device.prepare(&up).unwrap());
+    let positions: Vec<u32> = (0..rows as u32).collect();
+    let x = put(device, &x);
+    let y = device.linear(&x, &qkv).unwrap();
+    let [q, k, v] = [0, 1, 2].map(|i| device.slice_cols(&y, i * width..(i + 1) * width).unwrap());
+    let q = device.rope(&q, &positions, 24).unwrap();
+    let spans = [Span { queries: 0..rows, keys: vec![Keys { part: 0, rows: 0..rows }] }];
+    let spec = Attention { heads: 4, kv_heads: 4, head_dim: 24, scale: 0.2, spans: &spans };
+    let a = device.attention(&q, &[KeyValue { k: &k, v: &v }], &spec).unwrap();
+    let h = device.add_scaled(&x, &a, 0.5).unwrap();
+    let h = device.geglu(&device.linear(&h, &up).unwrap()).unwrap();
+    device.download(&h).unwrap().data
+}
+
+#[test]
+fn every_grid_and_every_run_gives_the_same_bits() {
+    let Some(device) = open_with(&TensixOptions { grid: Some((8, 8)), ..Default::default() }) else { return };
+    let want = block(&device);
+    assert!(want.iter().any(|&v| v != 0.0));
+    assert_eq!(block(&device), want, "a second run");
+    for grid in [(8, 7), (3, 2), (1, 1)] {
+        let harvested = open_with(&TensixOptions { grid: Some(grid), ..Default::default() }).unwrap();
+        assert_eq!(harvested.describe().grid, grid);
+        assert_eq!(block(&harvested), want, "{grid:?}");
+    }
+}
+
+#[test]
+fn a_thousand_launches_leak_nothing() {
+    let Some(device) = open() else { return };
+    let x = put(&device, &random(1, 40, 40, 1.0));
+    let first = device.gelu(&x).unwrap();
+    let (before, want) = (device.stats(), device.download(&first).unwrap());
+    for _ in 0..1000 {
+        let y = device.gelu(&x).unwrap();
+        drop(device.slice_rows(&y, 0..10).unwrap());
+    }
+    let after = device.stats();
+    assert_eq!(device.download(&device.gelu(&x).unwrap()).unwrap(), want);
+    assert_eq!(after.launches - before.launches, 1000);
+    assert_eq!((after.kernels, after.dram_used), (before.kernels, before.dram_used));
+}
+
+#[test]
+fn bad_operands_are_errors_and_harm_nothing() {
+    let Some(device) = open() else { return };
+    let (x, y) = (put(&device, &random(1, 40, 40, 1.0)), put(&device, &random(2, 7, 33, 1.0)));
+    let shape = |r: Result<_, Error>| assert!(matches!(r, Err(Error::Shape { .. })), "{:?}", r.err());
+    shape(device.add(&x, &y));
+    shape(device.add_scaled(&x, &y, 1.0));
+    shape(device.geglu(&y));
+    shape(device.rope(&x, &[0; 40], 7));
+    shape(device.rope(&x, &[0; 3], 8));
+    shape(device.concat_rows(&[&x, &y]));
+    shape(device.concat_rows(&[]));
+    shape(device.slice_rows(&x, 30..41));
+    shape(device.slice_cols(&x, 5..5));
+    shape(device.upload(2, 2, &[1.0; 3]));
+    // Too wide for a core's memory: not supported, so that the caller may go another way.
+    let wide = WeightSource::Norm {
+        kind: pi0_device::NormKind::Rms,
+        weight: TensorSource::from_f32("w", vec![9000], &[0.0; 9000]).unwrap(),
+        bias: None,
+        eps: 1e-6,
+    };
+    let wide = device.prepare(&wide).unwrap();
+    let e = device.rms_norm(&put(&device, &random(1, 1, 9000, 1.0)), &wide).unwrap_err();
+    assert!(e.is_unsupported() && e.to_string().contains("L1"), "{e}");
+    assert!(device.gelu(&x).is_ok());
+}

@@ -1,0 +1,81 @@
+//! Tiny models end to end on the simulator, module by module, against lerobot's PyTorch.
+
+mod common;
+
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use pi0_device::{Bound, HostTensor, Tapped};
+use pi0_model::golden::{compare_taps, golden_taps, read_inputs, read_tensors};
+use pi0_model::{Checkpoint, Extent, Pi0, SampleOptions};
+
+/// What ten steps of flow matching must reach; and every intermediate, with the rounding of all before it.
+const ACTIONS: Bound = Bound { pcc: 0.999, relative_l2: 0.02, max_abs: f64::INFINITY };
+const MODULE: Bound = Bound { pcc: 0.9995, relative_l2: 0.03, max_abs: f64::INFINITY };
+
+fn repository_case(case: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../golden").join(case)
+}
+
+fn end_to_end(case: &Path, run: &str) {
+    let Some(device) = common::open() else { return };
+    let start = Instant::now();
+    let checkpoint = Checkpoint::open(case).unwrap();
+    let model = Pi0::load(Tapped::new(device), checkpoint, Extent::Whole, &|_| ()).unwrap();
+    let batch = read_inputs(&case.join(format!("{run}.inputs.safetensors"))).unwrap();
+    let want = read_tensors(&case.join(format!("{run}.outputs.safetensors"))).unwrap();
+    let actions = model.sample_actions(&batch, &SampleOptions::default()).unwrap();
+    let c = model.config();
+    let taps = model.device().take().unwrap();
+    let mut got = golden_taps(taps, &batch, c, &c.schedule.times(c.num_steps), c.max_tokens).unwrap();
+    let shape = [actions.len(), actions[0].shape[0], actions[0].shape[1]];
+    let data = actions.iter().flat_map(|a| a.data.iter().copied()).collect();
+    got.insert("actions".into(), HostTensor::new(shape, data));
+
+    let mut faults = Vec::new();
+    for (name, result) in compare_taps(&got, &want, &batch) {
+        match result {
+            Ok(a) if a.count == 0 => {}
+            Ok(a) => {
+                println!("{} {run} {name}: {a}", case.display());
+                let bound = if name == "actions" || name.starts_with("step") { ACTIONS } else { MODULE };
+                if !bound.holds(&a) {
+                    faults.push(format!("{name}: {a}"));
+                }
+            }
+            Err(e) => faults.push(format!("{name} {e}")),
+        }
+    }
+    println!("{} {run}: {:.1} s", case.display(), start.elapsed().as_secs_f64());
+    assert!(faults.is_empty(), "{} {run}:\n{}", case.display(), faults.join("\n"));
+}
+
+#[test]
+fn case_b_two_robots_with_masks() {
+    end_to_end(&repository_case("b"), "mixed_masks_b2");
+}
+
+#[test]
+fn case_c_pictures_of_real_size() {
+    end_to_end(&repository_case("c"), "cam2_short_b1");
+}
+
+#[test]
+fn more_cases() {
+    let Some(root) = std::env::var_os("PI0_GOLDEN") else {
+        eprintln!("skipped: golden cases outside the repository (set PI0_GOLDEN=DIR)");
+        return;
+    };
+    let mut inputs: Vec<_> = std::fs::read_dir(root)
+        .unwrap()
+        .flat_map(|case| std::fs::read_dir(case.unwrap().path()).into_iter().flatten())
+        .map(|file| file.unwrap().path())
+        .collect();
+    inputs.sort();
+    for path in inputs {
+        let name = path.file_name().unwrap().to_string_lossy().into_owned();
+        if let (Some(run), Some(case)) = (name.strip_suffix(".inputs.safetensors"), path.parent()) {
+            end_to_end(case, run);
+        }
+    }
+}
