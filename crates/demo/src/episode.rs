@@ -2,10 +2,9 @@
 
 use std::time::{Duration, Instant};
 
-use pi0_policy::{Image, Observation};
-
 use crate::actor::Actor;
-use crate::{Action, Error, Outcome, Result, Scene, Task, World, render};
+use crate::render::{self, Frame};
+use crate::{Action, Error, Outcome, Result, Scene, Task, World};
 
 /// A camera of this world, by the network's name for it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,6 +26,17 @@ impl Eye {
             Eye::Wrist => "left_wrist_0_rgb",
         }
     }
+}
+
+/// All that a policy gets: what the robot sees and feels, and what it was told.
+#[derive(Debug, Clone, PartialEq)]
+pub struct View {
+    /// Pictures of the cameras that are on.
+    pub images: Vec<(Eye, Frame)>,
+    /// The gripper's joints: x, y, z, opening in metres.
+    pub state: [f32; 4],
+    /// The instruction.
+    pub prompt: String,
 }
 
 /// How episodes are run.
@@ -71,18 +81,18 @@ impl Episode {
         Self { instruction: task.to_string(), ..self }
     }
 
-    /// What the robot sees and feels.
-    pub fn observe(&self, settings: &Settings) -> Observation {
+    /// What the policy gets now.
+    pub fn view(&self, settings: &Settings) -> View {
         let size = settings.image_size;
         let picture = |eye: Eye| match eye {
             Eye::Top => render::top(&self.world, size),
             Eye::Wrist => render::wrist(&self.world, size),
         };
         let eyes = Eye::ALL.into_iter().filter(|eye| Some(*eye) != settings.without);
-        Observation {
-            images: eyes.map(|eye| (eye.key().into(), Image::rgb8(picture(eye).rgb, size, size))).collect(),
-            state: self.world.gripper.state().map(f64::from).to_vec(),
-            prompt: Some(self.instruction.clone()),
+        View {
+            images: eyes.map(|eye| (eye, picture(eye))).collect(),
+            state: self.world.gripper.state(),
+            prompt: self.instruction.clone(),
         }
     }
 
@@ -110,9 +120,9 @@ pub fn run(
         let waiting: Vec<usize> =
             open.iter().copied().filter(|&i| episodes[i].needs_plan(settings)).collect();
         if !waiting.is_empty() {
-            let observations: Vec<_> = waiting.iter().map(|&i| episodes[i].observe(settings)).collect();
+            let views: Vec<_> = waiting.iter().map(|&i| episodes[i].view(settings)).collect();
             let start = Instant::now();
-            let chunks = actor.act(&observations, settings.seed.wrapping_add((times.len() as u64) << 20))?;
+            let chunks = actor.act(&views, settings.seed.wrapping_add((times.len() as u64) << 20))?;
             times.push(start.elapsed());
             if chunks.len() != waiting.len() || chunks.iter().any(Vec::is_empty) {
                 return Err(Error::Answers { got: chunks.len(), wanted: waiting.len() });

@@ -12,6 +12,9 @@ pub enum Error {
     /// An actor broke its promise.
     #[error("the policy answered {got} observations out of {wanted}, or with an empty chunk")]
     Answers { got: usize, wanted: usize },
+    /// A policy elsewhere.
+    #[error("server: {0}")]
+    Remote(String),
     /// An animation of nothing.
     #[error("no frames to write")]
     NoFrames,

@@ -20,9 +20,6 @@ mod rng;
 mod scene;
 mod world;
 
-#[cfg(test)]
-mod tests;
-
 pub use error::{Error, Result};
 pub use rng::Rng;
 pub use scene::{Color, Kind, Object, Scene, Shape, Split, TABLE, Task, Verb};

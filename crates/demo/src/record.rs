@@ -8,7 +8,7 @@ use std::path::Path;
 
 use safetensors::{Dtype, tensor::TensorView};
 
-use crate::scene::Verb;
+use crate::scene::{Verb, distance};
 use crate::{Gripper, Rng, Scene, Split, World, expert, render};
 
 /// What to record.
@@ -22,6 +22,9 @@ pub struct Recording {
     pub image_size: usize,
     /// Actions in a chunk.
     pub horizon: usize,
+    /// Share of an episode's moments that are kept once the target is found, in hand or within 4 cm. Before, it is
+    /// [`KEEP`]. A smaller one asks more often which thing is meant, and less often how to grasp it.
+    pub keep_found: f32,
 }
 
 /// Cannot write.
@@ -33,7 +36,7 @@ pub struct WriteError {
 }
 
 /// Share of an episode's moments that are kept: neighbours resemble each other.
-const KEEP: f32 = 0.25;
+pub const KEEP: f32 = 0.25;
 
 /// Writes a safetensors file: `top` and `wrist` U8 `[N, size, size, 3]`, `state` F32 `[N, 4]`, `actions` F32
 /// `[N, horizon, 4]`, `instruction` I32 `[N]`; the metadata's `instructions` is a JSON list that the last refers to.
@@ -66,7 +69,8 @@ impl Samples {
         let noise = rng.pick(&[0.0, 0.003, 0.006]);
         let (mut push, mut pushed) = ([0.0; 4], 0);
         while world.outcome().is_none() && self.count < recording.samples {
-            if rng.chance(KEEP) {
+            let found = world.held.is_some() || distance(world.gripper.xy(), world.objects[0]) < 0.04;
+            if rng.chance(if found { recording.keep_found } else { KEEP }) {
                 self.keep(&world, recording);
             }
             let mut action = expert::act(&world);

@@ -56,11 +56,8 @@ fn main_job(flag: &str, value: Option<&'static str>) -> Vec<&'static str> {
 #[test]
 fn images_state_and_prompt_become_actions() {
     let table = stdout(&MAIN_JOB);
-    let rows: Vec<Vec<f64>> = table
-        .lines()
-        .skip(1)
-        .map(|l| l.split_whitespace().map(|x| x.parse().unwrap()).collect())
-        .collect();
+    let rows: Vec<Vec<f64>> =
+        table.lines().skip(1).map(|l| l.split_whitespace().map(|x| x.parse().unwrap()).collect()).collect();
     assert_eq!((rows.len(), rows[0].len()), (16, 15), "{table}");
     assert_eq!(table, stdout(&MAIN_JOB), "the same call gives the same actions");
     // Everything that the policy sees matters.
@@ -122,7 +119,8 @@ fn inspect_tells_what_a_checkpoint_is() {
     for word in ["1.2 million", "BF16", "base_0_rgb", "14 values", "tokenizer.json", "memory"] {
         assert!(text.contains(word), "{word} in\n{text}");
     }
-    let json: serde_json::Value = serde_json::from_str(&stdout(&["inspect", "models/tiny", "--json", "-"])).unwrap();
+    let json: serde_json::Value =
+        serde_json::from_str(&stdout(&["inspect", "models/tiny", "--json", "-"])).unwrap();
     assert_eq!((json["variant"].as_str(), json["config"]["horizon"].as_u64()), (Some("pi0"), Some(16)));
 }
 

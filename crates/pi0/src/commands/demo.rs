@@ -136,13 +136,9 @@ fn show(args: &Args, task: Option<Task>, actor: &mut dyn Actor, settings: &Setti
         let (outcome, mut took) = episode::run(actor, &mut episodes, settings, &mut watch)?;
         outcomes.extend(outcome);
         times.append(&mut took);
-        bar.println(format!(
-            "{:3}  {:38} {} after {} steps",
-            index + 1,
-            episodes[0].instruction,
-            said(outcomes[index]),
-            episodes[0].world.steps
-        ));
+        let (told, steps) = (&episodes[0].instruction, episodes[0].world.steps);
+        let line = format!("{:3}  {told:38} {} after {steps} steps", index + 1, said(outcomes[index]));
+        bar.suspend(|| eprintln!("{line}"));
         bar.inc(1);
     }
     bar.finish_and_clear();
@@ -222,7 +218,7 @@ fn report(args: &Args, file: &Path, actor: &mut dyn Actor, settings: &Settings) 
     let bar = ProgressBar::new(Condition::ALL.len() as u64);
     for condition in Condition::ALL {
         let score = evaluate(actor, condition, args.seed, args.episodes as usize, settings)?;
-        bar.println(format!("{:22} {}", condition.name(), rate(&score)));
+        bar.suspend(|| eprintln!("{:22} {}", condition.name(), rate(&score)));
         bar.inc(1);
         let (low, high) = score.interval();
         lines.push(Line {
