@@ -156,6 +156,7 @@ def main():
     p.add_argument("--openpi", required=True, help="checkout of openpi")
     p.add_argument("--data", type=pathlib.Path, required=True, help="folder with train-*.safetensors and val.safetensors")
     p.add_argument("--out", type=pathlib.Path, required=True)
+    p.add_argument("--start", type=pathlib.Path, help="state.pt of another run to begin with, on a new schedule")
     p.add_argument("--steps", type=int, default=20000)
     p.add_argument("--batch", type=int, default=64)
     p.add_argument("--draws", type=int, default=4, help="draws of noise and time for each observation")
@@ -194,13 +195,16 @@ def main():
     optimizer = torch.optim.AdamW(groups, lr=o.lr, betas=(0.9, 0.98), fused=True)
     state_file, log_file = o.out / "state.pt", o.out / "log.jsonl"
     step, spent = 0, 0.0
-    if state_file.exists():
-        saved = torch.load(state_file, map_location=o.device, weights_only=True)
+    source = state_file if state_file.exists() else o.start
+    if source:
+        saved = torch.load(source, map_location=o.device, weights_only=True)
         model.load_state_dict(saved["model"], strict=False)
         ema.load_state_dict(saved["ema"], strict=False)
         optimizer.load_state_dict(saved["optimizer"])
-        step, spent = saved["step"], saved["spent"]
-        print(f"goes on at step {step}")
+        data.stats = val.stats = saved["stats"]
+        if source == state_file:
+            step, spent = saved["step"], saved["spent"]
+        print(f"goes on from {source} at step {saved['step']}")
     torch.manual_seed(o.seed + step + 1_000_003 * rank)
     run = torch.compile(loss_of) if o.compile else loss_of
 

@@ -54,10 +54,10 @@ fn every_instruction_has_its_words() {
 fn it_acts_and_it_listens() {
     let mut actor = load();
     let mut score =
-        |condition| -> Score { evaluate(&mut actor, condition, 0, 16, &Settings::DEFAULT).unwrap() };
+        |condition| -> Score { evaluate(&mut actor, condition, 0, 32, &Settings::DEFAULT).unwrap() };
     let (normal, wrong) = (score(Condition::Normal), score(Condition::WrongInstruction));
-    assert!(normal.rate() >= 0.7, "{normal:?}");
-    assert!(wrong.rate() <= 0.4, "{wrong:?}");
+    assert!(normal.rate() >= 0.5, "{normal:?}");
+    assert!(wrong.rate() <= 0.3, "{wrong:?}");
 }
 
 /// Slow in a debug build: set `PI0_DEMO_EPISODES` to the number of episodes, such as 200.
@@ -69,5 +69,7 @@ fn it_succeeds_as_often_as_reported() {
     };
     let score = evaluate(&mut load(), Condition::Normal, 0, episodes, &Settings::DEFAULT).unwrap();
     eprintln!("{score:?}, interval {:?}", score.interval());
-    assert!(score.interval().1 >= 0.9, "{score:?}");
+    // models/demo/README.md: 67.5 % of 200.
+    let (low, high) = score.interval();
+    assert!(low <= 0.675 && 0.675 <= high, "{score:?}");
 }
