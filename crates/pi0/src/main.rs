@@ -24,6 +24,7 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
+    Demo(Box<commands::demo::Args>),
     Infer(Box<commands::infer::Args>),
     Bench(Box<commands::bench::Args>),
     Inspect(commands::inspect::Args),
@@ -42,6 +43,7 @@ fn main() -> ExitCode {
     pi0_tensix::run_child_if_asked();
     let cli = Cli::parse();
     let done = match cli.command {
+        Command::Demo(args) => commands::demo::run(&args),
         Command::Infer(args) => commands::infer::run(&args),
         Command::Bench(args) => commands::bench::run(&args),
         Command::Inspect(args) => commands::inspect::run(&args),

@@ -4,6 +4,7 @@ pub mod bench;
 pub mod check;
 pub mod compare;
 pub mod coverage;
+pub mod demo;
 pub mod devices;
 pub mod infer;
 pub mod inspect;

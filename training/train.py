@@ -1,0 +1,254 @@
+#!/usr/bin/env python3
+"""Trains the tiny π0 with openpi's PyTorch class and its flow-matching loss.
+
+    cargo run --release -p pi0-demo --example record -- data/train-0.safetensors 40000 1     # seeds 1, 2, ...
+    cargo run --release -p pi0-demo --example record -- data/val.safetensors 2000 1000
+    python train.py --openpi OPENPI --data data --out run
+
+Stops and goes on where it was when started again with the same --out. Several processes share the work when started
+with `torchrun --nproc-per-node N train.py ...`; --batch is for each. See README.md for the environment.
+"""
+
+import argparse
+import copy
+import json
+import math
+import os
+import pathlib
+import time
+
+import numpy as np
+import torch
+from safetensors import safe_open
+
+import tiny
+
+
+class Data:
+    """Samples of one or more recordings, in memory."""
+
+    def __init__(self, paths, stats=None):
+        parts = {k: [] for k in ("top", "wrist", "state", "actions", "tokens")}
+        length = tiny.ARCH["max_tokens"]
+        for path in paths:
+            with safe_open(path, "pt") as f:
+                tokens = [tiny.tokenize(t) for t in json.loads(f.metadata()["instructions"])]
+                table = torch.tensor([t + [0] * (length - len(t)) for t in tokens])
+                for k in ("top", "wrist", "state", "actions"):
+                    parts[k].append(f.get_tensor(k))
+                parts["tokens"].append(table[f.get_tensor("instruction").long()])
+        for k, v in parts.items():
+            setattr(self, k, torch.cat(v))
+        self.length = int((self.tokens != 0).sum(1).max())  # columns that are padding everywhere cost time
+        if stats is None:
+            flat = self.actions.flatten(0, 1)
+            stats = {"state": (self.state.mean(0), self.state.std(0)), "action": (flat.mean(0), flat.std(0))}
+        self.stats = stats
+
+    def __len__(self):
+        return len(self.state)
+
+    def batch(self, index, device):
+        """-> what the reference calls an observation, and normalized actions [B, T, A]."""
+        images = [(x[index].to(device).permute(0, 3, 1, 2).float() / 127.5 - 1) for x in (self.top, self.wrist)]
+        tokens = self.tokens[index, : self.length].to(device)
+        (sm, ss), (am, asd) = self.stats["state"], self.stats["action"]
+        state, actions = ((self.state[index] - sm) / ss).to(device), ((self.actions[index] - am) / asd).to(device)
+        present = torch.ones(len(index), dtype=torch.bool, device=device)
+        return (images, [present] * len(images), tokens, tokens != 0, state), actions
+
+
+def loss_of(model, observation, actions, draws, generator=None):
+    """openpi's loss, with several draws of noise and time for each observation.
+
+    The prefix sees neither, so its keys and values serve all draws: same mathematics as `model.forward`, for less.
+    """
+    images, image_masks, tokens, token_masks, state = observation
+    from openpi.models_pytorch.pi0_pytorch import make_att_2d_masks
+
+    embs, pad, att = model.embed_prefix(images, image_masks, tokens, token_masks)
+    mask = model._prepare_attention_masks_4d(make_att_2d_masks(pad, att))
+    _, cache = model.paligemma_with_expert.forward(
+        attention_mask=mask, position_ids=torch.cumsum(pad, dim=1) - 1, past_key_values=None,
+        inputs_embeds=[embs, None], use_cache=True,
+    )  # fmt: skip
+    cache.batch_repeat_interleave(draws)
+    actions = actions.repeat_interleave(draws, 0)
+    noise = model.sample_noise(actions.shape, actions.device)
+    t = model.sample_time(len(actions), actions.device)
+    x_t = t[:, None, None] * noise + (1 - t[:, None, None]) * actions
+    v_t = model.denoise_step(state.repeat_interleave(draws, 0), pad.repeat_interleave(draws, 0), cache, x_t, t)
+    return torch.nn.functional.mse_loss(noise - actions, v_t)
+
+
+def one_key_head(module, query, key, value, mask, scaling, dropout=0.0, **_):
+    """The reference's eager attention where all query heads share one key head: no copies of the keys."""
+    b, h, n, d = query.shape
+    assert key.shape[1] == 1 and dropout == 0.0
+    scores = (query.reshape(b, h * n, d) * scaling) @ key[:, 0].transpose(1, 2)
+    scores = torch.softmax(scores.view(b, h, n, -1) + mask[..., : key.shape[2]], -1).to(value.dtype)
+    out = (scores.view(b, h * n, -1) @ value[:, 0]).view(b, h, n, d)
+    return out.transpose(1, 2).contiguous(), None
+
+
+def hurry(model, data, device):
+    """Leaves out work without effect, and checks that neither this nor the shared prefix changes the loss."""
+    from transformers.models.gemma import modeling_gemma
+
+    observation, actions = data.batch(torch.arange(8), device)
+    with torch.no_grad():
+        torch.manual_seed(0)
+        theirs = model.forward(observation, actions).mean().item()
+        modeling_gemma.eager_attention_forward = one_key_head
+        # Nobody reads the language model's output, only its keys and values.
+        model.paligemma_with_expert.paligemma.model.language_model.layers[-1].mlp.forward = lambda x: x
+        torch.manual_seed(0)
+        ours = loss_of(model, observation, actions, 1).item()
+    assert abs(ours - theirs) < 1e-4 * theirs, (ours, theirs)
+    print(f"loss with a shared prefix {ours:.6f}, of the reference's forward {theirs:.6f}")
+
+
+@torch.no_grad()
+def sample(model, observation, noise, steps=10):
+    """As the reference's sample_actions, with the cache of one prefix."""
+    model._preprocess_observation = lambda o, train=True: o
+    return model.sample_actions(noise.device, _Obs(observation), noise=noise, num_steps=steps)
+
+
+class _Obs(tuple):
+    """A tuple that also answers to `.state`, which sample_actions reads for the batch size."""
+
+    @property
+    def state(self):
+        return self[4]
+
+
+def validate(model, data, device):
+    """Mean absolute error of sampled chunks: of the first half, in millimetres, and how often the fingers are told
+    rightly."""
+    errors, right = [], []
+    mean, std = (x.to(device) for x in data.stats["action"])
+    for start in range(0, len(data), 500):
+        observation, actions = data.batch(torch.arange(start, min(start + 500, len(data))), device)
+        noise = torch.randn(actions.shape, generator=torch.Generator().manual_seed(start)).to(device)
+        got, want = sample(model, observation, noise) * std + mean, actions * std + mean
+        errors.append((got - want)[:, :4, :3].abs().mean((1, 2)))
+        right.append(((got[..., 3] > 0.03) == (want[..., 3] > 0.03)).float().mean(1))
+    return torch.cat(errors).mean().item() * 1e3, torch.cat(right).mean().item()
+
+
+def share(parameters, progress):
+    """Averages gradients, and how far the run is, over all processes. Returns the latter."""
+    if not torch.distributed.is_initialized():
+        return progress
+    grads = [x.grad for x in parameters if x.grad is not None]
+    flat = torch.cat([g.flatten() for g in grads] + [torch.tensor([progress], device=grads[0].device)])
+    torch.distributed.all_reduce(flat)
+    flat /= torch.distributed.get_world_size()
+    *parts, progress = flat.split([g.numel() for g in grads] + [1])
+    for g, part in zip(grads, parts, strict=True):
+        g.copy_(part.view_as(g))
+    return progress.item()
+
+
+def main():
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--openpi", required=True, help="checkout of openpi")
+    p.add_argument("--data", type=pathlib.Path, required=True, help="folder with train-*.safetensors and val.safetensors")
+    p.add_argument("--out", type=pathlib.Path, required=True)
+    p.add_argument("--start", type=pathlib.Path, help="state.pt of another run to begin with, on a new schedule")
+    p.add_argument("--steps", type=int, default=20000)
+    p.add_argument("--batch", type=int, default=64)
+    p.add_argument("--draws", type=int, default=4, help="draws of noise and time for each observation")
+    p.add_argument("--lr", type=float, default=1e-3)
+    p.add_argument("--seed", type=int, default=0)
+    p.add_argument("--ema", type=float, default=0.999)
+    p.add_argument("--threads", type=int, default=0)
+    p.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    p.add_argument("--bf16", action="store_true", help="autocast to bfloat16")
+    p.add_argument("--compile", action="store_true")
+    p.add_argument("--every", type=int, default=1000, help="steps between validations and checkpoints")
+    p.add_argument("--minutes", type=float, default=math.inf, help="the learning rate falls to zero by then, if sooner")
+    o = p.parse_args()
+    if o.threads:
+        torch.set_num_threads(o.threads)
+    o.out.mkdir(parents=True, exist_ok=True)
+    rank = int(os.environ.get("RANK", 0))
+    if "RANK" in os.environ:
+        torch.distributed.init_process_group("gloo")
+    torch.manual_seed(o.seed)
+
+    model = tiny.build(o.openpi)
+    tiny.initialize(model)
+    model.to(o.device).eval()  # train mode only adds gradient checkpointing
+    data = Data(sorted(o.data.glob("train-*.safetensors")))
+    val = Data([o.data / "val.safetensors"], data.stats)
+    val.length = data.length
+    count = sum(x.numel() for x in model.parameters())
+    print(f"{count} parameters, {len(data)} samples, {o.device}, {torch.get_num_threads()} threads")
+    ema = copy.deepcopy(model)
+    hurry(model, val, o.device)
+
+    decay = [x for x in model.parameters() if x.ndim > 1]
+    plain = [x for x in model.parameters() if x.ndim <= 1]
+    groups = [{"params": decay, "weight_decay": 0.01}, {"params": plain, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=o.lr, betas=(0.9, 0.98), fused=True)
+    state_file, log_file = o.out / "state.pt", o.out / "log.jsonl"
+    step, spent = 0, 0.0
+    source = state_file if state_file.exists() else o.start
+    if source:
+        saved = torch.load(source, map_location=o.device, weights_only=True)
+        model.load_state_dict(saved["model"], strict=False)
+        ema.load_state_dict(saved["ema"], strict=False)
+        optimizer.load_state_dict(saved["optimizer"])
+        data.stats = val.stats = saved["stats"]
+        if source == state_file:
+            step, spent = saved["step"], saved["spent"]
+        print(f"goes on from {source} at step {saved['step']}")
+    torch.manual_seed(o.seed + step + 1_000_003 * rank)
+    run = torch.compile(loss_of) if o.compile else loss_of
+
+    pairs = list(zip(ema.parameters(), model.parameters(), strict=True))
+    losses, began, was = [], time.time(), spent
+    while True:
+        spent = was + time.time() - began
+        observation, actions = data.batch(torch.randint(len(data), (o.batch,)), o.device)
+        with torch.autocast(o.device.split(":")[0], torch.bfloat16, enabled=o.bf16):
+            loss = run(model, observation, actions, o.draws)
+        loss.backward()
+        progress = share(model.parameters(), max(step / o.steps, spent / 60 / o.minutes))
+        rate = o.lr * min(1, (step + 1) / 300) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1, progress))))
+        for g in optimizer.param_groups:
+            g["lr"] = rate
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        step += 1
+        with torch.no_grad():
+            d = min(o.ema, (1 + step) / (10 + step))
+            torch._foreach_lerp_([e for e, _ in pairs], [m for _, m in pairs], 1 - d)
+        losses.append(loss.item())
+        done = progress >= 1
+        if rank == 0 and step % 100 == 0:
+            print(f"step {step} loss {np.mean(losses[-100:]):.4f} lr {rate:.2e} {spent:.0f} s", flush=True)
+        if rank == 0 and (step % o.every == 0 or done):
+            error, fingers = validate(ema, val, o.device)
+            line = {
+                "step": step, "loss": float(np.mean(losses[-o.every :])), "lr": rate, "val_mm": error,
+                "val_fingers": fingers, "seconds": spent,
+            }  # fmt: skip
+            print(json.dumps(line), flush=True)
+            with log_file.open("a") as f:
+                f.write(json.dumps(line) + "\n")
+            state = {
+                "model": model.state_dict(), "ema": ema.state_dict(), "optimizer": optimizer.state_dict(), "step": step,
+                "spent": spent, "stats": data.stats,
+            }  # fmt: skip
+            torch.save(state, o.out / "state.tmp")
+            (o.out / "state.tmp").replace(state_file)
+        if done:
+            return
+
+
+if __name__ == "__main__":
+    main()
