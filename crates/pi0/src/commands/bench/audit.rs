@@ -101,7 +101,8 @@ impl<D: Device> Audited<D> {
             return;
         };
         known.count += 1;
-        if !known.worst.relative_l2.is_nan() && !(agreement.relative_l2 <= known.worst.relative_l2) {
+        let (kept, came) = (known.worst.relative_l2, agreement.relative_l2);
+        if !kept.is_nan() && (came.is_nan() || came > kept) {
             *known = Finding { count: known.count, ..found };
         }
     }
