@@ -17,9 +17,11 @@ fn source(shape: &[usize], data: &[f32]) -> TensorSource {
     TensorSource::from_f32("w", shape.to_vec(), data).unwrap()
 }
 
-/// Parts `[out, in]` of a linear layer, each with a bias or none.
-fn linear(parts: &[(&[usize], &[f32], Option<&[f32]>)]) -> W {
-    let part = |(shape, data, bias): &(&[usize], &[f32], Option<&[f32]>)| LinearPart {
+/// Shape `[out, in]`, values and bias of a part of a linear layer.
+type Part<'a> = (&'a [usize], &'a [f32], Option<&'a [f32]>);
+
+fn linear(parts: &[Part<'_>]) -> W {
+    let part = |(shape, data, bias): &Part<'_>| LinearPart {
         weight: source(shape, data),
         bias: bias.map(|b| source(&[b.len()], b)),
         columns: None,
