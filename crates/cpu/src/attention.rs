@@ -7,7 +7,7 @@ use std::ops::Range;
 
 use pi0_device::{Attention, KeyValue, Span};
 
-use crate::kernels::{Kernel, pack};
+use crate::kernels::{Kernel, Operands, pack};
 use crate::math::{exp, per_isa, sum_by};
 use crate::matmul::{Engine, with_scratch};
 use crate::memory::Shared;
@@ -101,7 +101,7 @@ impl<'a> Plan<'a> {
     }
 
     /// Packs one panel of keys or one depth tile of values.
-    fn pack(&self, index: usize, packed: Shared<u8>) {
+    fn pack(&self, isa: crate::Isa, index: usize, packed: Shared<u8>) {
         let at = self.units.partition_point(|u| u.packs_before <= index) - 1;
         let unit = &self.units[at];
         let each = unit.key_panels + unit.value_tiles;
@@ -125,7 +125,7 @@ impl<'a> Plan<'a> {
                         *row = &self.key_row(unit, first + i, kv_head, false)[span.clone()];
                     }
                     let offset = (index * self.dim_tiles + t) * kernel.right_tile() + side * half;
-                    pack::right_tile(kernel, &rows[..count], &[], tile(offset));
+                    pack::right_tile(isa, kernel, &rows[..count], &[], tile(offset));
                 }
             }
         } else {
@@ -140,7 +140,7 @@ impl<'a> Plan<'a> {
                 let offset = unit.key_bytes
                     + (strip / 2 * unit.value_tiles + t) * kernel.right_tile()
                     + strip % 2 * half;
-                pack::right_tile_across(kernel, &rows[..count], tile(offset));
+                pack::right_tile_across(isa, kernel, &rows[..count], tile(offset));
             }
         }
     }
@@ -194,14 +194,8 @@ impl<'a> Plan<'a> {
                     // block; queries and scores hold a panel and a tile.
                     unsafe {
                         let keys = packed.add(start + panel);
-                        (kernel.micro)(
-                            rows,
-                            self.dim_tiles,
-                            queries.as_ptr(),
-                            keys,
-                            scores.as_mut_ptr(),
-                            true,
-                        );
+                        let operands = Operands { left: queries.as_ptr(), right: keys, next: [keys; 2] };
+                        (kernel.micro)(rows, self.dim_tiles, operands, scores.as_mut_ptr(), true);
                     }
                 }
                 let tiles = kernel.tiles(count);
@@ -221,7 +215,8 @@ impl<'a> Plan<'a> {
                     // SAFETY: as above, for a panel of values from the block's first key on.
                     unsafe {
                         let values = packed.add(start + unit.key_bytes + t * kernel.right_tile());
-                        (kernel.micro)(rows, tiles, weights.as_ptr(), values, sums.as_mut_ptr(), block == 0);
+                        let operands = Operands { left: weights.as_ptr(), right: values, next: [values; 2] };
+                        (kernel.micro)(rows, tiles, operands, sums.as_mut_ptr(), block == 0);
                     }
                 }
             }
@@ -350,7 +345,9 @@ pub(crate) fn attention(
     let packed = engine.pool.take(plan.bytes);
     let (to_packed, to_out) = (Shared::new(packed.as_ptr()), Shared::new(out.as_ptr().cast::<f32>()));
     let pieces = plan.packs.div_ceil(4);
-    engine.threads.run(pieces, &|i| share(plan.packs, i, pieces).for_each(|i| plan.pack(i, to_packed)));
+    engine
+        .threads
+        .run(pieces, &|i| share(plan.packs, i, pieces).for_each(|i| plan.pack(engine.isa, i, to_packed)));
     engine.threads.run(plan.panels, &|i| plan.panel(engine, i, to_packed.get(), to_out));
     Tensor::new(out, q.rows(), q.cols())
 }

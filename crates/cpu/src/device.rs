@@ -31,6 +31,9 @@ pub struct Cpu {
 /// Values that one thread should have to work on before another is worth waking.
 const GRAIN: usize = 1 << 14;
 
+/// Values of a result that is written past the caches.
+const STREAM: usize = 4 << 20;
+
 impl Cpu {
     /// Opens the device and starts its threads.
     pub fn new(options: CpuOptions) -> std::result::Result<Self, CpuError> {
@@ -63,6 +66,21 @@ impl Cpu {
     /// Instruction set, threads and format in words.
     pub fn describe(&self) -> String {
         format!("{} with {} threads, weights in {}", self.isa(), self.threads(), self.format)
+    }
+
+    /// Calls `task` on each thread once, with the thread's number.
+    pub(crate) fn on_each_thread(&self, task: &(dyn Fn(usize) + Sync)) {
+        // Threads wait for each other, so that none takes two tasks.
+        let barrier = std::sync::Barrier::new(self.threads());
+        self.engine.threads.run(self.threads(), &|i| {
+            barrier.wait();
+            task(i);
+        });
+    }
+
+    /// Calls `task` for each of `0..count` on all threads.
+    pub(crate) fn in_parallel(&self, count: usize, task: &(dyn Fn(usize) + Sync)) {
+        self.engine.threads.run(count, task);
     }
 
     /// Memory for `[rows, cols]`; its contents are arbitrary.
@@ -106,7 +124,12 @@ impl Cpu {
         let width = if activation == Some(Activation::Geglu) { weight.outputs / 2 } else { weight.outputs };
         let block = self.block(x.rows(), width);
         let target = Target { columns: (0, width), out: Shared::new(block.as_ptr().cast()) };
-        self.engine.matmul(x, norm, weight, &Finish { activation, residual, targets: &[target] });
+        self.engine.matmul(
+            x,
+            norm,
+            weight,
+            &Finish { activation, residual, targets: &[target], streamed: x.rows() * width > STREAM },
+        );
         Tensor::new(block, x.rows(), width)
     }
 
@@ -199,8 +222,7 @@ impl Device for Cpu {
 
     fn prepare(&self, source: &WeightSource) -> Result<Weight> {
         source.check()?;
-        let kernel = |packed| Kernel::of(self.isa(), packed);
-        let weight = weight::pack(source, self.format, kernel, &self.engine.threads)?;
+        let weight = weight::pack(source, self.format, self.isa(), &self.engine.threads)?;
         if matches!(&weight, Weight::Linear(l) if l.kernel.packed != Packed::F32) {
             self.bf16_attention.store(true, Ordering::Relaxed);
         }
@@ -370,7 +392,7 @@ impl Device for Cpu {
             call.x,
             norm,
             weight,
-            &Finish { activation: None, residual: None, targets: &targets },
+            &Finish { activation: None, residual: None, targets: &targets, streamed: false },
         );
         let [q, k, v] = blocks;
         let mut q = Tensor::new(q, rows, q_end);

@@ -22,6 +22,7 @@ mod matmul;
 mod memory;
 mod norm;
 mod options;
+pub mod peak;
 mod rope;
 mod tensor;
 mod threads;

@@ -6,7 +6,7 @@ use std::cell::RefCell;
 use pi0_device::Activation;
 
 use crate::Isa;
-use crate::kernels::{Kernel, Left, Panels, pack};
+use crate::kernels::{Kernel, Left, Operands, Panels, pack};
 use crate::math::{gelu, per_isa, silu};
 use crate::memory::{Block, BlockPool, Pooled, Shared};
 use crate::norm::norm_row;
@@ -14,8 +14,10 @@ use crate::tensor::Tensor;
 use crate::threads::Threads;
 use crate::weight::{Linear, NormWeight};
 
-/// Rows of the left operand that a task keeps in the second-level cache, in f32 sums and packed values.
-const CHUNK_ROWS: usize = 416;
+/// Rows of one task at most; half as many where their sums must wait for another block of depth.
+const CHUNK_ROWS: usize = 832;
+/// With at most so many row panels the weight is hardly reused: it should pass from memory in one stream.
+const FEW_PANELS: usize = 4;
 /// Columns of one task at most.
 const CHUNK_COLUMNS: usize = 256;
 
@@ -60,6 +62,8 @@ pub(crate) struct Finish<'a> {
     pub(crate) residual: Option<&'a Tensor>,
     /// Every strip of the weight lies within one of them.
     pub(crate) targets: &'a [Target],
+    /// Whether the result is too large to stay in a cache until it is read.
+    pub(crate) streamed: bool,
 }
 
 /// A packed left operand.
@@ -116,7 +120,8 @@ impl Engine {
         let left = self.pack_left(x, norm, kernel);
         let (panels, right_panels) = (left.panels, weight.panels());
         let chunks = |count: usize, most: usize| count.div_ceil(most.max(1));
-        let row_chunks = chunks(panels.count, CHUNK_ROWS / kernel.max_rows);
+        let most_rows = if weight.tiles() <= kernel.block { CHUNK_ROWS } else { CHUNK_ROWS / 2 };
+        let row_chunks = chunks(panels.count, most_rows / kernel.max_rows);
         let mut column_chunks = chunks(right_panels, CHUNK_COLUMNS / kernel.columns());
         // Whole rounds of tasks for the threads, or small tasks where rounds are few.
         let threads = self.threads.count();
@@ -146,44 +151,74 @@ impl Engine {
     ) {
         let kernel = weight.kernel;
         let (tiles, tile_values) = (weight.tiles(), kernel.max_rows * kernel.columns());
-        // The division of depth must not depend on threads: it decides the order of additions.
+        // The division of depth must not depend on threads: it decides the order of additions. A block's operands
+        // stay in the second-level cache, a step's in the first, with the sums of a group of panels.
         let blocks = tiles.div_ceil(kernel.block);
-        let kept = if blocks > 1 { rows.len() * columns.len() } else { 1 };
+        let (group, step_tiles) =
+            if rows.len() <= FEW_PANELS { (1, 2 * kernel.step) } else { (kernel.group, kernel.step) };
+        let kept = if blocks > 1 { rows.len() * columns.len() } else { group };
         let scales = left.scales.as_ref().map(|s| s.values::<f32>(left.panels.start(left.panels.count)));
         with_scratch(kept * tile_values * size_of::<f32>(), |scratch| {
             let sums = scratch.values_mut::<f32>(kept * tile_values);
             (kernel.enter)();
             for block in 0..blocks {
                 let depth = tiles * block / blocks..tiles * (block + 1) / blocks;
-                for (j, column) in columns.clone().enumerate() {
+                let steps = depth.len().div_ceil(step_tiles);
+                for first in columns.clone().step_by(group) {
+                    let of_group = first..columns.end.min(first + group);
                     for (i, panel) in rows.clone().enumerate() {
-                        let slot = if blocks > 1 { j * rows.len() + i } else { 0 };
-                        let sums = &mut sums[slot * tile_values..(slot + 1) * tile_values];
                         let (start, count) = (left.panels.start(panel), left.panels.len(panel));
-                        let skipped = depth.start * left.panels.padded(panel) * kernel.left_chunk();
-                        // SAFETY: the device's instruction set is present and `enter` was called; panel and
-                        // depth lie within the operands, packed for this kernel; sums hold one tile.
-                        unsafe {
-                            let l = left.block.as_ptr().add(start * left.row_bytes + skipped);
-                            let r = (column * tiles + depth.start) * kernel.right_tile();
-                            let r = weight.right.as_ptr().add(r);
-                            (kernel.micro)(count, depth.len(), l, r, sums.as_mut_ptr(), block == 0);
+                        let panel_bytes = |panel| left.panels.padded(panel) * left.row_bytes;
+                        let slot = |column: usize| match blocks {
+                            1 => column - first,
+                            _ => (first - columns.start) * rows.len() + i * of_group.len() + column - first,
+                        };
+                        for step in 0..steps {
+                            let from = depth.start + depth.len() * step / steps;
+                            let to = depth.start + depth.len() * (step + 1) / steps;
+                            let skipped = from * left.panels.padded(panel) * kernel.left_chunk();
+                            for column in of_group.clone() {
+                                let sums = &mut sums[slot(column) * tile_values..][..tile_values];
+                                // SAFETY: the device's instruction set is present and `enter` was called; panel
+                                // and depth lie within the operands, packed for this kernel; sums hold one tile.
+                                unsafe {
+                                    let l = left.block.as_ptr().add(start * left.row_bytes + skipped);
+                                    let r = weight
+                                        .right
+                                        .as_ptr()
+                                        .add((column * tiles + from) * kernel.right_tile());
+                                    // A share of the next left panel, and of the same panel of the next group.
+                                    let part = (to - from) * 256;
+                                    let next_left =
+                                        l.wrapping_add(panel_bytes(panel) + (column - first) * part);
+                                    let share = (to - from) * kernel.right_tile() / rows.len() * i;
+                                    let next_right =
+                                        r.wrapping_add(group * tiles * kernel.right_tile() + share);
+                                    let operands =
+                                        Operands { left: l, right: r, next: [next_left, next_right] };
+                                    let fresh = block == 0 && step == 0;
+                                    (kernel.micro)(count, to - from, operands, sums.as_mut_ptr(), fresh);
+                                }
+                            }
                         }
                         if block + 1 == blocks {
                             let scales = scales.map(|s| &s[start..start + count]);
-                            finish_tile(
-                                self.isa,
-                                sums,
-                                Place { row: start, count, panel: column },
-                                scales,
-                                weight,
-                                finish,
-                            );
+                            for column in of_group.clone() {
+                                let sums = &mut sums[slot(column) * tile_values..][..tile_values];
+                                let place = Place { row: start, count, panel: column };
+                                finish_tile(self.isa, sums, place, scales, weight, finish);
+                            }
                         }
                     }
                 }
             }
             (kernel.leave)();
+            #[cfg(target_arch = "x86_64")]
+            if finish.streamed {
+                // SAFETY: every x86-64 processor has this instruction; it orders streamed writes before the end of
+                // the task.
+                unsafe { std::arch::x86_64::_mm_sfence() };
+            }
         });
     }
 }
@@ -200,95 +235,119 @@ struct Place {
 
 #[inline(always)]
 fn finish_body<const FMA: bool>(
-    sums: &[f32],
+    sums: &mut [f32],
     place: Place,
     scales: Option<&[f32]>,
     weight: &Linear,
     finish: &Finish<'_>,
 ) {
     match weight.kernel.strip {
-        16 => finish_strips::<FMA, 16>(sums, place, scales, weight, finish),
-        _ => finish_strips::<FMA, 8>(sums, place, scales, weight, finish),
+        16 => finish_strips::<FMA, 16, 32>(sums, place, scales, weight, finish),
+        _ => finish_strips::<FMA, 8, 16>(sums, place, scales, weight, finish),
     }
 }
 
 per_isa! {
     /// Scales, biases, activates, adds the residual and writes a tile.
-    fn finish_tile(sums: &[f32], place: Place, scales: Option<&[f32]>, weight: &Linear, finish: &Finish<'_>) = finish_body
+    fn finish_tile(sums: &mut [f32], place: Place, scales: Option<&[f32]>, weight: &Linear, finish: &Finish<'_>) = finish_body
 }
 
+/// In stages over the whole tile, which is in the nearest cache: long loops that become vectors. `W` is the width
+/// of a strip and `C` of the tile.
 #[inline(always)]
-fn finish_strips<const FMA: bool, const W: usize>(
-    sums: &[f32],
+fn finish_strips<const FMA: bool, const W: usize, const C: usize>(
+    sums: &mut [f32],
     place: Place,
     scales: Option<&[f32]>,
     weight: &Linear,
     finish: &Finish<'_>,
 ) {
-    let geglu = finish.activation == Some(Activation::Geglu);
-    // GEGLU makes one strip of two.
-    for half in 0..if geglu { 1 } else { 2 } {
-        let strip = weight.strips[2 * place.panel + half];
-        let Some(target) = finish.targets.iter().find(|t| (t.columns.0..t.columns.1).contains(&strip.column))
-        else {
-            continue;
-        };
-        if strip.count == 0 {
-            continue;
+    let (rows, _) = sums.as_chunks_mut::<C>();
+    let rows = &mut rows[..place.count];
+    let columns = place.panel * C..(place.panel + 1) * C;
+    if let Some(scales) = scales {
+        let of_columns = &weight.scales[columns.clone()];
+        let mut offsets = [0; C];
+        if !weight.offsets.is_empty() {
+            offsets.copy_from_slice(&weight.offsets[columns.clone()]);
         }
-        let width = target.columns.1 - target.columns.0;
-        for r in 0..place.count {
-            let tile = &sums[r * 2 * W..(r + 1) * 2 * W];
-            let scale = scales.map(|s| s[r]);
-            let mut v = linear_strip::<W>(tile, half, scale, weight, place.panel);
-            match finish.activation {
-                None => {}
-                Some(Activation::Gelu) => v.iter_mut().for_each(|v| *v = gelu::<FMA>(*v)),
-                Some(Activation::Silu) => v.iter_mut().for_each(|v| *v = silu::<FMA>(*v)),
-                Some(Activation::Geglu) => {
-                    let up = linear_strip::<W>(tile, 1, scale, weight, place.panel);
-                    v.iter_mut().zip(up).for_each(|(v, up)| *v = gelu::<FMA>(*v) * up);
+        for (row, scale) in rows.iter_mut().zip(scales) {
+            for c in 0..C {
+                row[c] = (row[c].to_bits() as i32).wrapping_sub(offsets[c]) as f32 * (scale * of_columns[c]);
+            }
+        }
+    }
+    if weight.biased {
+        let bias = &weight.bias[columns];
+        for row in rows.iter_mut() {
+            for c in 0..C {
+                row[c] += bias[c];
+            }
+        }
+    }
+    match finish.activation {
+        None => {}
+        Some(Activation::Gelu) => rows.as_flattened_mut().iter_mut().for_each(|v| *v = gelu::<FMA>(*v)),
+        Some(Activation::Silu) => rows.as_flattened_mut().iter_mut().for_each(|v| *v = silu::<FMA>(*v)),
+        Some(Activation::Geglu) => {
+            for row in rows.iter_mut() {
+                let (gate, up) = row.split_at_mut(W);
+                for c in 0..W {
+                    gate[c] = gelu::<FMA>(gate[c]) * up[c];
                 }
             }
-            let row = place.row + r;
-            if let Some(residual) = finish.residual {
-                let residual = &residual.row(row % residual.rows())[strip.column..strip.column + strip.count];
-                v.iter_mut().zip(residual).for_each(|(v, r)| *v += r);
-            }
-            let at = row * width + strip.column - target.columns.0;
+        }
+    }
+    // GEGLU made one strip of two.
+    let halves = if finish.activation == Some(Activation::Geglu) { 1 } else { 2 };
+    for half in 0..halves {
+        let strip = weight.strips[2 * place.panel + half];
+        let target = finish.targets.iter().find(|t| (t.columns.0..t.columns.1).contains(&strip.column));
+        let Some(target) = target else { continue };
+        let width = target.columns.1 - target.columns.0;
+        let streamed = finish.streamed && width.is_multiple_of(16);
+        for (r, row) in rows.iter().enumerate() {
+            let v = &row[half * W..half * W + W];
+            let at = (place.row + r) * width + strip.column - target.columns.0;
             // SAFETY: the target is `[rows, width]` and the strip lies within it; each tile has one thread.
             let out = unsafe { std::slice::from_raw_parts_mut(target.out.get().add(at), strip.count) };
-            match <&mut [f32; W]>::try_from(&mut *out) {
-                Ok(out) => *out = v,
-                Err(_) => out.copy_from_slice(&v[..strip.count]),
+            match finish.residual {
+                None if streamed && strip.count == W => stream::<W>(out, v),
+                None => write::<W>(out, v, |_, v| v, v),
+                Some(residual) => {
+                    let row = residual.row((place.row + r) % residual.rows());
+                    write::<W>(out, v, |r, v| r + v, &row[strip.column..strip.column + strip.count]);
+                }
             }
         }
     }
 }
 
-/// One row of one strip of a tile as f32, with its bias.
+/// Writes a whole strip past the caches, where the processor can.
 #[inline(always)]
-fn linear_strip<const W: usize>(
-    tile: &[f32],
-    half: usize,
-    scale: Option<f32>,
-    weight: &Linear,
-    panel: usize,
-) -> [f32; W] {
-    let mut v = [0.0; W];
-    v.copy_from_slice(&tile[half * W..(half + 1) * W]);
-    let columns = (2 * panel + half) * W..(2 * panel + half + 1) * W;
-    if let Some(scale) = scale {
-        let scales = &weight.scales[columns.clone()];
-        if weight.offsets.is_empty() {
-            v.iter_mut().zip(scales).for_each(|(v, s)| *v = v.to_bits() as i32 as f32 * (scale * s));
-        } else {
-            let offsets = &weight.offsets[columns.clone()];
-            v.iter_mut().zip(scales).zip(offsets).for_each(|((v, s), o)| {
-                *v = (v.to_bits() as i32).wrapping_sub(*o) as f32 * (scale * s);
-            });
+fn stream<const W: usize>(out: &mut [f32], v: &[f32]) {
+    #[cfg(target_arch = "x86_64")]
+    {
+        use std::arch::x86_64::{_mm_loadu_ps, _mm_stream_ps};
+        assert!(out.len() == W && v.len() == W && out.as_ptr().addr().is_multiple_of(16));
+        for c in (0..W).step_by(4) {
+            // SAFETY: in bounds and aligned by the assertion; every x86-64 processor has these instructions. The
+            // task's fence orders these writes before any use of the result.
+            unsafe { _mm_stream_ps(out.as_mut_ptr().add(c), _mm_loadu_ps(v.as_ptr().add(c))) };
         }
     }
-    v.iter_mut().zip(&weight.bias[columns]).for_each(|(v, b)| *v += b);
-    v
+    #[cfg(not(target_arch = "x86_64"))]
+    out.copy_from_slice(v);
+}
+
+/// `out[c] = f(other[c], v[c])`; whole strips, the common case, as one vector.
+#[inline(always)]
+fn write<const W: usize>(out: &mut [f32], v: &[f32], f: impl Fn(f32, f32) -> f32, other: &[f32]) {
+    if out.len() == W && other.len() == W && v.len() == W {
+        for c in 0..W {
+            out[c] = f(other[c], v[c]);
+        }
+    } else {
+        out.iter_mut().zip(other).zip(v).for_each(|((o, &r), &v)| *o = f(r, v));
+    }
 }

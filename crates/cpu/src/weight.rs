@@ -2,10 +2,10 @@
 
 use pi0_device::{Dtype, LinearPart, NormKind, Result, TensorSource, WeightSource};
 
-use crate::Format;
 use crate::kernels::{Kernel, Left, Packed, pack};
 use crate::memory::{Block, Shared};
 use crate::threads::Threads;
+use crate::{Format, Isa};
 
 /// A packed weight.
 #[derive(Debug)]
@@ -46,6 +46,8 @@ pub struct Linear {
     pub(crate) right: Block,
     /// Of each column in strip order, zero where a strip is not full.
     pub(crate) bias: Vec<f32>,
+    /// Whether any part has a bias.
+    pub(crate) biased: bool,
     /// Integers only: scale of each column in strip order.
     pub(crate) scales: Vec<f32>,
     /// Unsigned left operands only: what their offset adds to each column's sum.
@@ -122,12 +124,7 @@ impl<'a> Origin<'a> {
 }
 
 /// Packs a checked source on all threads and gives its pages back.
-pub(crate) fn pack(
-    source: &WeightSource,
-    format: Format,
-    kernel_of: impl Fn(Packed) -> &'static Kernel,
-    threads: &Threads,
-) -> Result<Weight> {
+pub(crate) fn pack(source: &WeightSource, format: Format, isa: Isa, threads: &Threads) -> Result<Weight> {
     let weight = match source {
         WeightSource::Linear { parts, exact } => {
             let stored = |dtype| parts.iter().all(|p| p.weight.dtype == dtype);
@@ -139,7 +136,7 @@ pub(crate) fn pack(
                 Format::Stored if stored(Dtype::Bf16) => Packed::Bf16,
                 Format::Stored => Packed::F32,
             };
-            Weight::Linear(pack_linear(parts, kernel_of(packed), threads))
+            Weight::Linear(pack_linear(parts, isa, Kernel::of(isa, packed), threads))
         }
         WeightSource::Norm { kind, weight, bias, eps } => {
             let one = if *kind == NormKind::Rms { 1.0 } else { 0.0 };
@@ -156,7 +153,7 @@ pub(crate) fn pack(
     Ok(weight)
 }
 
-fn pack_linear(parts: &[LinearPart], kernel: &'static Kernel, threads: &Threads) -> Linear {
+fn pack_linear(parts: &[LinearPart], isa: Isa, kernel: &'static Kernel, threads: &Threads) -> Linear {
     let inputs = parts.first().map_or(0, LinearPart::inputs);
     let outputs = parts.iter().map(LinearPart::outputs).sum();
     let (origins, paired) = Origin::list(parts, kernel.strip);
@@ -190,13 +187,25 @@ fn pack_linear(parts: &[LinearPart], kernel: &'static Kernel, threads: &Threads)
                 std::slice::from_raw_parts_mut(at_offsets.get().add(i * offset), offset),
             )
         };
-        pack_strip(&origins[i], kernel, tile, scales, offsets);
+        pack_strip(isa, &origins[i], kernel, tile, scales, offsets);
     });
     let strips = origins.iter().map(|o| o.strip).collect();
-    Linear { kernel, inputs, outputs, strips, paired, right, bias, scales, offsets }
+    Linear {
+        kernel,
+        inputs,
+        outputs,
+        strips,
+        paired,
+        right,
+        biased: parts.iter().any(|p| p.bias.is_some()),
+        bias,
+        scales,
+        offsets,
+    }
 }
 
 fn pack_strip<'a>(
+    isa: Isa,
     origin: &Origin<'_>,
     kernel: &Kernel,
     tile: impl Fn(usize) -> &'a mut [u8],
@@ -208,7 +217,11 @@ fn pack_strip<'a>(
         // The common case at full size needs no arithmetic: pairs of values change places.
         let rows: Vec<_> = (0..count).map(|c| origin.bytes(c)).collect();
         for t in 0..kernel.tiles(inputs) {
-            copy_pairs(&rows, t * 2 * depth, kernel.strip, tile(t));
+            let mut slices: [&[u8]; 16] = [&[]; 16];
+            for (slice, row) in slices.iter_mut().zip(&rows) {
+                *slice = &row[t * 2 * depth..row.len().min((t + 1) * 2 * depth)];
+            }
+            pack::copy_tile(isa, kernel.strip, &slices[..count], tile(t));
         }
         return;
     }
@@ -227,21 +240,10 @@ fn pack_strip<'a>(
         let span = t * depth..inputs.min((t + 1) * depth);
         let slices: Vec<_> = rows.iter().map(|r| &r[span.clone()]).collect();
         let out = tile(t);
-        pack::right_tile(kernel, &slices, &inverse, out);
+        pack::right_tile(isa, kernel, &slices, &inverse, out);
         for (c, offset) in offsets.iter_mut().enumerate().take(count) {
             let column = (0..depth).map(|k| (k / 4 * kernel.strip + c) * 4 + k % 4);
             *offset += 128 * column.map(|at| i32::from(out[at] as i8)).sum::<i32>();
-        }
-    }
-}
-
-/// One depth tile of bf16 from stored bf16: `rows` are bytes, the tile starts at byte `start` of each.
-fn copy_pairs(rows: &[&[u8]], start: usize, strip: usize, out: &mut [u8]) {
-    out.fill(0);
-    for (c, row) in rows.iter().enumerate() {
-        let row = &row[start..row.len().min(start + 64)];
-        for (pair, out) in row.chunks(4).zip(out.chunks_exact_mut(4 * strip)) {
-            out[c * 4..c * 4 + pair.len()].copy_from_slice(pair);
         }
     }
 }

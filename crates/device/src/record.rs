@@ -52,7 +52,7 @@ pub struct Record {
     /// Bytes of the activations and weights read and written, as f32.
     pub bytes: u64,
     /// How long the device takes for what was forced to the host, where the trace was asked to measure it
-    /// ([`Traced::probing`](crate::Traced::probing)). Not part of `time`.
+    /// ([`Traced::probe`](crate::Traced::probe)). Not part of `time`.
     pub device_time: Option<Duration>,
 }
 

@@ -29,7 +29,7 @@ pub struct Traced<D: Device, H: Device> {
     host: H,
     fallback: Fallback,
     forced: Vec<OpKind>,
-    probing: bool,
+    probing: Cell<bool>,
     began: Instant,
     state: RefCell<State>,
 }
@@ -104,7 +104,7 @@ type W<D, H> = TracedWeight<<D as Device>::Weight, <H as Device>::Weight>;
 impl<D: Device, H: Device> Traced<D, H> {
     /// Traces `device`; `host` serves fallbacks and forced operations.
     pub fn new(device: D, host: H, fallback: Fallback) -> Self {
-        let (forced, probing) = (Vec::new(), false);
+        let (forced, probing) = (Vec::new(), Cell::new(false));
         Self { device, host, fallback, forced, probing, began: Instant::now(), state: RefCell::default() }
     }
 
@@ -115,11 +115,10 @@ impl<D: Device, H: Device> Traced<D, H> {
         self
     }
 
-    /// Also runs each forced operation on the device, on the same operands, to learn its
+    /// From now on (or no longer) also runs each forced operation on the device, on the same operands, to learn its
     /// [`device_time`](Record::device_time). The result is thrown away.
-    pub fn probing(mut self) -> Self {
-        self.probing = true;
-        self
+    pub fn probe(&self, on: bool) {
+        self.probing.set(on);
     }
 
     /// The records since the last call.
@@ -172,7 +171,7 @@ impl<D: Device, H: Device> Traced<D, H> {
         let call = Call { op, parts: vec![op], shapes, flop: &|_, result| flop(result) };
         let forced = self.forced.contains(&op);
         let mut device_time = None;
-        if !forced || self.probing {
+        if !forced || self.probing.get() {
             let start = Instant::now();
             match on_device(&self.device) {
                 Err(e) if e.is_unsupported() && (forced || self.fallback == Fallback::RunOnHost) => {}

@@ -69,7 +69,8 @@ impl DeviceKind {
 }
 
 impl DeviceArgs {
-    fn cpu(&self) -> Result<Cpu, pi0_cpu::CpuError> {
+    /// The host's processor, as told.
+    pub fn cpu(&self) -> Result<Cpu, pi0_cpu::CpuError> {
         Cpu::new(CpuOptions { isa: None, threads: self.threads.map(usize::from), format: self.dtype })
     }
 

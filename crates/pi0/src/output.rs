@@ -42,6 +42,26 @@ pub fn progress(what: &str, bytes: u64) -> ProgressBar {
     style.map_or(bar.clone(), |style| bar.with_style(style))
 }
 
+/// A spinner with the time so far on standard error, until it is dropped; silent where that is no terminal.
+pub fn spinner(what: &str) -> Spinner {
+    let bar = ProgressBar::new_spinner().with_message(what.to_string());
+    let bar = match ProgressStyle::with_template("{spinner} {msg} {elapsed}") {
+        Ok(style) => bar.with_style(style),
+        Err(_) => bar,
+    };
+    bar.enable_steady_tick(std::time::Duration::from_millis(200));
+    Spinner(bar)
+}
+
+/// See [`spinner`].
+pub struct Spinner(ProgressBar);
+
+impl Drop for Spinner {
+    fn drop(&mut self) {
+        self.0.finish_and_clear();
+    }
+}
+
 /// `7.0 GB`, `812 MB`, `3 kB`.
 pub fn size(bytes: u64) -> String {
     match bytes {

@@ -15,6 +15,7 @@ mod observation;
 mod openpi;
 mod pipeline;
 mod policy;
+mod previous;
 mod resize;
 mod robot;
 #[cfg(test)]

@@ -122,7 +122,7 @@ pub struct Prepared {
     /// For the user.
     pub warnings: Vec<Warning>,
     /// The state that relative actions refer to, for [`Policy::postprocess`].
-    reference: Vec<f64>,
+    pub(crate) reference: Vec<f64>,
 }
 
 /// A chunk of actions in the robot's units.

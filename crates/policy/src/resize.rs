@@ -81,6 +81,11 @@ impl Resize {
         let bars = if self.pad == Pad::Center3 { -3.0 } else { -1.0 };
         let mut out = vec![bars; 3 * size * size];
         match self.filter {
+            // Nothing to resample, as openpi does: robots that resize their images themselves send these.
+            Filter::Pillow if (view.height, view.width) == (spot.height, spot.width) => match view.pixels {
+                Pixels::U8(data) => copy(&mut out, size, spot, &view, data, |x| x),
+                Pixels::F32(data) => copy(&mut out, size, spot, &view, data, |x| (255.0 * x) as u8),
+            },
             Filter::Pillow => {
                 let source = view.to_rgb8();
                 let small = pillow(&source, view.height, view.width, spot.height, spot.width);
@@ -107,6 +112,28 @@ fn place(out: &mut [f32], size: usize, spot: Letterbox, sample: impl Fn(usize, u
             for (x, out) in out[start..start + spot.width].iter_mut().enumerate() {
                 *out = sample(c, y, x);
             }
+        }
+    }
+}
+
+/// Writes an image that already has its size to its place, row by row so that the compiler can vectorize.
+fn copy<T: Copy>(
+    out: &mut [f32],
+    size: usize,
+    spot: Letterbox,
+    view: &ImageView<'_>,
+    data: &[T],
+    byte: impl Fn(T) -> u8,
+) {
+    let [channel, row, column] = view.strides();
+    let scale = |sample: &T| f32::from(byte(*sample)) / 255.0 * 2.0 - 1.0;
+    for (c, y) in (0..3).flat_map(|c| (0..spot.height).map(move |y| (c, y))) {
+        let start = (c * size + spot.top + y) * size + spot.left;
+        let out = &mut out[start..start + spot.width];
+        let samples = &data[c * channel + y * row..];
+        match column {
+            1 => out.iter_mut().zip(samples).for_each(|(out, sample)| *out = scale(sample)),
+            n => out.iter_mut().zip(samples.iter().step_by(n)).for_each(|(out, sample)| *out = scale(sample)),
         }
     }
 }
@@ -258,6 +285,28 @@ mod tests {
     fn pillow_is_exact() {
         for Fixture { sizes: [h, w, to_h, to_w], pillow: wanted, .. } in fixtures() {
             assert!(pillow(&pattern(h, w), h, w, to_h, to_w) == wanted, "{h} x {w} to {to_h} x {to_w}");
+        }
+    }
+
+    #[test]
+    fn an_image_of_the_right_size_is_copied_as_pillow_would() {
+        let resize = Resize { filter: Filter::Pillow, pad: Pad::Center };
+        for (h, w) in [(8, 8), (6, 8), (8, 5)] {
+            let data = pattern(h, w);
+            let spot = Letterbox::new(h, w, 8, Pad::Center).unwrap();
+            let (same, mut wanted) = (pillow(&data, h, w, h, w), vec![-1.0; 3 * 8 * 8]);
+            place(&mut wanted, 8, spot, |c, y, x| f32::from(same[(y * w + x) * 3 + c]) / 255.0 * 2.0 - 1.0);
+            let planes: Vec<u8> = (0..3 * h * w).map(|i| data[i % (h * w) * 3 + i / (h * w)]).collect();
+            let floats =
+                |bytes: &[u8]| bytes.iter().map(|&b| (f32::from(b) + 0.5) / 255.5).collect::<Vec<_>>();
+            for image in [
+                Image::rgb8(data.clone(), h, w),
+                Image::rgb32f(floats(&data), h, w),
+                Image::array(Pixels::U8(planes.clone().into()), [3, h, w]),
+                Image::array(Pixels::F32(floats(&planes).into()), [3, h, w]),
+            ] {
+                assert_eq!(resize.apply("x", &image, LayoutRule::Guess, 8).unwrap(), wanted, "{h} x {w}");
+            }
         }
     }
 

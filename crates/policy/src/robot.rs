@@ -190,6 +190,24 @@ impl AlohaUnits {
     }
 }
 
+impl AlohaUnits {
+    /// The inverse of [`encode_action`](Self::encode_action), in place.
+    pub fn decode_action(self, action: &mut [f64]) {
+        for (x, flip) in action.iter_mut().zip(FLIP) {
+            *x *= flip;
+        }
+        for gripper in GRIPPERS {
+            if let Some(x) = action.get_mut(gripper) {
+                let angle = unnormalize(*x, JOINT);
+                *x = match self {
+                    AlohaUnits::OpenPi => angle - self.range()[0],
+                    AlohaUnits::Lerobot => normalize(angle, self.range()),
+                };
+            }
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -6,12 +6,14 @@ use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use crate::board::{Board, BoardInfo, Loaded};
+use crate::cache::Cache;
 use crate::dram::{Dram, Region};
 use crate::error::{Fault, OpenError};
 use crate::kernels::{AttentionKernel, Banks, Eltwise, Gather, Kernel, Matmul, NormKernel, l1};
 use crate::layout::{Format, from_tiles, push_tile, tiles, to_tiles};
+use crate::ops::{Angles, Plan, PlanKey};
 use crate::tensor::Tensor;
-use crate::transport;
+use crate::transport::{self, Transport};
 
 /// How to open a device.
 #[derive(Debug, Clone, Default)]
@@ -42,6 +44,8 @@ pub struct Tensix {
     pub(crate) banks: Banks,
     info: BoardInfo,
     constants: OnceLock<Constants>,
+    pub(crate) angles: Cache<Angles, [Tensor; 2]>,
+    pub(crate) plans: Cache<PlanKey, Plan>,
 }
 
 /// Constant tiles in device memory.
@@ -82,18 +86,11 @@ impl Key {
 }
 
 impl Tensix {
-    /// Opens the simulator that the options or the environment name.
+    /// Opens the simulator that the options or the environment name; without one, and in a build with the feature
+    /// `silicon`, the first card.
     pub fn open(options: &TensixOptions) -> Result<Self, OpenError> {
-        let named = options
-            .simulator
-            .clone()
-            .or_else(|| std::env::var_os("TT_METAL_SIMULATOR").filter(|v| !v.is_empty()).map(PathBuf::from));
-        let library = named.ok_or(OpenError::NoDevice)?;
         let timeout = options.timeout.unwrap_or(Duration::from_secs(600));
-        // The library answers between slices of simulated time, each far shorter than a kernel's time limit.
-        let transport =
-            transport::spawn(&library, timeout + Duration::from_secs(30)).map_err(Fault::Transport)?;
-        let board = Board::open(transport, options.grid, timeout)?;
+        let board = Board::open(Self::connect(options, timeout)?, options.grid, timeout)?;
         let info = board.info().clone();
         let (start, end) = Board::bank_range();
         let state = State { board, kernels: HashMap::new(), stats: Stats::default() };
@@ -103,7 +100,26 @@ impl Tensix {
             banks: Banks(info.dram_banks as u32),
             info,
             constants: OnceLock::new(),
+            angles: Cache::default(),
+            plans: Cache::default(),
         })
+    }
+
+    fn connect(options: &TensixOptions, timeout: Duration) -> Result<Box<dyn Transport>, OpenError> {
+        let named = options
+            .simulator
+            .clone()
+            .or_else(|| std::env::var_os("TT_METAL_SIMULATOR").filter(|v| !v.is_empty()).map(PathBuf::from));
+        if let Some(library) = named {
+            // The library answers between slices of simulated time, each far shorter than a kernel's time limit.
+            let patience = timeout + Duration::from_secs(30);
+            return Ok(transport::spawn(&library, patience).map_err(Fault::Transport)?);
+        }
+        #[cfg(feature = "silicon")]
+        if let Some(card) = transport::silicon::open().map_err(Fault::Transport)? {
+            return Ok(card);
+        }
+        Err(OpenError::NoDevice)
     }
 
     /// What the device is.

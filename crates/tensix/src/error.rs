@@ -6,10 +6,10 @@ use crate::transport::TransportError;
 /// A device that cannot be opened.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum OpenError {
-    /// Nothing names a simulator, and cards are not supported by this build.
+    /// Nothing names a simulator, and there is no card that this build could use.
     #[error(
-        "no Tenstorrent device: set TT_METAL_SIMULATOR to Tenstorrent's libttsim.so for Wormhole (cards need the \
-         `silicon` feature, which is not part of this version)"
+        "no Tenstorrent device: set TT_METAL_SIMULATOR to Tenstorrent's libttsim.so for Wormhole (cards need a \
+         build with the feature `silicon`, and are unproven)"
     )]
     NoDevice,
     /// The device cannot be reached, or failed while it was started.

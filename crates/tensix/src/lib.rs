@@ -6,6 +6,7 @@
 //! silicon. See the crate's README for what is proven.
 
 mod board;
+mod cache;
 mod device;
 mod dram;
 mod error;

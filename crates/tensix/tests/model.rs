@@ -13,14 +13,15 @@ use pi0_model::{Checkpoint, Extent, Pi0, SampleOptions};
 const ACTIONS: Bound = Bound { pcc: 0.999, relative_l2: 0.02, max_abs: f64::INFINITY };
 const MODULE: Bound = Bound { pcc: 0.9995, relative_l2: 0.03, max_abs: f64::INFINITY };
 
-fn repository_case(case: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../golden").join(case)
+fn repository(path: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").join(path)
 }
 
-fn end_to_end(case: &Path, run: &str) {
+/// Runs the network in `weights` on a run of `case`.
+fn end_to_end(weights: &Path, case: &Path, run: &str) {
     let Some(device) = common::open() else { return };
     let start = Instant::now();
-    let checkpoint = Checkpoint::open(case).unwrap();
+    let checkpoint = Checkpoint::open(weights).unwrap();
     let model = Pi0::load(Tapped::new(device), checkpoint, Extent::Whole, &|_| ()).unwrap();
     let batch = read_inputs(&case.join(format!("{run}.inputs.safetensors"))).unwrap();
     let want = read_tensors(&case.join(format!("{run}.outputs.safetensors"))).unwrap();
@@ -52,12 +53,13 @@ fn end_to_end(case: &Path, run: &str) {
 
 #[test]
 fn case_b_two_robots_with_masks() {
-    end_to_end(&repository_case("b"), "mixed_masks_b2");
+    let case = repository("golden/b");
+    end_to_end(&case, &case, "mixed_masks_b2");
 }
 
 #[test]
 fn case_c_pictures_of_real_size() {
-    end_to_end(&repository_case("c"), "cam2_short_b1");
+    end_to_end(&repository("models/tiny"), &repository("golden/c"), "cam2_short_b1");
 }
 
 #[test]
@@ -75,7 +77,7 @@ fn more_cases() {
     for path in inputs {
         let name = path.file_name().unwrap().to_string_lossy().into_owned();
         if let (Some(run), Some(case)) = (name.strip_suffix(".inputs.safetensors"), path.parent()) {
-            end_to_end(case, run);
+            end_to_end(case, case, run);
         }
     }
 }

@@ -3,7 +3,7 @@
 
 use std::arch::asm;
 
-use super::{Kernel, Left, Packed};
+use super::{Kernel, Left, Operands, Packed};
 
 pub(super) static BF16: Kernel = Kernel {
     max_rows: 32,
@@ -11,7 +11,9 @@ pub(super) static BF16: Kernel = Kernel {
     strip: 16,
     left: Left::Bf16,
     packed: Packed::Bf16,
-    block: 16,
+    block: 64,
+    step: 8,
+    group: 8,
     micro: bf16_micro,
     enter,
     leave,
@@ -61,9 +63,27 @@ pub(super) fn leave() {
     }
 }
 
+/// Keeps the thread's tiles configured while it lives.
+pub(crate) struct Tiles(());
+
+impl Tiles {
+    /// AMX must be present and granted.
+    pub(crate) fn enter() -> Self {
+        enter();
+        Self(())
+    }
+}
+
+impl Drop for Tiles {
+    fn drop(&mut self) {
+        leave();
+    }
+}
+
 macro_rules! micro {
     ($name:ident, $dot:literal) => {
-        unsafe fn $name(rows: usize, tiles: usize, left: *const u8, right: *const u8, sums: *mut f32, first: bool) {
+        unsafe fn $name(rows: usize, tiles: usize, operands: Operands, sums: *mut f32, first: bool) {
+            let Operands { left, right, next: [next_left, next_right] } = operands;
             if rows > 16 {
                 // SAFETY: the addresses touched are those of the operands as the caller promises them; tiles are
                 // configured (`enter`).
@@ -84,12 +104,20 @@ macro_rules! micro {
                         "3:",
                         "tileloadd tmm6, [{right} + {line}]",
                         "tileloadd tmm4, [{left} + {line}]",
+                        "prefetcht1 [{next_left}]",
+                        "prefetcht1 [{next_left} + 64]",
                         concat!($dot, " tmm0, tmm4, tmm6"),
                         "tileloadd tmm7, [{right} + {line} + 1024]",
                         concat!($dot, " tmm1, tmm4, tmm7"),
+                        "prefetcht1 [{next_left} + 128]",
+                        "prefetcht1 [{next_left} + 192]",
                         "tileloadd tmm5, [{left} + {line} + 1024]",
                         concat!($dot, " tmm2, tmm5, tmm6"),
+                        "prefetcht1 [{next_right}]",
+                        "prefetcht1 [{next_right} + 64]",
                         concat!($dot, " tmm3, tmm5, tmm7"),
+                        "add {next_left}, 256",
+                        "add {next_right}, 128",
                         "add {left}, 2048",
                         "add {right}, 2048",
                         "dec {tiles}",
@@ -101,6 +129,8 @@ macro_rules! micro {
                         first = in(reg) u32::from(first),
                         left = inout(reg) left => _,
                         right = inout(reg) right => _,
+                        next_left = inout(reg) next_left => _,
+                        next_right = inout(reg) next_right => _,
                         tiles = inout(reg) tiles => _,
                         sums = in(reg) sums,
                         line = in(reg) 64usize,

@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use super::{Kernel, Left, Packed, nothing};
+use super::{Kernel, Left, Operands, Packed, nothing};
 
 const MAX_ROWS: usize = 5;
 
@@ -13,6 +13,8 @@ const KERNEL: Kernel = Kernel {
     left: Left::F32,
     packed: Packed::F32,
     block: 32,
+    step: 32,
+    group: 1,
     micro: f32_micro,
     enter: nothing,
     leave: nothing,
@@ -20,7 +22,7 @@ const KERNEL: Kernel = Kernel {
 
 pub(super) static F32: Kernel = KERNEL;
 pub(super) static BF16_AS_F32: Kernel =
-    Kernel { packed: Packed::Bf16, block: 16, micro: bf16_as_f32_micro, ..KERNEL };
+    Kernel { packed: Packed::Bf16, block: 16, step: 16, micro: bf16_as_f32_micro, ..KERNEL };
 pub(super) static INT8_AS_INT16: Kernel =
     Kernel { left: Left::Int8, packed: Packed::Int8, micro: int8_as_int16_micro, ..KERNEL };
 
@@ -67,18 +69,11 @@ macro_rules! kernel {
             }
         }
 
-        unsafe fn $micro(
-            rows: usize,
-            tiles: usize,
-            left: *const u8,
-            right: *const u8,
-            sums: *mut f32,
-            first: bool,
-        ) {
+        unsafe fn $micro(rows: usize, tiles: usize, operands: Operands, sums: *mut f32, first: bool) {
             type Inner = unsafe fn(usize, *const u8, *const u8, *mut f32, bool);
             const VARIANTS: [Inner; MAX_ROWS] = [$name::<1>, $name::<2>, $name::<3>, $name::<4>, $name::<5>];
             // SAFETY: forwarded from the caller, `rows` among it.
-            unsafe { VARIANTS[rows - 1](tiles, left, right, sums, first) }
+            unsafe { VARIANTS[rows - 1](tiles, operands.left, operands.right, sums, first) }
         }
     };
 }

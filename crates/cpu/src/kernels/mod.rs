@@ -22,6 +22,9 @@ mod portable;
 
 use crate::Isa;
 
+#[cfg(target_arch = "x86_64")]
+pub(crate) use amx::Tiles;
+
 /// Number format of packed weights, and of packed keys and values.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Packed {
@@ -79,8 +82,18 @@ impl Left {
 /// The instruction set is present and `enter` was called on this thread. `rows` is in `1..=max_rows`. `left` and
 /// `right` hold `tiles` depth tiles of the layouts above, `left` with `rows` filled up to `row_align`; `sums` holds
 /// `[max_rows][2 * strip]` values of 4 bytes, initialized unless `first`. All are aligned to 64 bytes.
-pub(crate) type Micro =
-    unsafe fn(rows: usize, tiles: usize, left: *const u8, right: *const u8, sums: *mut f32, first: bool);
+pub(crate) type Micro = unsafe fn(rows: usize, tiles: usize, operands: Operands, sums: *mut f32, first: bool);
+
+/// The addresses that a [`Micro`] reads.
+#[derive(Clone, Copy)]
+pub(crate) struct Operands {
+    pub(crate) left: *const u8,
+    pub(crate) right: *const u8,
+    /// What the next calls will read: a kernel whose loads the processor does not foresee fetches from here on, 256
+    /// bytes of left and 128 of right for each depth tile. Any address will do.
+    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
+    pub(crate) next: [*const u8; 2],
+}
 
 /// One way to multiply.
 #[derive(Debug)]
@@ -91,8 +104,12 @@ pub(crate) struct Kernel {
     pub(crate) strip: usize,
     pub(crate) left: Left,
     pub(crate) packed: Packed,
-    /// Depth tiles that one call should take, so that its right panel stays in the nearest cache.
+    /// Depth tiles whose operands should stay in the second-level cache.
     pub(crate) block: usize,
+    /// Depth tiles that one call should take at most, so that its operands stay in the first-level cache.
+    pub(crate) step: usize,
+    /// Right panels that should use a left panel's step one after another.
+    pub(crate) group: usize,
     pub(crate) micro: Micro,
     /// Prepares the calling thread, and undoes it.
     pub(crate) enter: fn(),

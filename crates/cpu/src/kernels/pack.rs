@@ -79,52 +79,113 @@ per_isa! {
     pub(crate) fn left_row(left: Left, factor: f32, values: &[f32], out: Row) -> f32 = left_row_body
 }
 
-/// One depth tile of one strip of a right panel from f32 rows: column `c` of the strip holds `rows[c]`, which all have
-/// at most `depth` values; missing rows and values are zero. Integers are `row * inverse_scale`, rounded.
-pub(crate) fn right_tile(kernel: &Kernel, rows: &[&[f32]], inverse_scales: &[f32], out: &mut [u8]) {
-    let group = kernel.packed.group();
-    let at = |c: usize, k: usize| (k / group * kernel.strip + c) * group + k % group;
-    out.fill(0);
-    match kernel.packed {
-        Packed::F32 => {
-            let out: &mut [f32] = bytemuck::cast_slice_mut(out);
-            for (c, row) in rows.iter().enumerate() {
-                row.iter().enumerate().for_each(|(k, &x)| out[at(c, k)] = x);
+/// Groups of one depth tile: neighbours in depth that share 4 bytes, whatever their format.
+const GROUPS: usize = 16;
+/// Columns of the widest strip.
+const STRIP: usize = 16;
+
+/// Writes `columns[c][group]` where a right panel wants it: by group, then by column.
+#[inline(always)]
+fn transpose(columns: &[[u32; GROUPS]; STRIP], strip: usize, out: &mut [u8]) {
+    let out: &mut [u32] = bytemuck::cast_slice_mut(out);
+    if strip == STRIP {
+        let (out, _) = out.as_chunks_mut::<STRIP>();
+        for (g, out) in out.iter_mut().enumerate() {
+            for c in 0..STRIP {
+                out[c] = columns[c][g];
             }
         }
-        Packed::Bf16 => {
-            let out: &mut [u16] = bytemuck::cast_slice_mut(out);
-            for (c, row) in rows.iter().enumerate() {
-                row.iter().enumerate().for_each(|(k, &x)| out[at(c, k)] = to_bf16(x));
-            }
-        }
-        Packed::Int8 => {
-            let out: &mut [i8] = bytemuck::cast_slice_mut(out);
-            for (c, row) in rows.iter().enumerate() {
-                row.iter()
-                    .enumerate()
-                    .for_each(|(k, &x)| out[at(c, k)] = quantize(x * inverse_scales[c]) as i8);
+    } else {
+        for (g, out) in out.chunks_exact_mut(strip).enumerate() {
+            for (out, column) in out.iter_mut().zip(columns) {
+                *out = column[g];
             }
         }
     }
 }
 
-/// The same where depth runs across rows: `rows[k]` holds value `k` of every column of the strip.
-pub(crate) fn right_tile_across(kernel: &Kernel, rows: &[&[f32]], out: &mut [u8]) {
-    let (group, strip) = (kernel.packed.group(), kernel.strip);
-    out.fill(0);
-    for (k, row) in rows.iter().enumerate() {
-        let at = |c: usize| (k / group * strip + c) * group + k % group;
+#[inline(always)]
+fn right_tile_body<const FMA: bool>(
+    kernel: &Kernel,
+    rows: &[&[f32]],
+    inverse_scales: &[f32],
+    out: &mut [u8],
+) {
+    let mut columns = [[0u32; GROUPS]; STRIP];
+    for (c, (column, row)) in columns.iter_mut().zip(rows).enumerate() {
+        let mut values = [0.0f32; 64];
+        values[..row.len()].copy_from_slice(row);
         match kernel.packed {
             Packed::F32 => {
-                let out: &mut [f32] = bytemuck::cast_slice_mut(out);
-                row.iter().enumerate().for_each(|(c, &x)| out[at(c)] = x);
+                for g in 0..GROUPS {
+                    column[g] = values[g].to_bits();
+                }
             }
             Packed::Bf16 => {
-                let out: &mut [u16] = bytemuck::cast_slice_mut(out);
-                row.iter().enumerate().for_each(|(c, &x)| out[at(c)] = to_bf16(x));
+                for g in 0..GROUPS {
+                    column[g] = pair(values[2 * g], values[2 * g + 1]);
+                }
             }
-            Packed::Int8 => unreachable!("keys and values are not integers"),
+            Packed::Int8 => {
+                for g in 0..GROUPS {
+                    let byte = |j: usize| quantize(values[4 * g + j] * inverse_scales[c]) as u8;
+                    column[g] = u32::from_le_bytes([byte(0), byte(1), byte(2), byte(3)]);
+                }
+            }
         }
     }
+    transpose(&columns, kernel.strip, out);
+}
+
+/// Two neighbours in depth.
+#[inline(always)]
+fn pair(first: f32, second: f32) -> u32 {
+    u32::from(to_bf16(first)) | u32::from(to_bf16(second)) << 16
+}
+
+#[inline(always)]
+fn right_tile_across_body<const FMA: bool>(kernel: &Kernel, rows: &[&[f32]], out: &mut [u8]) {
+    let out: &mut [u32] = bytemuck::cast_slice_mut(out);
+    let group = kernel.packed.group();
+    for (g, out) in out.chunks_exact_mut(kernel.strip).enumerate() {
+        let row = |j: usize| rows.get(g * group + j).copied().unwrap_or_default();
+        let first = row(0);
+        if first.len() < kernel.strip {
+            out.fill(0);
+        }
+        match kernel.packed {
+            Packed::F32 => out.iter_mut().zip(first).for_each(|(o, x)| *o = x.to_bits()),
+            _ if row(1).is_empty() => out.iter_mut().zip(first).for_each(|(o, &x)| *o = pair(x, 0.0)),
+            _ => out.iter_mut().zip(first).zip(row(1)).for_each(|((o, &x), &y)| *o = pair(x, y)),
+        }
+    }
+}
+
+#[inline(always)]
+fn copy_tile_body<const FMA: bool>(strip: usize, rows: &[&[u8]], out: &mut [u8]) {
+    let mut columns = [[0u32; GROUPS]; STRIP];
+    for (column, row) in columns.iter_mut().zip(rows) {
+        let mut bytes = [0; 4 * GROUPS];
+        bytes[..row.len()].copy_from_slice(row);
+        for (g, b) in bytes.as_chunks::<4>().0.iter().enumerate() {
+            column[g] = u32::from_le_bytes(*b);
+        }
+    }
+    transpose(&columns, strip, out);
+}
+
+per_isa! {
+    /// One depth tile of one strip of a right panel from f32 rows: column `c` of the strip holds `rows[c]`, which
+    /// have at most a tile's depth of values; missing rows and values are zero. Integers are
+    /// `row * inverse_scale`, rounded.
+    pub(crate) fn right_tile(kernel: &Kernel, rows: &[&[f32]], inverse_scales: &[f32], out: &mut [u8]) = right_tile_body
+}
+per_isa! {
+    /// The same where depth runs across rows: `rows[k]` holds value `k` of every column of the strip. Keys and
+    /// values of attention are never integers.
+    pub(crate) fn right_tile_across(kernel: &Kernel, rows: &[&[f32]], out: &mut [u8]) = right_tile_across_body
+}
+per_isa! {
+    /// The same from at most 64 stored bytes of each column, which have the packed format already.
+    pub(crate) fn copy_tile(strip: usize, rows: &[&[u8]], out: &mut [u8]) = copy_tile_body
 }

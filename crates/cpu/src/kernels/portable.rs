@@ -1,6 +1,6 @@
 //! Kernels in plain Rust, for every processor; the compiler makes vectors of what the target has.
 
-use super::{Kernel, Left, Packed, nothing};
+use super::{Kernel, Left, Operands, Packed, nothing};
 use crate::math::{fma, from_bf16};
 
 const ROWS: usize = 4;
@@ -15,6 +15,8 @@ const KERNEL: Kernel = Kernel {
     left: Left::F32,
     packed: Packed::F32,
     block: 64,
+    step: 64,
+    group: 1,
     micro: f32_micro,
     enter: nothing,
     leave: nothing,
@@ -22,9 +24,16 @@ const KERNEL: Kernel = Kernel {
 
 pub(super) static F32: Kernel = KERNEL;
 pub(super) static BF16_AS_F32: Kernel =
-    Kernel { packed: Packed::Bf16, block: 32, micro: bf16_micro, ..KERNEL };
-pub(super) static INT8: Kernel =
-    Kernel { left: Left::Int8, packed: Packed::Int8, block: 32, micro: int8_micro, ..KERNEL };
+    Kernel { packed: Packed::Bf16, block: 32, step: 32, micro: bf16_micro, ..KERNEL };
+pub(super) static INT8: Kernel = Kernel {
+    left: Left::Int8,
+    packed: Packed::Int8,
+    block: 32,
+    step: 32,
+    group: 1,
+    micro: int8_micro,
+    ..KERNEL
+};
 
 /// Runs `step(depth group, rows)` over slices of the operands.
 ///
@@ -33,7 +42,7 @@ pub(super) static INT8: Kernel =
 #[inline(always)]
 unsafe fn run<L: Copy, R: Copy, S: Copy + Default, const GROUP: usize>(
     (rows, tiles, first): (usize, usize, bool),
-    (left, right, sums): (*const u8, *const u8, *mut f32),
+    (Operands { left, right, .. }, sums): (Operands, *mut f32),
     multiply_add: impl Fn(L, R, S) -> S,
 ) {
     let depth = 64 / size_of::<R>();
@@ -70,45 +79,24 @@ unsafe fn run<L: Copy, R: Copy, S: Copy + Default, const GROUP: usize>(
     }
 }
 
-unsafe fn f32_micro(
-    rows: usize,
-    tiles: usize,
-    left: *const u8,
-    right: *const u8,
-    sums: *mut f32,
-    first: bool,
-) {
+unsafe fn f32_micro(rows: usize, tiles: usize, operands: Operands, sums: *mut f32, first: bool) {
     // SAFETY: forwarded from the caller.
-    unsafe { run::<f32, f32, f32, 1>((rows, tiles, first), (left, right, sums), fma::<FMA>) }
+    unsafe { run::<f32, f32, f32, 1>((rows, tiles, first), (operands, sums), fma::<FMA>) }
 }
 
-unsafe fn bf16_micro(
-    rows: usize,
-    tiles: usize,
-    left: *const u8,
-    right: *const u8,
-    sums: *mut f32,
-    first: bool,
-) {
+unsafe fn bf16_micro(rows: usize, tiles: usize, operands: Operands, sums: *mut f32, first: bool) {
     // SAFETY: forwarded from the caller.
     unsafe {
-        run::<f32, u16, f32, 2>((rows, tiles, first), (left, right, sums), |x, w, s| {
+        run::<f32, u16, f32, 2>((rows, tiles, first), (operands, sums), |x, w, s| {
             fma::<FMA>(x, from_bf16(w), s)
         })
     }
 }
 
-unsafe fn int8_micro(
-    rows: usize,
-    tiles: usize,
-    left: *const u8,
-    right: *const u8,
-    sums: *mut f32,
-    first: bool,
-) {
+unsafe fn int8_micro(rows: usize, tiles: usize, operands: Operands, sums: *mut f32, first: bool) {
     // SAFETY: forwarded from the caller.
     unsafe {
-        run::<i8, i8, i32, 4>((rows, tiles, first), (left, right, sums), |x, w, s| {
+        run::<i8, i8, i32, 4>((rows, tiles, first), (operands, sums), |x, w, s| {
             s + i32::from(x) * i32::from(w)
         })
     }

@@ -64,7 +64,7 @@ impl Setup {
     /// A checkpoint's own weights under random inputs: one robot with one of two cameras and a short prompt.
     pub fn of_checkpoint(checkpoint: Checkpoint, layers: LayerChoice) -> Self {
         let c = &checkpoint.config;
-        let batch = vec![robot(c, 0, &[true, false], c.max_tokens.min(7))];
+        let batch = vec![random_inputs(c, 0, &[true, false], c.max_tokens.min(7))];
         let steps = if layers == LayerChoice::All { c.num_steps } else { 2 };
         Self { name: "checkpoint".into(), batch, steps, layers, checkpoint }
     }
@@ -78,7 +78,7 @@ impl Setup {
         let batch = robots
             .iter()
             .enumerate()
-            .map(|(i, (cameras, tokens))| robot(&config, i as u64, cameras, *tokens))
+            .map(|(i, (cameras, tokens))| random_inputs(&config, i as u64, cameras, *tokens))
             .collect();
         let checkpoint = synth::checkpoint(&config, 5)?;
         Ok(Self { name: name.into(), checkpoint, batch, steps, layers: LayerChoice::All })
@@ -169,8 +169,8 @@ fn even() -> Config {
     }
 }
 
-/// One robot's random inputs.
-fn robot(c: &Config, seed: u64, cameras: &[bool], tokens: usize) -> Inputs {
+/// One robot's random inputs, with the cameras that are present and the number of tokens given.
+pub fn random_inputs(c: &Config, seed: u64, cameras: &[bool], tokens: usize) -> Inputs {
     let mut rng = ChaCha12Rng::seed_from_u64(1000 + seed);
     let mut normal = |n: usize| -> Vec<f32> { StandardNormal.sample_iter(&mut rng).take(n).collect() };
     let size = 3 * c.vision.image_size.pow(2);

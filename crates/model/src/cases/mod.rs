@@ -18,7 +18,7 @@ mod whole;
 use pi0_device::{Device, HostTensor};
 
 pub use bounds::{Format, bound};
-pub use inputs::{LayerChoice, Setup};
+pub use inputs::{LayerChoice, Setup, random_inputs};
 
 use crate::ModelError;
 
@@ -185,10 +185,10 @@ impl Module {
         }
     }
 
-    /// Whether running this module loads the whole network.
-    pub fn loads_all(self) -> bool {
+    /// Whether this module runs many layers: a tower, or more.
+    pub fn is_deep(self) -> bool {
         use Module::*;
-        matches!(self, Prefix | Suffix | Denoise | PaliGemma | Pi0)
+        matches!(self, VisionTower | Gemma(_, Part::Stack) | Prefix | Suffix | Denoise | PaliGemma | Pi0)
     }
 
     /// Runs this module alone on `d`.

@@ -82,8 +82,10 @@ fn run_observation(args: &Args) -> Result<()> {
     }
     let loaded = device::load(&args.device, checkpoint)?;
     let start = Instant::now();
+    let spinner = output::spinner("thinking");
     let chunks = loaded.model.sample_actions(std::slice::from_ref(&prepared.inputs), &args.options())?;
     let time = start.elapsed();
+    drop(spinner);
     let actions = policy.postprocess(&chunks[0].data, &prepared)?;
     match (&args.out, format) {
         (Some(path), Some(format)) => format.write(path, &actions)?,
@@ -103,6 +105,7 @@ fn run_tensors(args: &Args, inputs: &Path, output: &Path) -> Result<()> {
     let batch = read_inputs(inputs)?;
     let checkpoint = Checkpoint::open(&args.model)?;
     let options = args.options();
+    let _spinner = output::spinner("thinking");
     let actions = match &args.dump {
         None => device::load(&args.device, checkpoint)?.model.sample_actions(&batch, &options)?,
         Some(path) => {

@@ -1,7 +1,14 @@
 //! One file a command: its arguments and what it does.
 
+pub mod bench;
+pub mod check;
+pub mod compare;
+pub mod coverage;
 pub mod demo;
 pub mod devices;
 pub mod infer;
 pub mod inspect;
+pub mod replay;
+pub mod report;
+pub mod serve;
 pub mod synth;

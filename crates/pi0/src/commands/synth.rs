@@ -1,6 +1,6 @@
 //! `pi0 synth`: a valid random checkpoint, so that anyone can measure without a download.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
@@ -26,11 +26,24 @@ pub struct Args {
     seed: u64,
 }
 
-#[derive(Clone, Copy, Default, ValueEnum)]
-enum Size {
+/// Sizes of random checkpoints.
+#[derive(Debug, Clone, Copy, Default, ValueEnum)]
+pub enum Size {
+    /// 1 million parameters.
     #[default]
     Tiny,
+    /// The real sizes: 3.5 billion parameters, 7 GB.
     Full,
+}
+
+impl Size {
+    /// Name on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Size::Tiny => "tiny",
+            Size::Full => "full",
+        }
+    }
 }
 
 /// Cameras of a π0 checkpoint, and the joints of the robot that a random one pretends to be trained for.
@@ -39,11 +52,24 @@ const JOINTS: usize = 14;
 
 /// Runs the command.
 pub fn run(args: &Args) -> Result<()> {
-    let config = match args.size {
+    let start = Instant::now();
+    let bytes = make(&args.dir, args.size, args.seed)?;
+    let (parameters, seconds) = (bytes / 2, start.elapsed().as_secs_f64());
+    output::print(&format!(
+        "{}: {:.1} million parameters, {}, random with seed {}, in {seconds:.1} s\n",
+        args.dir.display(),
+        parameters as f64 / 1e6,
+        output::size(bytes),
+        args.seed
+    ))
+}
+
+/// Makes a checkpoint in `dir`, with a progress bar, and says how many bytes of weights it has.
+pub fn make(dir: &Path, size: Size, seed: u64) -> Result<u64> {
+    let config = match size {
         Size::Tiny => Config::tiny(),
         Size::Full => Config::full(),
     };
-    let dir = &args.dir;
     let in_dir = || format!("cannot make a checkpoint in {}", dir.display());
     std::fs::create_dir_all(dir).with_context(in_dir)?;
     for file in ["model.safetensors", "config.json"] {
@@ -51,7 +77,6 @@ pub fn run(args: &Args) -> Result<()> {
             bail!("{} already holds {file}; name a new directory", dir.display());
         }
     }
-    let start = Instant::now();
     config.write(dir, &CAMERAS, JOINTS, JOINTS).with_context(in_dir)?;
     let unit = MeanStd { mean: vec![0.0; JOINTS], std: vec![1.0; JOINTS] };
     write_lerobot_processors(
@@ -67,14 +92,7 @@ pub fn run(args: &Args) -> Result<()> {
     )?;
     let bytes = synth::weight_bytes(&config);
     let bar = output::progress("writing", bytes);
-    synth::write_weights(&config, args.seed, dir, &|n| bar.inc(n))?;
+    synth::write_weights(&config, seed, dir, &|n| bar.inc(n))?;
     bar.finish_and_clear();
-    let (parameters, seconds) = (bytes / 2, start.elapsed().as_secs_f64());
-    output::print(&format!(
-        "{}: {:.1} million parameters, {}, random with seed {}, in {seconds:.1} s\n",
-        dir.display(),
-        parameters as f64 / 1e6,
-        output::size(bytes),
-        args.seed
-    ))
+    Ok(bytes)
 }

@@ -4,6 +4,7 @@ use pi0_device::{Attention, Error, KeyValue, OpKind, Result, Span};
 
 use super::{NAME, failed};
 use crate::device::{Key, Tensix};
+use crate::dram::Region;
 use crate::kernels::{AttentionKernel, MASKED};
 use crate::layout::{Format, TILE, push_tile, tiles};
 use crate::tensor::Tensor;
@@ -23,12 +24,23 @@ struct Seen {
     mask: usize,
 }
 
-/// What each row of query tiles sees.
+/// What a plan is made from.
 #[derive(Debug, PartialEq, Eq)]
-struct Plan {
+pub(crate) struct PlanKey {
+    spans: Vec<Span>,
+    queries: usize,
+    /// Key rows of each part.
+    parts: Vec<usize>,
+}
+
+/// What each row of query tiles sees.
+#[derive(Debug)]
+pub(crate) struct Plan {
     rows: Vec<Vec<Seen>>,
     /// The first sees everything.
     masks: Vec<Mask>,
+    /// Tiles of the masks, unless the first is the only one.
+    tiles: Option<Region>,
 }
 
 /// Bits of keys `range` in the tile that starts at `start`.
@@ -40,9 +52,9 @@ fn bits(range: &std::ops::Range<usize>, start: usize) -> u32 {
 }
 
 impl Plan {
-    /// From spans that cover `queries` rows over parts of so many key rows.
-    fn new(spans: &[Span], queries: usize, parts: &[usize]) -> Self {
-        let mut plan = Plan { rows: Vec::new(), masks: vec![SEES_ALL] };
+    fn new(key: &PlanKey) -> Self {
+        let PlanKey { ref spans, queries, ref parts } = *key;
+        let mut plan = Plan { rows: Vec::new(), masks: vec![SEES_ALL], tiles: None };
         for row in 0..tiles(queries) {
             let own = row * TILE..((row + 1) * TILE).min(queries);
             let spans: Vec<&Span> =
@@ -106,20 +118,24 @@ impl Tensix {
         let width = tiles(spec.head_dim);
         let (q, parts) = self.with_padded_heads(q, kv, spec)?;
         let rows: Vec<usize> = kv.iter().map(|p| p.k.rows).collect();
-        let plan = Plan::new(spec.spans, q.rows, &rows);
-        let masked = plan.masks.len() > 1;
-        let masks = if masked { Some(self.region(&plan.mask_tiles(), Format::F32)) } else { None };
-        let masks = masks.transpose().map_err(failed(OP))?;
+        let key = PlanKey { spans: spec.spans.to_vec(), queries: q.rows, parts: rows };
+        let plan = self.plans.get(key, |key| {
+            let mut plan = Plan::new(key);
+            if plan.masks.len() > 1 {
+                plan.tiles = Some(self.region(&plan.mask_tiles(), Format::F32).map_err(failed(OP))?);
+            }
+            Ok::<_, Error>(plan)
+        })?;
         let key = AttentionKernel {
             width: width as u32,
             keys: plan.rows.iter().map(Vec::len).max().unwrap_or(0).next_multiple_of(8) as u32,
-            masked,
+            masked: plan.tiles.is_some(),
             scale: spec.scale.to_bits(),
             banks: self.banks,
         };
         let y = self.tensor(q.rows, spec.heads * width * TILE).map_err(failed(OP))?;
         let identity = self.constants().map_err(failed(OP))?.identity;
-        let head = [y.base(), q.base(), masks.as_ref().map_or(0, |m| m.base()), identity];
+        let head = [y.base(), q.base(), plan.tiles.as_ref().map_or(0, Region::base), identity];
         let mut items = Vec::new();
         for h in 0..spec.heads {
             let kv_head = h / (spec.heads / spec.kv_heads);
@@ -169,4 +185,44 @@ fn overlapping(span: &Span) -> bool {
         span.keys.iter().filter(|k| !k.rows.is_empty()).map(|k| (k.part, k.rows.start, k.rows.end)).collect();
     keys.sort_unstable();
     keys.windows(2).any(|w| w[0].0 == w[1].0 && w[0].2 > w[1].1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use pi0_device::Keys;
+
+    #[test]
+    fn plans_see_what_spans_say() {
+        let keys = |part, rows| Keys { part, rows };
+        let spans = vec![
+            Span { queries: 0..1, keys: vec![keys(0, 0..45), keys(1, 0..1)] },
+            Span { queries: 1..40, keys: vec![keys(0, 0..45), keys(1, 0..40)] },
+        ];
+        let plan = Plan::new(&PlanKey { spans: spans.clone(), queries: 40, parts: vec![80, 40] });
+        // Key tile 2 of part 0 is seen by nobody.
+        let seen: Vec<Vec<(usize, usize)>> =
+            plan.rows.iter().map(|row| row.iter().map(|s| (s.part, s.tile)).collect()).collect();
+        assert_eq!(seen, [[(0, 0), (0, 1), (1, 0), (1, 1)], [(0, 0), (0, 1), (1, 0), (1, 1)]]);
+        for (row, tiles) in plan.rows.iter().enumerate() {
+            for s in tiles {
+                for q in (0..TILE).filter(|q| row * TILE + q < 40) {
+                    for k in 0..TILE {
+                        let (query, key) = (row * TILE + q, s.tile * TILE + k);
+                        let span = spans.iter().find(|s| s.queries.contains(&query)).unwrap();
+                        let want = span.keys.iter().any(|k| k.part == s.part && k.rows.contains(&key));
+                        assert_eq!(plan.masks[s.mask][q] >> k & 1 == 1, want, "{query} {} {key}", s.part);
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn whole_tiles_need_no_mask() {
+        let spans = vec![Span { queries: 0..64, keys: vec![Keys { part: 0, rows: 0..96 }] }];
+        let plan = Plan::new(&PlanKey { spans, queries: 64, parts: vec![96] });
+        assert_eq!(plan.masks.len(), 1);
+        assert!(plan.rows.iter().all(|row| row.len() == 3));
+    }
 }

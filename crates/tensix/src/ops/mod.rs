@@ -6,6 +6,9 @@ mod pointwise;
 mod rope;
 mod shape;
 
+pub(crate) use attention::{Plan, PlanKey};
+pub(crate) use rope::Angles;
+
 use std::ops::Range;
 
 use pi0_device::{

@@ -8,6 +8,14 @@ use crate::kernels::EltwiseOp;
 use crate::layout::TILE;
 use crate::tensor::Tensor;
 
+/// What tables of cosines and sines are made from.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Angles {
+    positions: Vec<u32>,
+    head_dim: usize,
+    cols: usize,
+}
+
 impl Tensix {
     pub(super) fn rope_op(&self, x: &Tensor, positions: &[u32], head_dim: usize) -> Result<Tensor> {
         let op = OpKind::Rope;
@@ -21,7 +29,9 @@ impl Tensix {
         let y = self.tensor(x.rows, x.cols).map_err(failed(op))?;
         if half.is_multiple_of(TILE) {
             // The other of each pair is half a head away: whole tiles.
-            let [cos, sin] = self.tables(positions, head_dim, head_dim)?;
+            let angles = Angles { positions: positions.to_vec(), head_dim, cols: head_dim };
+            let tables = self.angles.get(angles, |a| self.tables(a))?;
+            let [cos, sin] = &*tables;
             let (width, turn) = (head_dim / TILE, half / TILE);
             self.eltwise(op, EltwiseOp::Rope, &y, &[x.base(), x.base(), cos.base(), sin.base()], |r, c| {
                 let at = c % width;
@@ -29,7 +39,9 @@ impl Tensix {
                 vec![x.tile(r, c), x.tile(r, other), cos.tile(r, at), sin.tile(r, at)]
             })?;
         } else {
-            let [cos, sin] = self.tables(positions, head_dim, x.cols)?;
+            let angles = Angles { positions: positions.to_vec(), head_dim, cols: x.cols };
+            let tables = self.angles.get(angles, |a| self.tables(a))?;
+            let [cos, sin] = &*tables;
             let turned = self.gather(
                 op,
                 x.rows,
@@ -46,7 +58,8 @@ impl Tensix {
     }
 
     /// Cosines, and sines with the sign of the other of each pair, `[rows, cols]`.
-    fn tables(&self, positions: &[u32], head_dim: usize, cols: usize) -> Result<[Tensor; 2]> {
+    fn tables(&self, angles: &Angles) -> Result<[Tensor; 2]> {
+        let Angles { ref positions, head_dim, cols } = *angles;
         let half = head_dim / 2;
         let rates: Vec<f32> = (0..half).map(|i| 10000f32.powf(-2.0 * i as f32 / head_dim as f32)).collect();
         let (mut cos, mut sin) = (Vec::new(), Vec::new());

@@ -85,8 +85,8 @@ fn helper() -> Result<PathBuf, TransportError> {
     if SELF_SERVES.load(Ordering::Relaxed) {
         return Ok(me);
     }
-    // Test programs lie in `deps/`, one folder below the helper.
-    let beside = me.ancestors().skip(1).take(2).map(|dir| dir.join("pi0-ttsim"));
+    // Test programs lie in `deps/`, beside `examples/`.
+    let beside = me.ancestors().skip(1).take(2).map(|dir| dir.join("examples/pi0-ttsim"));
     beside.into_iter().find(|p| p.is_file()).ok_or_else(|| TransportError::Spawn {
         program: "pi0-ttsim".into(),
         why: format!("not found beside {}; name it in {HELPER}", me.display()),

@@ -4,6 +4,8 @@
 //! costs more than the accesses themselves.
 
 mod child;
+#[cfg(feature = "silicon")]
+pub(crate) mod silicon;
 mod ttsim;
 
 pub use child::{run_child_if_asked, spawn};
@@ -45,6 +47,9 @@ pub enum TransportError {
     /// The simulator ended its process, as it does on any error.
     #[error("the simulator stopped: {0}")]
     Stopped(String),
+    /// A card cannot be used, or failed.
+    #[error("the card: {0}")]
+    Card(String),
     /// No answer came in time.
     #[error("the simulator did not answer within {0} s")]
     Silent(u64),

@@ -1,0 +1,258 @@
+//! `pi0 bench`: how fast this machine runs π0, checked before it is timed.
+
+mod audit;
+mod limits;
+mod measure;
+mod process;
+mod report;
+mod verify;
+
+use std::collections::BTreeMap;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use pi0_cpu::Format as CpuFormat;
+use pi0_device::{Device, Dtype, Fallback, HostTensor, Reference, Traced};
+use pi0_model::cases::Format;
+use pi0_model::golden::{read_inputs, write_tensors};
+use pi0_model::{Checkpoint, Config, Extent, Inputs, SampleOptions};
+use rand_chacha::ChaCha12Rng;
+use rand_chacha::rand_core::{Rng, SeedableRng};
+
+use audit::Audited;
+use limits::Limits;
+use measure::{Timed, Yardstick, tables};
+use process::MemoryWatch;
+use report::{Report, Shape};
+use verify::{Model, Subject, flat, same, verify};
+
+use super::synth::{self, Size};
+use crate::device::{self, DeviceArgs, DeviceKind, Visitor};
+use crate::output;
+
+/// Measure loading and inference, after checking the result: time, work, bytes and memory, stage by stage
+#[derive(clap::Args)]
+#[command(after_help = "Examples:
+  pi0 bench models/tiny
+  pi0 bench --synth full --dtype bf16 --cameras 2 --tokens 12 --json result.json
+  pi0 bench pi0_base --inputs run.inputs.safetensors --golden actions.safetensors")]
+pub struct Args {
+    /// Checkpoint directory: lerobot's, or openpi's converted to PyTorch
+    #[arg(required_unless_present = "synth", conflicts_with = "synth")]
+    model: Option<PathBuf>,
+    /// Use a random checkpoint of this size, made on first use and kept in the user's cache folder; full takes 7 GB
+    #[arg(long, value_enum, value_name = "SIZE")]
+    synth: Option<Size>,
+    /// Cameras that each robot has
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u8).range(1..=8))]
+    cameras: u8,
+    /// Prompt tokens of each robot
+    #[arg(long, value_name = "N", default_value_t = 20)]
+    tokens: usize,
+    /// Robots in one inference
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=256))]
+    batch: u16,
+    /// Read the inputs from this file instead of drawing them; named as in the golden data
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["cameras", "tokens", "batch"])]
+    inputs: Option<PathBuf>,
+    /// Check against the tensor `actions` of this file instead of computing a reference
+    #[arg(long, value_name = "FILE")]
+    golden: Option<PathBuf>,
+    /// Write the tensor `actions` here
+    #[arg(long, value_name = "FILE")]
+    output: Option<PathBuf>,
+    /// Denoising steps [default: the checkpoint's, usually 10]
+    #[arg(long, value_name = "N")]
+    steps: Option<usize>,
+    /// Timed inferences
+    #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..=10_000))]
+    repeat: u16,
+    /// Time one inference for each line read from standard input, answering with its seconds, to alternate with other
+    /// programs; `--repeat` is ignored
+    #[arg(long)]
+    on_demand: bool,
+    /// Write everything as JSON to this file (`-` for standard output, instead of the tables)
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    #[command(flatten)]
+    device: DeviceArgs,
+}
+
+/// Runs the command.
+pub fn run(args: &Args) -> Result<()> {
+    let making = Instant::now();
+    let dir = match (&args.model, args.synth) {
+        (Some(dir), _) => dir.clone(),
+        (None, Some(size)) => cached(size)?,
+        (None, None) => bail!("name a checkpoint or --synth"),
+    };
+    let making = making.elapsed();
+    let checkpoint = Checkpoint::open(&dir)?;
+    let batch = match &args.inputs {
+        Some(path) => read_inputs(path)?,
+        None => (0..args.batch).map(|i| robot(&checkpoint.config, args, u64::from(i))).collect(),
+    };
+    let bench = Bench { args, dir: &dir, checkpoint, batch: &batch, making };
+    let (report, actions) = device::with_device(&args.device, bench)?;
+    if let Some(path) = &args.output {
+        let shape = [actions.len(), actions[0].shape[0], actions[0].shape[1]];
+        let actions = HostTensor::new(shape, flat(&actions));
+        write_tensors(path, &BTreeMap::from([("actions".to_string(), actions)]))?;
+    }
+    match &args.json {
+        Some(path) if path == Path::new("-") => output::write_json(path, &report),
+        Some(path) => {
+            output::write_json(path, &report)?;
+            output::print(&report.text())
+        }
+        None => output::print(&report.text()),
+    }
+}
+
+/// The random checkpoint of `size` in the user's cache, made if it is not there.
+fn cached(size: Size) -> Result<PathBuf> {
+    let var = |name| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
+    let cache = var("XDG_CACHE_HOME").or_else(|| Some(var("HOME")?.join(".cache")));
+    let cache = cache.context("neither XDG_CACHE_HOME nor HOME says where to keep the random checkpoint")?;
+    let dir = cache.join("pi0").join(format!("synth-{}-seed-0", size.name()));
+    if !dir.exists() {
+        // Made aside and renamed, so that an interruption leaves no half checkpoint under the final name.
+        let aside = dir.with_extension(format!("partial-{}", std::process::id()));
+        eprintln!("making a random checkpoint in {}", dir.display());
+        let done = synth::make(&aside, size, 0).and_then(|_| {
+            std::fs::rename(&aside, &dir).with_context(|| format!("cannot make {}", dir.display()))
+        });
+        if done.is_err() {
+            let _ = std::fs::remove_dir_all(&aside);
+        }
+        done?;
+    }
+    Ok(dir)
+}
+
+/// Random inputs of one robot.
+fn robot(c: &Config, args: &Args, seed: u64) -> Inputs {
+    let mut rng = ChaCha12Rng::seed_from_u64(seed);
+    // Uniform in [-1, 1].
+    let mut draw = |n: usize| (0..n).map(|_| rng.next_u32() as f32 / 2f32.powi(31) - 1.0).collect::<Vec<_>>();
+    let images = (0..args.cameras).map(|_| Some(draw(3 * c.vision.image_size.pow(2)))).collect();
+    let state = draw(c.state_dim);
+    let tokens = (0..args.tokens).map(|_| rng.next_u32() % c.vocab_size as u32).collect();
+    Inputs { images, tokens, state, noise: None, guidance: None }
+}
+
+/// Everything known before the device is open.
+struct Bench<'a> {
+    args: &'a Args,
+    dir: &'a Path,
+    checkpoint: Checkpoint,
+    batch: &'a [Inputs],
+    /// Time spent making the checkpoint, which is no part of the first action.
+    making: Duration,
+}
+
+impl Visitor for Bench<'_> {
+    type Output = (Report, Vec<HostTensor>);
+
+    fn visit<D: Device + 'static>(self, device: D) -> Result<Self::Output> {
+        let Self { args, checkpoint, batch, .. } = &self;
+        let options = SampleOptions { steps: args.steps, seed: 0 };
+        let (format, weight_bytes) = format(&args.device, checkpoint);
+
+        let watch = MemoryWatch::start();
+        let start = Instant::now();
+        let traced = Traced::new(Audited::new(device), Reference, Fallback::Fail);
+        let model: Model<D> = device::pack(traced, checkpoint.clone(), Extent::Cache)?;
+        let load = start.elapsed();
+        let memory_loading = watch.take_peak();
+        let first = timed(&model, batch, &options)?;
+        let first_action = process::age().map(|age| age.saturating_sub(self.making).as_secs_f64());
+        let memory_running = watch.take_peak();
+        drop(watch);
+
+        let (first, actions) = first;
+        let subject = Subject {
+            checkpoint,
+            batch,
+            options: &options,
+            format,
+            golden: args.golden.as_deref(),
+            actions: &actions,
+            flop: first.records.iter().map(|r| r.flop()).sum(),
+        };
+        let verdict = verify(&model, &subject)?;
+        let limits = Limits::measure(&args.device)?;
+        let mut runs = Vec::new();
+        let mut next = || -> Result<Duration> {
+            let (run, again) = timed(&model, batch, &options)?;
+            same(model.config(), &flat(&again), &flat(&actions))?;
+            let wall = run.wall;
+            runs.push(run);
+            Ok(wall)
+        };
+        if args.on_demand {
+            on_demand(next)?;
+        } else {
+            (0..args.repeat).try_for_each(|_| next().map(|_| ()))?;
+        }
+        if runs.is_empty() {
+            bail!("standard input asked for no inference");
+        }
+        let peak = limits.as_ref().and_then(|l| l.of(format));
+        let report = Report {
+            model: self.dir.display().to_string(),
+            processor: process::processor(),
+            device: args.device.device.probe(&args.device).unwrap_or_else(|e| e),
+            inputs: Shape::of(batch, options.steps.unwrap_or(checkpoint.config.num_steps)),
+            verdict,
+            first_action,
+            load: load.as_secs_f64(),
+            first_inference: first.wall.as_secs_f64(),
+            memory_loading,
+            memory_running,
+            limits,
+            repeat: runs.len(),
+            tables: tables(&runs, &Yardstick { weight_bytes, peak }),
+        };
+        Ok((report, actions))
+    }
+}
+
+/// Runs `next` for each line of standard input. The answer `ready` says that loading and checking are over.
+fn on_demand(mut next: impl FnMut() -> Result<Duration>) -> Result<()> {
+    let mut out = std::io::stdout().lock();
+    writeln!(out, "ready").and_then(|()| out.flush()).context("cannot answer")?;
+    for line in std::io::stdin().lines() {
+        line.context("cannot read standard input")?;
+        let seconds = next()?.as_secs_f64();
+        writeln!(out, "{seconds:.6}").and_then(|()| out.flush()).context("cannot answer")?;
+    }
+    Ok(())
+}
+
+/// One inference and its records.
+fn timed<D: Device>(
+    model: &Model<D>,
+    batch: &[Inputs],
+    options: &SampleOptions,
+) -> Result<(Timed, Vec<HostTensor>)> {
+    let start = Instant::now();
+    let actions = model.sample_actions(batch, options)?;
+    Ok((Timed { wall: start.elapsed(), records: model.device().take() }, actions))
+}
+
+/// The coarsest rounding on the device, and the bytes of one packed weight.
+fn format(args: &DeviceArgs, checkpoint: &Checkpoint) -> (Format, usize) {
+    let stored = checkpoint.bytes_by_dtype().into_iter().max_by_key(|(_, bytes)| *bytes).map(|(d, _)| d);
+    match (args.device, args.dtype) {
+        (DeviceKind::Reference, _) => (Format::F32, 4),
+        (DeviceKind::Tensix, _) => (Format::Bf16, 2),
+        (DeviceKind::Cpu, CpuFormat::F32) => (Format::F32, 4),
+        (DeviceKind::Cpu, CpuFormat::Bf16) => (Format::Bf16, 2),
+        (DeviceKind::Cpu, CpuFormat::Int8) => (Format::Int8, 1),
+        (DeviceKind::Cpu, CpuFormat::Stored) if stored == Some(Dtype::Bf16) => (Format::Bf16, 2),
+        (DeviceKind::Cpu, CpuFormat::Stored) => (Format::F32, 4),
+    }
+}

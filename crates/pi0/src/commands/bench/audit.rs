@@ -1,0 +1,338 @@
+//! Checks every operation of a real inference against the reference, on a few rows of each.
+//!
+//! The reference needs an hour for a full-size inference, but every operation computes each of its rows from the same
+//! row of its operand. So while one inference runs on the device, each operation's result is downloaded, and the
+//! reference computes two of its rows from the device's own operands: every weight, kernel and shape is seen, in
+//! seconds. What no single operation shows, the wiring, is the golden tests' part.
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::fmt;
+use std::ops::Range;
+use std::sync::Arc;
+
+use pi0_device::{
+    Agreement, Attention, Dense, Device, HostTensor, KeyValue, OpKind, Qkv, Reference, Result, Span,
+    WeightSource, compare, dense, qkv,
+};
+
+/// Runs on `D`, and while told to, checks what it runs.
+pub struct Audited<D> {
+    inner: D,
+    audit: RefCell<Option<Audit>>,
+}
+
+/// A weight, and where it came from.
+pub struct AuditedWeight<W> {
+    source: WeightSource,
+    packed: W,
+}
+
+/// What the checks found, by kind of operation.
+pub type Findings = BTreeMap<OpKind, Finding>;
+
+/// The checks of one kind of operation.
+#[derive(Debug, Clone)]
+pub struct Finding {
+    /// Results checked.
+    pub count: usize,
+    /// The one furthest from the reference by relative L2; NaN is furthest.
+    pub worst: Agreement,
+    /// The module where it was.
+    pub module: String,
+    /// The largest value wanted there.
+    pub largest: f32,
+}
+
+struct Audit {
+    wanted: fn(&str) -> bool,
+    modules: Vec<String>,
+    checks: usize,
+    findings: Findings,
+}
+
+type Rows = Arc<HostTensor>;
+
+impl<D: Device> Audited<D> {
+    /// Wraps `inner`, checking nothing yet.
+    pub fn new(inner: D) -> Self {
+        Self { inner, audit: RefCell::default() }
+    }
+
+    /// Runs `work`, checking every operation in the modules whose path `wanted` accepts.
+    pub fn audit<T>(&self, wanted: fn(&str) -> bool, work: impl FnOnce() -> T) -> (T, Findings) {
+        let audit = Audit { wanted, modules: Vec::new(), checks: 0, findings: Findings::new() };
+        *self.audit.borrow_mut() = Some(audit);
+        let done = work();
+        let findings = self.audit.borrow_mut().take().map(|a| a.findings).unwrap_or_default();
+        (done, findings)
+    }
+
+    /// The rows to check of a result of `rows` rows: the last one, where tails are, and one that moves about.
+    fn sample(&self, rows: usize) -> Option<Vec<usize>> {
+        let mut audit = self.audit.borrow_mut();
+        let audit = audit.as_mut().filter(|a| rows > 0 && (a.wanted)(&a.modules.join(".")))?;
+        audit.checks += 1;
+        let mut picked = vec![audit.checks.wrapping_mul(7919) % rows, rows - 1];
+        picked.dedup();
+        Some(picked)
+    }
+
+    /// Compares `y` with what `want` says of the sampled rows.
+    fn check(&self, op: OpKind, y: &D::Tensor, want: impl FnOnce(&[usize]) -> Result<Rows>) -> Result<()> {
+        let Some(rows) = self.sample(self.inner.shape(y)[0]) else { return Ok(()) };
+        let (want, got) = (want(&rows)?, self.pick(y, &rows)?);
+        self.record(op, &got, &want);
+        Ok(())
+    }
+
+    fn record(&self, op: OpKind, got: &HostTensor, want: &HostTensor) {
+        let agreement = compare(&got.data, &want.data);
+        let mut audit = self.audit.borrow_mut();
+        let Some(audit) = audit.as_mut() else { return };
+        let found = Finding {
+            count: 1,
+            worst: agreement,
+            module: audit.modules.join("."),
+            largest: want.data.iter().fold(0.0, |m: f32, x| m.max(x.abs())),
+        };
+        let Some(known) = audit.findings.get_mut(&op) else {
+            audit.findings.insert(op, found);
+            return;
+        };
+        known.count += 1;
+        if !known.worst.relative_l2.is_nan() && !(agreement.relative_l2 <= known.worst.relative_l2) {
+            *known = Finding { count: known.count, ..found };
+        }
+    }
+
+    /// Some rows of a tensor, on the host.
+    fn pick(&self, x: &D::Tensor, rows: &[usize]) -> Result<Rows> {
+        let x = self.inner.download(x)?;
+        Ok(pick(&x, rows))
+    }
+}
+
+fn pick(x: &HostTensor, rows: &[usize]) -> Rows {
+    let data = rows.iter().flat_map(|&r| x.row(r).iter().copied()).collect();
+    Arc::new(HostTensor::new([rows.len(), x.cols()], data))
+}
+
+fn reference(w: &WeightSource) -> Result<<Reference as Device>::Weight> {
+    let weight = Reference.prepare(w);
+    w.release();
+    weight
+}
+
+fn picked_positions(positions: &[u32], rows: &[usize]) -> Vec<u32> {
+    rows.iter().map(|&r| positions[r]).collect()
+}
+
+impl<D: Device> Device for Audited<D> {
+    type Tensor = D::Tensor;
+    type Weight = AuditedWeight<D::Weight>;
+
+    fn name(&self) -> &'static str {
+        self.inner.name()
+    }
+    fn shape(&self, x: &D::Tensor) -> [usize; 2] {
+        self.inner.shape(x)
+    }
+    fn tap(&self, name: &str, x: &D::Tensor) {
+        self.inner.tap(name, x);
+    }
+    fn enter(&self, module: fmt::Arguments<'_>) {
+        self.inner.enter(module);
+        if let Some(audit) = self.audit.borrow_mut().as_mut() {
+            audit.modules.push(module.to_string());
+        }
+    }
+    fn exit(&self) {
+        self.inner.exit();
+        if let Some(audit) = self.audit.borrow_mut().as_mut() {
+            audit.modules.pop();
+        }
+    }
+
+    fn upload(&self, rows: usize, cols: usize, data: &[f32]) -> Result<D::Tensor> {
+        self.inner.upload(rows, cols, data)
+    }
+    fn download(&self, x: &D::Tensor) -> Result<HostTensor> {
+        self.inner.download(x)
+    }
+    fn prepare(&self, source: &WeightSource) -> Result<Self::Weight> {
+        Ok(AuditedWeight { packed: self.inner.prepare(source)?, source: source.clone() })
+    }
+
+    fn embed(&self, table: &Self::Weight, ids: &[u32], scale: f32) -> Result<D::Tensor> {
+        let y = self.inner.embed(&table.packed, ids, scale)?;
+        self.check(OpKind::Embed, &y, |rows| {
+            Reference.embed(&reference(&table.source)?, &picked_positions(ids, rows), scale)
+        })?;
+        Ok(y)
+    }
+    fn linear(&self, x: &D::Tensor, w: &Self::Weight) -> Result<D::Tensor> {
+        let y = self.inner.linear(x, &w.packed)?;
+        self.check(OpKind::Linear, &y, |rows| {
+            Reference.linear(&self.pick(x, rows)?, &reference(&w.source)?)
+        })?;
+        Ok(y)
+    }
+    fn layer_norm(&self, x: &D::Tensor, w: &Self::Weight) -> Result<D::Tensor> {
+        let y = self.inner.layer_norm(x, &w.packed)?;
+        self.check(OpKind::LayerNorm, &y, |rows| {
+            Reference.layer_norm(&self.pick(x, rows)?, &reference(&w.source)?)
+        })?;
+        Ok(y)
+    }
+    fn rms_norm(&self, x: &D::Tensor, w: &Self::Weight) -> Result<D::Tensor> {
+        let y = self.inner.rms_norm(x, &w.packed)?;
+        self.check(OpKind::RmsNorm, &y, |rows| {
+            Reference.rms_norm(&self.pick(x, rows)?, &reference(&w.source)?)
+        })?;
+        Ok(y)
+    }
+    fn rope(&self, x: &D::Tensor, positions: &[u32], head_dim: usize) -> Result<D::Tensor> {
+        let y = self.inner.rope(x, positions, head_dim)?;
+        self.check(OpKind::Rope, &y, |rows| {
+            Reference.rope(&self.pick(x, rows)?, &picked_positions(positions, rows), head_dim)
+        })?;
+        Ok(y)
+    }
+    fn attention(
+        &self,
+        q: &D::Tensor,
+        kv: &[KeyValue<'_, D::Tensor>],
+        spec: &Attention<'_>,
+    ) -> Result<D::Tensor> {
+        let y = self.inner.attention(q, kv, spec)?;
+        self.check(OpKind::Attention, &y, |rows| {
+            let keys = |row: usize| spec.spans.iter().find(|s| s.queries.contains(&row)).map(|s| &s.keys);
+            let spans: Vec<_> = rows
+                .iter()
+                .enumerate()
+                .map(|(i, &r)| Span { queries: i..i + 1, keys: keys(r).cloned().unwrap_or_default() })
+                .collect();
+            let down = |x| self.inner.download(x).map(Arc::new);
+            let kv: Vec<_> = kv.iter().map(|p| Ok((down(p.k)?, down(p.v)?))).collect::<Result<_>>()?;
+            let kv: Vec<_> = kv.iter().map(|(k, v)| KeyValue { k, v }).collect();
+            Reference.attention(&self.pick(q, rows)?, &kv, &Attention { spans: &spans, ..*spec })
+        })?;
+        Ok(y)
+    }
+    fn gelu(&self, x: &D::Tensor) -> Result<D::Tensor> {
+        let y = self.inner.gelu(x)?;
+        self.check(OpKind::Gelu, &y, |rows| Reference.gelu(&self.pick(x, rows)?))?;
+        Ok(y)
+    }
+    fn silu(&self, x: &D::Tensor) -> Result<D::Tensor> {
+        let y = self.inner.silu(x)?;
+        self.check(OpKind::Silu, &y, |rows| Reference.silu(&self.pick(x, rows)?))?;
+        Ok(y)
+    }
+    fn geglu(&self, x: &D::Tensor) -> Result<D::Tensor> {
+        let y = self.inner.geglu(x)?;
+        self.check(OpKind::Geglu, &y, |rows| Reference.geglu(&self.pick(x, rows)?))?;
+        Ok(y)
+    }
+    fn add(&self, x: &D::Tensor, y: &D::Tensor) -> Result<D::Tensor> {
+        let z = self.inner.add(x, y)?;
+        self.check(OpKind::Add, &z, |rows| {
+            Reference.add(&self.pick(x, rows)?, &self.pick(y, &repeated(rows, self.shape(y)[0]))?)
+        })?;
+        Ok(z)
+    }
+    fn add_scaled(&self, x: &D::Tensor, y: &D::Tensor, scale: f32) -> Result<D::Tensor> {
+        let z = self.inner.add_scaled(x, y, scale)?;
+        self.check(OpKind::AddScaled, &z, |rows| {
+            Reference.add_scaled(&self.pick(x, rows)?, &self.pick(y, rows)?, scale)
+        })?;
+        Ok(z)
+    }
+    fn concat_rows(&self, parts: &[&D::Tensor]) -> Result<D::Tensor> {
+        let y = self.inner.concat_rows(parts)?;
+        self.check(OpKind::ConcatRows, &y, |rows| {
+            let down = |x: &&D::Tensor| self.inner.download(x).map(Arc::new);
+            let parts: Vec<_> = parts.iter().map(down).collect::<Result<_>>()?;
+            Ok(pick(&*Reference.concat_rows(&parts.iter().collect::<Vec<_>>())?, rows))
+        })?;
+        Ok(y)
+    }
+    fn slice_rows(&self, x: &D::Tensor, range: Range<usize>) -> Result<D::Tensor> {
+        let y = self.inner.slice_rows(x, range.clone())?;
+        self.check(OpKind::SliceRows, &y, |rows| {
+            self.pick(x, &rows.iter().map(|r| range.start + r).collect::<Vec<_>>())
+        })?;
+        Ok(y)
+    }
+    fn slice_cols(&self, x: &D::Tensor, range: Range<usize>) -> Result<D::Tensor> {
+        let y = self.inner.slice_cols(x, range.clone())?;
+        self.check(OpKind::SliceCols, &y, |rows| Reference.slice_cols(&self.pick(x, rows)?, range))?;
+        Ok(y)
+    }
+
+    fn dense(&self, call: &Dense<'_, D::Tensor, Self::Weight>) -> Result<D::Tensor> {
+        let y = self.inner.dense(&Dense {
+            x: call.x,
+            norm: call.norm.map(|n| n.map(&n.weight().packed)),
+            weight: &call.weight.packed,
+            activation: call.activation,
+            residual: call.residual,
+            norm_tap: call.norm_tap,
+            branch_tap: call.branch_tap,
+        })?;
+        self.check(OpKind::Dense, &y, |rows| {
+            let norm = call.norm.map(|n| reference(&n.weight().source)).transpose()?;
+            // The longer operand's rows are the result's; those of the shorter repeat.
+            let part = |x: &D::Tensor| self.pick(x, &repeated(rows, self.shape(x)[0]));
+            let (x, residual) = (part(call.x)?, call.residual.map(part).transpose()?);
+            let weight = reference(&call.weight.source)?;
+            let sampled = Dense {
+                norm: call.norm.zip(norm.as_ref()).map(|(n, w)| n.map(w)),
+                activation: call.activation,
+                residual: residual.as_ref(),
+                ..Dense::new(&x, &weight)
+            };
+            dense(&Reference, &sampled)
+        })?;
+        Ok(y)
+    }
+
+    fn qkv(&self, call: &Qkv<'_, D::Tensor, Self::Weight>) -> Result<[D::Tensor; 3]> {
+        let y = self.inner.qkv(&Qkv {
+            x: call.x,
+            norm: call.norm.map(&call.norm.weight().packed),
+            weight: &call.weight.packed,
+            heads: call.heads,
+            kv_heads: call.kv_heads,
+            head_dim: call.head_dim,
+            positions: call.positions,
+            norm_tap: call.norm_tap,
+        })?;
+        let Some(rows) = self.sample(self.shape(call.x)[0]) else { return Ok(y) };
+        let norm = reference(&call.norm.weight().source)?;
+        let positions = call.positions.map(|p| picked_positions(p, &rows));
+        let want = qkv(
+            &Reference,
+            &Qkv {
+                x: &self.pick(call.x, &rows)?,
+                norm: call.norm.map(&norm),
+                weight: &reference(&call.weight.source)?,
+                heads: call.heads,
+                kv_heads: call.kv_heads,
+                head_dim: call.head_dim,
+                positions: positions.as_deref(),
+                norm_tap: None,
+            },
+        )?;
+        for (y, want) in y.iter().zip(&want) {
+            self.record(OpKind::Qkv, &*self.pick(y, &rows)?, want);
+        }
+        Ok(y)
+    }
+}
+
+/// Rows of an operand whose `rows` rows repeat.
+fn repeated(picked: &[usize], rows: usize) -> Vec<usize> {
+    picked.iter().map(|p| p % rows).collect()
+}

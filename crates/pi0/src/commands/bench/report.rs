@@ -1,0 +1,166 @@
+//! The result of a benchmark, for people and for machines.
+
+use pi0_model::Inputs;
+use serde::Serialize;
+
+use super::limits::Limits;
+use super::measure::{Line, Spread, Tables};
+use super::verify::Verdict;
+use crate::output;
+
+/// Everything that `pi0 bench` finds out.
+#[derive(Debug, Serialize)]
+pub struct Report {
+    /// The checkpoint.
+    pub model: String,
+    /// The processor's name.
+    pub processor: String,
+    /// Device, instruction set, threads and format in words.
+    pub device: String,
+    /// What went in.
+    pub inputs: Shape,
+    /// How the actions were checked.
+    pub verdict: Verdict,
+    /// From the start of the process to the first actions, seconds.
+    pub first_action: Option<f64>,
+    /// Packing all weights, seconds.
+    pub load: f64,
+    /// The first inference, seconds.
+    pub first_inference: f64,
+    /// Peak private memory while loading, bytes.
+    pub memory_loading: Option<u64>,
+    /// Peak private memory of an inference, bytes.
+    pub memory_running: Option<u64>,
+    /// The machine's own limits.
+    pub limits: Option<Limits>,
+    /// Timed inferences.
+    pub repeat: usize,
+    /// Where the time goes.
+    #[serde(flatten)]
+    pub tables: Tables,
+}
+
+/// The sizes of a batch.
+#[derive(Debug, Serialize)]
+pub struct Shape {
+    /// Robots.
+    pub batch: usize,
+    /// Images in all.
+    pub images: usize,
+    /// Prompt tokens in all.
+    pub tokens: usize,
+    /// Denoising steps.
+    pub steps: usize,
+}
+
+impl Shape {
+    /// Of a batch.
+    pub fn of(batch: &[Inputs], steps: usize) -> Self {
+        Self {
+            batch: batch.len(),
+            images: batch.iter().flat_map(|i| &i.images).flatten().count(),
+            tokens: batch.iter().map(|i| i.tokens.len()).sum(),
+            steps,
+        }
+    }
+}
+
+impl Report {
+    /// For people.
+    pub fn text(&self) -> String {
+        let i = &self.inputs;
+        let inputs = format!(
+            "{}: {}, {}, {}",
+            count(i.batch, "robot"),
+            count(i.images, "image"),
+            count(i.tokens, "prompt token"),
+            count(i.steps, "denoising step")
+        );
+        let memory = |bytes: Option<u64>| {
+            bytes.map_or("unknown".into(), |b| format!("{:.2} GiB", b as f64 / f64::from(1 << 30)))
+        };
+        let mut facts = vec![
+            ("model", self.model.clone()),
+            ("machine", self.processor.clone()),
+            ("device", self.device.clone()),
+            ("inputs", inputs),
+            ("checked", self.checked()),
+            ("loading", format!("{:.2} s", self.load)),
+            ("first inference", format!("{:.3} s", self.first_inference)),
+        ];
+        facts.extend(
+            self.first_action.map(|s| ("first action", format!("{s:.2} s after the process started"))),
+        );
+        let (loading, running) = (memory(self.memory_loading), memory(self.memory_running));
+        facts.push(("private memory", format!("at most {loading} loading, {running} running")));
+        facts.extend(self.limits.as_ref().map(|l| ("limits", l.text())));
+        let header = ["stage", "ms", "min", "spread", "GFLOP", "GFLOP/s", "of peak", "MB", "GB/s"];
+        let stages = self.tables.stages.iter().chain([&self.tables.total]);
+        let stages = output::table(&header.map(String::from), stages.map(|l| cells(&l.name, None, l)));
+        let header = [
+            "operation",
+            "rows",
+            "calls",
+            "ms",
+            "min",
+            "spread",
+            "GFLOP",
+            "GFLOP/s",
+            "of peak",
+            "MB",
+            "GB/s",
+        ];
+        let operations = self.tables.operations.iter().map(|l| {
+            let stage = l.stage.map_or("", |s| s.name());
+            cells(&format!("{stage} {}", l.name), Some(l), l)
+        });
+        let operations = output::table(&header.map(String::from), operations);
+        let runs = count(self.repeat, "timed inference");
+        format!(
+            "{}\n{runs}; times are medians, spread is (max - min) / median\n\n{stages}\n{operations}",
+            output::facts(&facts)
+        )
+    }
+
+    fn checked(&self) -> String {
+        let v = &self.verdict;
+        let worst = v.compared.iter().max_by(|a, b| a.relative_l2.total_cmp(&b.relative_l2));
+        let worst = worst.map_or(String::new(), |w| {
+            let place = w.module.as_ref().map_or(String::new(), |m| format!(" in {m}"));
+            format!("worst {}{place}: relative L2 {:.1e}, pcc {:.6}", w.what, w.relative_l2, w.pcc)
+        });
+        let results = v.compared.iter().map(|c| c.count).sum();
+        let how = match v.method {
+            "golden" => "the actions against the stored ones".into(),
+            "reference" => "the actions against the reference's".into(),
+            _ => format!("{} of a whole inference against the reference", count(results, "operation")),
+        };
+        format!("{how} in {:.1} s; {worst}", v.seconds)
+    }
+}
+
+/// One row of a table; the operation's rows and calls where `operation` is given.
+fn cells(name: &str, operation: Option<&Line>, l: &Line) -> Vec<String> {
+    let Spread { median, min, .. } = l.ms;
+    let mut cells = vec![name.to_string()];
+    if let Some(l) = operation {
+        cells.push(l.rows.map_or(String::new(), |r| r.to_string()));
+        cells.push(l.calls.to_string());
+    }
+    let or_blank = |is: bool, text: String| if is { text } else { String::new() };
+    cells.extend([
+        format!("{median:.2}"),
+        format!("{min:.2}"),
+        format!("{:.1}%", 100.0 * l.ms.relative()),
+        or_blank(l.flop > 0, format!("{:.2}", l.flop as f64 / 1e9)),
+        or_blank(l.flop > 0, format!("{:.1}", l.gflops)),
+        or_blank(l.flop > 0, l.share.map_or(String::new(), |s| format!("{:.1}%", 100.0 * s))),
+        format!("{:.1}", l.bytes as f64 / 1e6),
+        format!("{:.2}", l.gbs),
+    ]);
+    cells
+}
+
+fn count(n: usize, what: &str) -> String {
+    format!("{n} {what}{}", if n == 1 { "" } else { "s" })
+}

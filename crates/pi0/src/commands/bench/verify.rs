@@ -1,0 +1,162 @@
+//! Checks what is about to be timed.
+
+use std::path::Path;
+use std::time::Instant;
+
+use anyhow::{Context, Result, bail};
+use pi0_device::{Agreement, Bound, Device, HostTensor, Reference, Traced, compare};
+use pi0_model::cases::{Format, Module, bound};
+use pi0_model::golden::read_tensors;
+use pi0_model::{Checkpoint, Config, Extent, Inputs, Pi0, SampleOptions};
+use serde::Serialize;
+
+use super::audit::{Audited, Findings};
+
+/// A model that can be traced and audited.
+pub type Model<D> = Pi0<Traced<Audited<D>, Reference>>;
+
+/// Up to this many operations, the reference runs the whole inference: some ten seconds of scalar loops.
+const WHOLE: u64 = 10_000_000_000;
+
+/// How the actions were checked, and what was found.
+#[derive(Debug, Clone, Serialize)]
+pub struct Verdict {
+    /// `golden`: against stored actions; `reference`: against the reference's own inference; `operations`: each
+    /// operation against the reference on sampled rows.
+    pub method: &'static str,
+    /// One line for what was compared: the actions, or each kind of operation.
+    pub compared: Vec<Compared>,
+    /// Seconds spent.
+    pub seconds: f64,
+}
+
+/// Results against what they should be.
+#[derive(Debug, Clone, Serialize)]
+pub struct Compared {
+    /// The actions, or the kind of operation.
+    pub what: String,
+    /// Results compared.
+    pub count: usize,
+    /// Correlation of the worst.
+    pub pcc: f64,
+    /// Its relative L2.
+    pub relative_l2: f64,
+    /// Its largest absolute difference.
+    pub max_abs: f64,
+    /// Relative L2 allowed.
+    pub bound: f64,
+    /// Whether every measure is within its bound.
+    pub passed: bool,
+    /// Module of the worst operation.
+    pub module: Option<String>,
+}
+
+impl Compared {
+    fn new(what: &str, count: usize, a: &Agreement, bound: &Bound, module: Option<String>) -> Self {
+        Self {
+            what: what.into(),
+            count,
+            pcc: a.pcc,
+            relative_l2: a.relative_l2,
+            max_abs: a.max_abs,
+            bound: bound.relative_l2,
+            passed: bound.holds(a),
+            module,
+        }
+    }
+}
+
+/// What a check needs beside the model.
+pub struct Subject<'a> {
+    /// The model's weights.
+    pub checkpoint: &'a Checkpoint,
+    /// The inputs that will be timed.
+    pub batch: &'a [Inputs],
+    /// How to sample.
+    pub options: &'a SampleOptions,
+    /// The coarsest rounding of the device.
+    pub format: Format,
+    /// Stored actions, if given.
+    pub golden: Option<&'a Path>,
+    /// What the device computed.
+    pub actions: &'a [HostTensor],
+    /// Operations of that inference.
+    pub flop: u64,
+}
+
+/// Checks the actions in the strongest way that takes seconds; an error if they are wrong.
+pub fn verify<D: Device>(model: &Model<D>, subject: &Subject<'_>) -> Result<Verdict> {
+    let start = Instant::now();
+    let (method, compared) = match subject.golden {
+        Some(path) => ("golden", vec![against_golden(subject, path)?]),
+        None if subject.flop <= WHOLE => ("reference", vec![against_reference(subject)?]),
+        None => ("operations", operations(model, subject)?),
+    };
+    if let Some(c) = compared.iter().find(|c| !c.passed) {
+        let place = c.module.as_ref().map_or(String::new(), |m| format!(" in {m}"));
+        let (got, most) = (c.relative_l2, c.bound);
+        bail!("{}{place} is wrong: relative L2 {got:.2e}, bound {most:.2e}; nothing was timed", c.what);
+    }
+    Ok(Verdict { method, compared, seconds: start.elapsed().as_secs_f64() })
+}
+
+/// The actions of a whole batch, one after the other.
+pub fn flat(actions: &[HostTensor]) -> Vec<f32> {
+    actions.iter().flat_map(|a| a.data.iter().copied()).collect()
+}
+
+fn whole(subject: &Subject<'_>, want: &[f32]) -> Result<Compared> {
+    let got = flat(subject.actions);
+    if got.len() != want.len() {
+        bail!("{} action values to compare with {}", got.len(), want.len());
+    }
+    let bound = bound(Module::Pi0, subject.format, &subject.checkpoint.config, want);
+    Ok(Compared::new("actions", 1, &compare(&got, want), &bound, None))
+}
+
+fn against_golden(subject: &Subject<'_>, path: &Path) -> Result<Compared> {
+    let tensors = read_tensors(path)?;
+    let want = tensors.get("actions").with_context(|| format!("{} holds no actions", path.display()))?;
+    whole(subject, &want.data)
+}
+
+fn against_reference(subject: &Subject<'_>) -> Result<Compared> {
+    let model = Pi0::load(Reference, subject.checkpoint.clone(), Extent::Cache, &|_| ())?;
+    whole(subject, &flat(&model.sample_actions(subject.batch, subject.options)?))
+}
+
+/// Runs the inference again, every operation checked on sampled rows, and sees that it gives the same actions.
+fn operations<D: Device>(model: &Model<D>, subject: &Subject<'_>) -> Result<Vec<Compared>> {
+    let run = || model.sample_actions(subject.batch, subject.options);
+    let (again, findings) = model.device().device().audit(in_two_steps, run);
+    model.device().take();
+    same(&subject.checkpoint.config, &flat(&again?), &flat(subject.actions))?;
+    if findings.is_empty() {
+        bail!("no operation could be checked");
+    }
+    Ok(summary(&findings, subject))
+}
+
+/// Vision, prefix and the two forms of a denoising step: the first with the state rows, and the later ones, which do
+/// the same with other numbers.
+fn in_two_steps(module: &str) -> bool {
+    !module.starts_with("step") || module.starts_with("step0.") || module.starts_with("step1.")
+}
+
+fn summary(findings: &Findings, subject: &Subject<'_>) -> Vec<Compared> {
+    let line = |(op, f): (&pi0_device::OpKind, &super::audit::Finding)| {
+        // One linear layer with what is fused around it.
+        let bound = bound(Module::VisionMlp, subject.format, &subject.checkpoint.config, &[f.largest]);
+        Compared::new(op.name(), f.count, &f.worst, &bound, Some(f.module.clone()))
+    };
+    findings.iter().map(line).collect()
+}
+
+/// An error unless two inferences on the same device agree as f32 results do.
+pub fn same(config: &Config, got: &[f32], want: &[f32]) -> Result<()> {
+    let agreement = compare(got, want);
+    if !bound(Module::Pi0, Format::F32, config, want).holds(&agreement) {
+        bail!("the same inputs gave other actions the second time: {agreement}");
+    }
+    Ok(())
+}

@@ -1,0 +1,123 @@
+//! `pi0 serve` and its real clients in Python: openpi-client, unmodified, and gym-aloha in a closed loop.
+//!
+//! `PI0_PYTHON` names a Python with the packages (see `examples/`); without them a test says that it was skipped.
+
+#[path = "../../server/tests/common/checkpoint.rs"]
+mod checkpoint;
+
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+use checkpoint::openpi_checkpoint;
+use pi0_policy::Robot;
+use tempfile::TempDir;
+
+/// A Python that imports `module`; says why there is none.
+fn python(module: &str) -> Option<PathBuf> {
+    let python = PathBuf::from(std::env::var_os("PI0_PYTHON").unwrap_or("python3".into()));
+    let found = Command::new(&python).args(["-c", &format!("import {module}")]).output();
+    if found.is_ok_and(|output| output.status.success()) {
+        return Some(python);
+    }
+    eprintln!("skipped: {} cannot import {module}; set PI0_PYTHON", python.display());
+    None
+}
+
+/// `pi0 serve` in a process of its own; ended when dropped.
+struct Server {
+    child: Child,
+    port: u16,
+    _dir: TempDir,
+}
+
+impl Server {
+    fn start(robot: Robot, horizon: usize, flags: &[&str]) -> Self {
+        let dir = openpi_checkpoint(robot, horizon);
+        let mut child = Command::new(env!("CARGO_BIN_EXE_pi0"))
+            .arg("serve")
+            .arg(dir.path())
+            .args(["--host", "127.0.0.1", "--port", "0", "--log-format", "json"])
+            .args(flags)
+            .env("RUST_LOG", "info")
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
+        let mut seen = String::new();
+        let port = loop {
+            let Some(Ok(line)) = lines.next() else { panic!("the server ended:\n{seen}") };
+            if let Some((_, rest)) = line.split_once("\"address\":\"127.0.0.1:") {
+                break rest.split_once('"').unwrap().0.parse().unwrap();
+            }
+            seen += &(line + "\n");
+        };
+        // A full pipe would stop the server.
+        std::thread::spawn(move || lines.for_each(drop));
+        Self { child, port, _dir: dir }
+    }
+
+    fn run(&self, python: &Path, script: &str, flags: &[&str]) {
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples").join(script);
+        let output = Command::new(python)
+            .arg(&script)
+            .args(flags)
+            .args(["--port", &self.port.to_string()])
+            .env_remove("PYTHONPATH")
+            .output()
+            .unwrap();
+        let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        assert!(output.status.success(), "{}:\n{out}\n{err}", script.display());
+        eprintln!("{out}");
+    }
+
+    /// Ends it as an operator does; it must end well.
+    #[cfg(unix)]
+    fn end(mut self) {
+        let pid = self.child.id().to_string();
+        assert!(Command::new("kill").args(["-TERM", &pid]).status().unwrap().success());
+        assert!(self.child.wait().unwrap().success());
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn accept(robot: Robot, horizon: usize) {
+    let Some(python) = python("openpi_client.websocket_client_policy") else { return };
+    let keys = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(keys.path(), "k\n").unwrap();
+    let server = Server::start(robot, horizon, &["--api-key-file", keys.path().to_str().unwrap()]);
+    let horizon = horizon.to_string();
+    server.run(&python, "openpi_robot.py", &[robot.name(), "--api-key", "k", "--horizon", &horizon]);
+    #[cfg(unix)]
+    server.end();
+}
+
+#[test]
+fn openpi_client_drives_aloha() {
+    accept(Robot::Aloha, 50);
+}
+
+#[test]
+fn openpi_client_drives_droid() {
+    accept(Robot::Droid, 10);
+}
+
+#[test]
+fn openpi_client_drives_libero() {
+    accept(Robot::Libero, 50);
+}
+
+#[test]
+fn gym_aloha_closes_the_loop() {
+    let Some(python) = python("gym_aloha, openpi_client") else { return };
+    let server = Server::start(Robot::Aloha, 50, &["--default-prompt", "Transfer cube"]);
+    server.run(&python, "gym_aloha_loop.py", &["--steps", "25"]);
+    #[cfg(unix)]
+    server.end();
+}

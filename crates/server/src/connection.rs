@@ -1,0 +1,211 @@
+//! One client: metadata first, then observation in, actions out, until it leaves.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use axum::extract::ws::{CloseFrame, Message, WebSocket, close_code};
+use bytes::Bytes;
+use tokio::time::{MissedTickBehavior, interval, timeout};
+use tokio_util::sync::CancellationToken;
+
+use crate::service::{Answer, Service};
+use crate::{Failure, Settings};
+
+/// openpi's reason of a close after an error.
+const ERROR_REASON: &str = "Internal server error. Traceback included in previous frame.";
+
+/// Why a connection ends.
+enum End {
+    /// The client left or broke the protocol of websockets.
+    Gone,
+    /// It does not answer pings or does not read.
+    Silent,
+    /// A request failed: openpi's server closes then, and its client expects that.
+    Failed(Failure),
+    /// The server stops.
+    Stopping,
+}
+
+pub(crate) struct Connection {
+    socket: WebSocket,
+    service: Arc<Service>,
+    stop: CancellationToken,
+    ping: tokio::time::Interval,
+    ping_interval: Duration,
+    write_timeout: Duration,
+    /// When the client was last heard.
+    heard: Instant,
+    /// What came while another request ran. No more is read until it has its turn.
+    waiting: Option<(Result<Bytes, Failure>, Instant)>,
+}
+
+impl Connection {
+    pub fn new(
+        socket: WebSocket,
+        service: Arc<Service>,
+        settings: &Settings,
+        stop: CancellationToken,
+    ) -> Self {
+        let mut ping = interval(settings.ping_interval);
+        ping.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        ping.reset();
+        Self {
+            socket,
+            service,
+            stop,
+            ping,
+            ping_interval: settings.ping_interval,
+            write_timeout: settings.write_timeout,
+            heard: Instant::now(),
+            waiting: None,
+        }
+    }
+
+    /// Serves the client to its end.
+    pub async fn run(mut self, metadata: Bytes) {
+        let end = match self.send(Message::Binary(metadata)).await {
+            Ok(()) => self.serve().await,
+            Err(end) => end,
+        };
+        if self.waiting.take().is_some() {
+            self.service.metrics.cancelled();
+        }
+        match end {
+            End::Gone => tracing::debug!("client left"),
+            End::Silent => tracing::info!("client does not answer, dropped"),
+            End::Stopping => {
+                self.close(close_code::AWAY, "the server is shutting down").await;
+            }
+            End::Failed(failure) => {
+                match &failure {
+                    Failure::Panic(_) | Failure::Model(_) => tracing::error!(%failure, "request failed"),
+                    _ => tracing::info!(%failure, "request refused"),
+                }
+                if self.send(Message::Text(failure.to_string().into())).await.is_ok() {
+                    self.close(close_code::ERROR, ERROR_REASON).await;
+                }
+            }
+        }
+    }
+
+    async fn serve(&mut self) -> End {
+        let mut previous_total = None;
+        loop {
+            let (frame, received) = match self.next_request().await {
+                Ok((Ok(frame), received)) => (frame, received),
+                Ok((Err(failure), _)) => {
+                    self.service.metrics.request(Some(&failure));
+                    return End::Failed(failure);
+                }
+                Err(end) => return end,
+            };
+            let result = match self.answer(frame.clone()).await {
+                Ok(result) => result,
+                Err(end) => {
+                    self.service.metrics.cancelled();
+                    return end;
+                }
+            };
+            self.service.metrics.request(result.as_ref().err());
+            let answer = match result {
+                Ok(answer) => answer,
+                Err(failure) => {
+                    self.record(&frame, Err(&failure));
+                    return End::Failed(failure);
+                }
+            };
+            let reply = Bytes::from(answer.encode(previous_total));
+            self.record(&frame, Ok((&answer, reply.clone())));
+            if let Err(end) = self.send(Message::Binary(reply)).await {
+                return end;
+            }
+            previous_total = Some(received.elapsed());
+            tracing::debug!(total_ms = received.elapsed().as_secs_f64() * 1e3, "answered");
+        }
+    }
+
+    fn record(&self, frame: &Bytes, result: Result<(&Answer, Bytes), &Failure>) {
+        if let Some(recorder) = &self.service.recorder {
+            recorder.record(frame.clone(), result.map(|(answer, reply)| (answer.seed, reply)));
+        }
+    }
+
+    async fn next_request(&mut self) -> Result<(Result<Bytes, Failure>, Instant), End> {
+        loop {
+            if let Some(next) = self.waiting.take() {
+                return Ok(next);
+            }
+            let stop = self.stop.clone();
+            tokio::select! {
+                // What has arrived is accepted, even if the server is about to stop.
+                biased;
+                message = self.socket.recv() => self.hear(message)?,
+                () = stop.cancelled() => return Err(End::Stopping),
+                _ = self.ping.tick() => self.send_ping().await?,
+            }
+        }
+    }
+
+    /// Waits for the answer while it keeps listening: pings are answered and a client that leaves is noticed.
+    async fn answer(&mut self, frame: Bytes) -> Result<Result<Answer, Failure>, End> {
+        let service = self.service.clone();
+        let answer = service.answer(frame);
+        tokio::pin!(answer);
+        loop {
+            tokio::select! {
+                result = &mut answer => return Ok(result),
+                message = self.socket.recv(), if self.waiting.is_none() => self.hear(message)?,
+                _ = self.ping.tick() => self.send_ping().await?,
+            }
+        }
+    }
+
+    fn hear(&mut self, message: Option<Result<Message, axum::Error>>) -> Result<(), End> {
+        self.heard = Instant::now();
+        let request = match message {
+            Some(Ok(Message::Binary(frame))) => Ok(frame),
+            Some(Ok(Message::Text(_))) => Err(Failure::bad("a request is a binary message, got text")),
+            // Pongs to pings are sent by the library.
+            Some(Ok(Message::Ping(_) | Message::Pong(_))) => return Ok(()),
+            Some(Ok(Message::Close(_))) | None => return Err(End::Gone),
+            Some(Err(error)) => Err(oversized(&error).ok_or(End::Gone)?),
+        };
+        self.service.metrics.accepted.inc();
+        self.waiting = Some((request, self.heard));
+        Ok(())
+    }
+
+    async fn send_ping(&mut self) -> Result<(), End> {
+        // While a request waits we do not read, so silence proves nothing.
+        if self.waiting.is_none() && self.heard.elapsed() > 2 * self.ping_interval {
+            return Err(End::Silent);
+        }
+        self.send(Message::Ping(Bytes::new())).await
+    }
+
+    async fn send(&mut self, message: Message) -> Result<(), End> {
+        match timeout(self.write_timeout, self.socket.send(message)).await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(_)) => Err(End::Gone),
+            Err(_) => Err(End::Silent),
+        }
+    }
+
+    /// Says goodbye and waits for the client to do so: closing a socket with unread bytes in it would destroy what
+    /// was sent last.
+    async fn close(&mut self, code: u16, reason: &'static str) {
+        const PATIENCE: Duration = Duration::from_secs(2);
+        if self.send(Message::Close(Some(CloseFrame { code, reason: reason.into() }))).await.is_err() {
+            return;
+        }
+        let drain = async { while let Some(Ok(_)) = self.socket.recv().await {} };
+        let _ = timeout(PATIENCE, drain).await;
+    }
+}
+
+/// A message beyond the limit gets an answer; any other error means that the connection is lost. By its text, for the
+/// type belongs to a library that axum keeps to itself.
+fn oversized(error: &axum::Error) -> Option<Failure> {
+    let text = error.to_string();
+    text.starts_with("Space limit exceeded").then(|| Failure::bad(format!("message refused: {text}")))
+}

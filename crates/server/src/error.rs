@@ -1,0 +1,105 @@
+//! Why a server does not start, and why a request fails.
+
+use std::path::{Path, PathBuf};
+
+/// Why a server does not start or ends.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A file cannot be read, written or understood.
+    #[error("{}: {why}", path.display())]
+    File {
+        /// The file or directory.
+        path: PathBuf,
+        /// The reason.
+        why: String,
+    },
+    /// A setting makes no sense.
+    #[error("{name}: {why}")]
+    Setting {
+        /// Its name in the settings file.
+        name: &'static str,
+        /// What is wrong.
+        why: &'static str,
+    },
+    /// The address cannot be used.
+    #[error("cannot listen on {address}: {source}")]
+    Listen {
+        /// The address.
+        address: std::net::SocketAddr,
+        /// The system's reason.
+        source: std::io::Error,
+    },
+    /// The system refuses threads, timers or signals.
+    #[error("cannot start: {0}")]
+    System(#[source] std::io::Error),
+    /// The inference thread broke.
+    #[error("the inference thread broke; see the log")]
+    Engine,
+    /// Requests were still running when the time to stop was over.
+    #[error("{0} connections did not finish in time and were cut off")]
+    CutOff(usize),
+}
+
+impl Error {
+    pub(crate) fn file(path: &Path, why: impl ToString) -> Self {
+        Self::File { path: path.into(), why: why.to_string() }
+    }
+}
+
+/// Why a request has no result. The text is sent to the client.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Failure {
+    /// The client's fault.
+    #[error("{0}")]
+    BadRequest(String),
+    /// Too many wait already.
+    #[error("the server is busy: {waiting} requests wait already; try again later or another replica")]
+    Busy {
+        /// How many wait.
+        waiting: usize,
+    },
+    /// It took too long.
+    #[error("no result within {0:.1} s; the server is overloaded or the model too slow for this limit")]
+    Expired(f64),
+    /// The network or its device failed.
+    #[error("inference failed: {0}")]
+    Model(String),
+    /// A defect in the server; it goes on.
+    #[error("internal error, please report it: {0}")]
+    Panic(String),
+    /// The server stops.
+    #[error("the server is shutting down")]
+    ShuttingDown,
+}
+
+impl Failure {
+    /// All labels in metrics.
+    pub(crate) const KINDS: [&'static str; 6] =
+        ["bad_request", "busy", "expired", "model", "panic", "shutting_down"];
+
+    /// The label in metrics.
+    pub fn kind(&self) -> &'static str {
+        let [bad_request, busy, expired, model, panic, shutting_down] = Self::KINDS;
+        match self {
+            Failure::BadRequest(_) => bad_request,
+            Failure::Busy { .. } => busy,
+            Failure::Expired(_) => expired,
+            Failure::Model(_) => model,
+            Failure::Panic(_) => panic,
+            Failure::ShuttingDown => shutting_down,
+        }
+    }
+
+    pub(crate) fn bad(why: impl ToString) -> Self {
+        Self::BadRequest(why.to_string())
+    }
+
+    /// What a caught panic said.
+    pub(crate) fn panic(payload: &(dyn std::any::Any + Send)) -> Self {
+        let text = payload.downcast_ref::<&str>().map(|s| (*s).to_owned());
+        let text = text.or_else(|| payload.downcast_ref::<String>().cloned());
+        Self::Panic(text.unwrap_or_else(|| "no message".into()))
+    }
+}

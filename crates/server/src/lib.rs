@@ -1,0 +1,34 @@
+//! Serves π0 to robots: openpi's websocket protocol, many clients, one model.
+//!
+//! A frame goes through these modules: `server` accepts its connection, `connection` receives it, `decode` and
+//! `request` read it, `service` has the policy prepare it, `queue` holds it, `engine` runs it with others, and
+//! `encode` writes the reply. All but the network run on the threads of tokio.
+
+#![forbid(unsafe_code)]
+
+mod auth;
+mod connection;
+mod decode;
+mod encode;
+mod engine;
+mod error;
+mod metrics;
+mod queue;
+mod record;
+mod replay;
+mod request;
+mod server;
+mod service;
+mod settings;
+mod value;
+
+pub use decode::{DecodeError, Limits, decode};
+pub use encode::encode;
+pub use error::{Error, Failure};
+pub use metrics::DeviceMemory;
+pub use record::{Recording, recordings};
+pub use replay::{Replayed, Verdict, replay};
+pub use server::{Bound, ServeError, Served, stop_on_signal};
+pub use settings::Settings;
+pub use tokio_util::sync::CancellationToken;
+pub use value::{Dtype, Kind, Map, NdArray, Value};

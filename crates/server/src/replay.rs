@@ -1,0 +1,123 @@
+//! Runs recorded requests again and compares: how a user files a bug and a developer finds it.
+
+use std::path::{Path, PathBuf};
+
+use pi0_model::SampleOptions;
+
+use crate::decode::{Limits, decode};
+use crate::record::{Recording, recordings};
+use crate::request::RequestReader;
+use crate::server::Served;
+use crate::service::Translator;
+use crate::value::Value;
+use crate::{Error, Failure};
+
+/// What a recording says now.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Verdict {
+    /// The same actions, up to this largest difference.
+    Actions {
+        /// Largest absolute difference of a value, in the robot's units.
+        max_abs: f64,
+    },
+    /// It failed then as now, with the same words.
+    SameFailure(String),
+    /// It failed then for a reason that lay in the moment: load, time, shutdown.
+    NotRepeatable(String),
+    /// Something else came.
+    Changed {
+        /// What was recorded.
+        then: String,
+        /// What came.
+        now: String,
+    },
+}
+
+/// One replayed recording.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Replayed {
+    /// The recording.
+    pub path: PathBuf,
+    /// What came of it.
+    pub verdict: Verdict,
+}
+
+/// Replays all recordings of a directory, the oldest first, one at a time; `report` hears of each.
+///
+/// # Errors
+/// The directory cannot be read or holds no recording; a damaged recording is an error too.
+pub fn replay(
+    served: Served,
+    dir: &Path,
+    steps: Option<usize>,
+    mut report: impl FnMut(&Replayed),
+) -> Result<Vec<Replayed>, Error> {
+    let Served { model, policy, .. } = served;
+    let (action_dim, horizon) = (model.config().action_dim, model.config().horizon);
+    let reader = RequestReader::new(&policy);
+    // Whether a message is within limits was decided when it was recorded.
+    let limits = Limits { depth: 128, values: usize::MAX };
+    let translator = Translator { policy, reader, limits, action_dim, horizon };
+    let found = recordings(dir)?;
+    if found.is_empty() {
+        return Err(Error::file(dir, "holds no recordings"));
+    }
+    let mut all = Vec::new();
+    for (_, path) in found {
+        let recording = Recording::open(&path)?;
+        let seed = recording.outcome.as_ref().map_or(0, |(seed, _)| *seed);
+        let now = run(&*model, &translator, &recording, &SampleOptions { steps, seed });
+        let then = recording.outcome.as_ref().map(|(_, reply)| reply);
+        let verdict = match (then, now) {
+            (Ok(reply), Ok((shape, values))) => compare(reply, &shape, &values),
+            (Ok(_), Err(now)) => Verdict::Changed { then: "actions".into(), now: now.to_string() },
+            (Err((kind, text)), _) if ["busy", "expired", "shutting_down"].contains(&kind.as_str()) => {
+                Verdict::NotRepeatable(text.clone())
+            }
+            (Err((_, text)), Err(now)) if *text == now.to_string() => Verdict::SameFailure(text.clone()),
+            (Err((_, text)), Err(now)) => Verdict::Changed { then: text.clone(), now: now.to_string() },
+            (Err((_, text)), Ok(_)) => Verdict::Changed { then: text.clone(), now: "actions".into() },
+        };
+        let replayed = Replayed { path, verdict };
+        report(&replayed);
+        all.push(replayed);
+    }
+    Ok(all)
+}
+
+fn run(
+    model: &dyn pi0_model::ActionModel,
+    translator: &Translator,
+    recording: &Recording,
+    options: &SampleOptions,
+) -> Result<(Vec<usize>, Vec<f64>), Failure> {
+    let prepared = translator.prepare(&recording.request)?;
+    let chunks = model
+        .sample_actions(std::slice::from_ref(&prepared.inputs), options)
+        .map_err(|e| Failure::Model(e.to_string()))?;
+    let chunk = chunks.first().ok_or_else(|| Failure::Model("the model returned nothing".into()))?;
+    let actions = translator.policy.postprocess(&chunk.data, &prepared);
+    let actions = actions.map_err(|e| Failure::Model(e.to_string()))?;
+    Ok((vec![actions.rows, actions.cols], actions.data))
+}
+
+fn compare(reply: &bytes::Bytes, shape: &[usize], now: &[f64]) -> Verdict {
+    let message = decode(reply, Limits::default());
+    let then = match &message {
+        Ok(Value::Map(map)) => match map.get("actions") {
+            Some(Value::Array(array)) => array.numbers().map(|values| (&array.shape, values)),
+            _ => None,
+        },
+        _ => None,
+    };
+    match then {
+        Some((then_shape, then)) if *then_shape == shape => {
+            let differences = then.iter().zip(now).map(|(a, b)| (a - b).abs());
+            Verdict::Actions { max_abs: differences.max_by(f64::total_cmp).unwrap_or(0.0) }
+        }
+        Some((then_shape, _)) => {
+            Verdict::Changed { then: format!("actions {then_shape:?}"), now: format!("actions {shape:?}") }
+        }
+        None => Verdict::Changed { then: "a reply without actions".into(), now: "actions".into() },
+    }
+}

@@ -1,0 +1,176 @@
+//! From a frame to its answer: prepare on a worker thread, wait for the network, finish.
+
+use std::any::Any;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use pi0_model::{Guidance, Inputs};
+use pi0_policy::{Actions, Policy, Prepared};
+use tokio::sync::{Semaphore, oneshot};
+use tokio::time::timeout_at;
+
+use crate::decode::decode;
+use crate::encode::encode;
+use crate::metrics::Metrics;
+use crate::queue::{Job, Queue};
+use crate::record::Recorder;
+use crate::request::{RequestReader, Rtc};
+use crate::value::{Map, NdArray, Value};
+use crate::{Failure, Limits};
+
+/// What turns messages into network inputs, with or without a server around it.
+pub(crate) struct Translator {
+    pub policy: Policy,
+    pub reader: RequestReader,
+    pub limits: Limits,
+    /// Padded width of an action, actions in a chunk.
+    pub action_dim: usize,
+    pub horizon: usize,
+}
+
+impl Translator {
+    /// Decodes and preprocesses a frame.
+    pub fn prepare(&self, frame: &Bytes) -> Result<Prepared, Failure> {
+        let message = decode(frame, self.limits).map_err(Failure::bad)?;
+        let request = self.reader.read(&message)?;
+        let mut prepared = self.policy.preprocess(&request.observation).map_err(Failure::bad)?;
+        for warning in &prepared.warnings {
+            tracing::debug!(%warning, "observation");
+        }
+        if let Some(noise) = request.noise {
+            let wanted = self.horizon * self.action_dim;
+            if noise.len() != wanted || noise.iter().any(|x| !x.is_finite()) {
+                let (rows, cols) = (self.horizon, self.action_dim);
+                let got = noise.len();
+                let why = format!("`pi0/noise` has {got} values, wanted {rows} x {cols} finite ones");
+                return Err(Failure::BadRequest(why));
+            }
+            prepared.inputs.noise = Some(noise);
+        }
+        if let Some(rtc) = request.rtc {
+            prepared.inputs.guidance = Some(self.guidance(rtc, &prepared)?);
+        }
+        Ok(prepared)
+    }
+
+    fn guidance(&self, rtc: Rtc, prepared: &Prepared) -> Result<Guidance, Failure> {
+        let rows = rtc.previous.len() / rtc.cols.max(1);
+        if rows > self.horizon {
+            let horizon = self.horizon;
+            return Err(Failure::bad(format!("`rtc/previous` has {rows} actions, a chunk has {horizon}")));
+        }
+        let previous = self
+            .policy
+            .normalize_actions(&rtc.previous, rtc.cols, prepared)
+            .map_err(|e| Failure::bad(format!("`rtc/previous`: {e}")))?;
+        Ok(Guidance {
+            previous,
+            delay: rtc.delay,
+            execution_horizon: rtc.execution_horizon,
+            max_weight: rtc.max_weight,
+            schedule: rtc.schedule,
+        })
+    }
+}
+
+/// What all connections share.
+pub(crate) struct Service {
+    pub translator: Translator,
+    pub queue: Queue,
+    pub metrics: Metrics,
+    pub recorder: Option<Recorder>,
+    pub request_timeout: Duration,
+    /// Keeps preparation from taking more cores than there are.
+    pub workers: Arc<Semaphore>,
+}
+
+/// A request's result, and where its time went.
+#[derive(Debug)]
+pub(crate) struct Answer {
+    actions: Actions,
+    /// Time of the network.
+    model: Duration,
+    /// Time from the frame's arrival to the result.
+    infer: Duration,
+    pub seed: u64,
+}
+
+impl Answer {
+    /// openpi's reply. `previous_total` is from the connection's second request on.
+    pub fn encode(&self, previous_total: Option<Duration>) -> Vec<u8> {
+        let ms = |time: Duration| Value::Float(time.as_secs_f64() * 1e3);
+        let shape = vec![self.actions.rows, self.actions.cols];
+        let actions = match NdArray::from_f64(shape, &self.actions.data) {
+            Ok(array) => Value::Array(array),
+            // Unreachable while a policy's actions have the shape they say.
+            Err(why) => Value::Text(why),
+        };
+        let mut server_timing = vec![("infer_ms".to_owned(), ms(self.infer))];
+        server_timing.extend(previous_total.map(|total| ("prev_total_ms".to_owned(), ms(total))));
+        encode(&Value::Map(Map::from([
+            ("actions", actions),
+            ("policy_timing", Value::Map([("infer_ms", ms(self.model))].into())),
+            ("server_timing", Value::Map(Map(server_timing))),
+        ])))
+    }
+}
+
+impl Service {
+    /// Answers one frame. Dropping the future gives up the request's place in the queue.
+    pub async fn answer(self: &Arc<Self>, frame: Bytes) -> Result<Answer, Failure> {
+        let start = Instant::now();
+        let deadline = start + self.request_timeout;
+        let expired = || Failure::Expired(self.request_timeout.as_secs_f64());
+
+        let (prepared, inputs) = match timeout_at(deadline.into(), self.prepare(frame)).await {
+            Ok(done) => done?,
+            Err(_) => return Err(expired()),
+        };
+        let queued = Instant::now();
+        self.metrics.stage("prepare", queued - start);
+
+        let (reply, result) = oneshot::channel();
+        self.queue.push(Job { inputs, deadline, reply })?;
+        let done = match timeout_at(deadline.into(), result).await {
+            Ok(Ok(done)) => done?,
+            // The queue drops what has expired; the two clocks may differ by a moment.
+            Ok(Err(_)) if Instant::now() >= deadline => return Err(expired()),
+            Ok(Err(_)) => return Err(Failure::ShuttingDown),
+            Err(_) => return Err(expired()),
+        };
+        self.metrics.stage("queue", done.started.saturating_duration_since(queued));
+
+        let finishing = Instant::now();
+        let actions = self.translator.policy.postprocess(&done.actions.data, &prepared);
+        let actions = actions.map_err(|e| Failure::Model(e.to_string()))?;
+        let end = Instant::now();
+        self.metrics.stage("finish", end - finishing);
+        self.metrics.stage("total", end - start);
+        let model = done.ended - done.started;
+        let waited = done.started.saturating_duration_since(queued);
+        self.metrics.stage("overhead", (end - start).saturating_sub(model + waited));
+        Ok(Answer { actions, model, infer: end - start, seed: done.seed })
+    }
+
+    /// Preparation takes milliseconds for large images: not on the threads that serve connections.
+    async fn prepare(self: &Arc<Self>, frame: Bytes) -> Result<(Prepared, Inputs), Failure> {
+        let permit = self.workers.clone().acquire_owned().await.map_err(|_| Failure::ShuttingDown)?;
+        let this = self.clone();
+        let work = move || {
+            // Held to the end of the work, even when the client leaves meanwhile.
+            let _permit = permit;
+            let mut prepared = this.translator.prepare(&frame)?;
+            let inputs = std::mem::take(&mut prepared.inputs);
+            Ok((prepared, inputs))
+        };
+        match tokio::task::spawn_blocking(work).await {
+            Ok(result) => result,
+            Err(e) if e.is_panic() => {
+                let payload: Box<dyn Any + Send> = e.into_panic();
+                Err(Failure::panic(&*payload))
+            }
+            Err(_) => Err(Failure::ShuttingDown),
+        }
+    }
+}

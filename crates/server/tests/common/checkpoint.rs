@@ -1,0 +1,50 @@
+//! A checkpoint as openpi converts them, for any robot, around the tiny network that lies in `models/tiny`.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use pi0_policy::{Robot, TINY_TOKENIZER};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+/// `models/tiny` of this repository.
+pub fn tiny() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models/tiny")
+}
+
+/// Writes an openpi checkpoint of `robot` that plans `horizon` actions. It lives as long as the result.
+pub fn openpi_checkpoint(robot: Robot, horizon: usize) -> TempDir {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let arch = fs::read_to_string(tiny().join("arch.json")).expect("models/tiny/arch.json");
+    let mut arch: Value = serde_json::from_str(&arch).expect("JSON");
+    arch["horizon"] = json!(horizon);
+    let config = json!({
+        "action_dim": 32, "action_horizon": horizon, "paligemma_variant": "gemma_2b",
+        "action_expert_variant": "gemma_300m", "precision": "bfloat16"
+    });
+    let asset = match robot {
+        Robot::Aloha => "trossen",
+        Robot::Droid => "droid",
+        Robot::Libero => "physical-intelligence/libero",
+        Robot::Ur5 => "ur5e",
+    };
+    let stats = |width: usize| {
+        let value = |f: fn(f64) -> f64| (0..width).map(|i| f(i as f64)).collect::<Vec<f64>>();
+        json!({"mean": value(|i| 0.1 * i.sin()), "std": value(|i| 0.8 + 0.02 * i)})
+    };
+    let norm = json!({"norm_stats": {
+        "state": stats(robot.state_width()), "actions": stats(robot.action_width())
+    }});
+    let assets = dir.path().join("assets").join(asset);
+    fs::create_dir_all(&assets).expect("a directory");
+    for (path, text) in [
+        (dir.path().join("arch.json"), arch.to_string()),
+        (dir.path().join("config.json"), config.to_string()),
+        (dir.path().join("tokenizer.json"), TINY_TOKENIZER.to_owned()),
+        (assets.join("norm_stats.json"), norm.to_string()),
+    ] {
+        fs::write(path, text).expect("a file");
+    }
+    fs::copy(tiny().join("model.safetensors"), dir.path().join("model.safetensors")).expect("a copy");
+    dir
+}

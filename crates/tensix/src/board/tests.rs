@@ -1,0 +1,76 @@
+use super::*;
+use crate::isa;
+use crate::rv::{Asm, Reg};
+use crate::transport::{self, TransportError};
+
+fn open(timeout: Duration) -> Option<Board> {
+    let Some(library) = std::env::var_os("TT_METAL_SIMULATOR").filter(|v| !v.is_empty()) else {
+        eprintln!("skipped: set TT_METAL_SIMULATOR to Tenstorrent's libttsim.so for Wormhole");
+        return None;
+    };
+    let transport = transport::spawn(library.as_ref(), Duration::from_secs(60)).unwrap();
+    Some(Board::open(transport, Some((2, 2)), timeout).unwrap())
+}
+
+fn kernel(name: &str, t1: impl FnOnce(&mut Asm)) -> Kernel {
+    let mut a = Asm::new();
+    t1(&mut a);
+    a.ret();
+    let mut code: [Vec<u32>; 5] = Default::default();
+    code[Processor::T1 as usize] = a.finish().unwrap();
+    Kernel { name: name.into(), code }
+}
+
+#[test]
+fn a_hung_kernel_is_named_with_its_core_and_processor() {
+    let Some(mut board) = open(Duration::from_secs(2)) else { return };
+    // Core 0 returns at once, core 3 never.
+    let (loaded, _) = board.load(kernel("stuck", |a| {
+        let forever = a.here();
+        a.li(Reg::T0, l1::ARGS);
+        a.lw(Reg::T0, Reg::T0, 0);
+        a.bne(Reg::T0, Reg::Zero, forever);
+    }));
+    let fault = board.launch(&loaded, &[(0, vec![0]), (3, vec![1])]).unwrap_err();
+    let Fault::Hung { kernel, core, processors, .. } = &fault else { panic!("{fault}") };
+    assert_eq!((&kernel[..], &core[..], &processors[..]), ("stuck", "(1, 1)", "T1 (math)"));
+    assert_eq!(board.launch(&loaded, &[(0, vec![0])]).unwrap_err(), fault, "its use has ended");
+}
+
+#[test]
+fn an_abort_of_the_simulator_is_an_error_with_its_message() {
+    let Some(mut board) = open(Duration::from_secs(60)) else { return };
+    // The semaphore's maximum is 2.
+    let (loaded, _) = board.load(kernel("post", |a| (0..3).for_each(|_| a.tt(isa::sempost(1)))));
+    let fault = board.launch(&loaded, &[(1, vec![])]).unwrap_err();
+    let Fault::Transport(TransportError::Stopped(message)) = &fault else { panic!("{fault}") };
+    assert!(message.contains("ERROR: NonContractualBehavior"), "{message}");
+    assert_eq!(board.launch(&loaded, &[(1, vec![])]).unwrap_err(), fault);
+}
+
+#[test]
+fn code_memory_starts_over_when_full() {
+    let Some(mut board) = open(Duration::from_secs(60)) else { return };
+    // Each takes a third of the memory and leaves its number at the start of the arguments.
+    let make = |n: u32| {
+        kernel("fill", |a| {
+            a.li(Reg::T0, l1::ARGS);
+            a.li(Reg::T1, n);
+            a.sw(Reg::T1, Reg::T0, 0);
+            let words = (l1::DATA - l1::CODE) as usize / 4 / 3 - 64;
+            let end = a.label();
+            a.j(end);
+            (0..words).for_each(|_| a.mv(Reg::T0, Reg::T0));
+            a.bind(end);
+        })
+    };
+    for n in 0..8 {
+        let (loaded, kept) = board.load(make(n));
+        assert_eq!(kept, n == 0 || n % 3 != 0, "kernel {n}");
+        for _ in 0..2 {
+            board.launch(&loaded, &[(2, vec![99])]).unwrap();
+            board.pending.read(board.tile(2), l1::ARGS.into(), 4);
+            assert_eq!(word(board.flush().unwrap()), n);
+        }
+    }
+}

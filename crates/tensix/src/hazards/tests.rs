@@ -1,0 +1,160 @@
+use super::*;
+use crate::isa::*;
+use crate::rv::{Asm, Reg};
+
+fn rules(program: impl FnOnce(&mut Asm)) -> Vec<Rule> {
+    let mut a = Asm::new();
+    program(&mut a);
+    a.ret();
+    let mut rules: Vec<_> = check(&a.finish().unwrap()).into_iter().map(|h| h.rule).collect();
+    rules.dedup();
+    rules
+}
+
+fn tt(insns: &[Insn]) -> Vec<Rule> {
+    rules(|a| insns.iter().for_each(|&i| a.tt(i)))
+}
+
+const CONFIG: u32 = 0xFFEF_0000;
+
+/// A store to configuration, with or without the processor waiting for the coprocessor before.
+fn store(a: &mut Asm, sync: bool) {
+    if sync {
+        a.li(Reg::T6, 0xFFE8_0000);
+        a.sw(Reg::Zero, Reg::T6, 4);
+        a.lw(Reg::T5, Reg::T6, 4);
+    }
+    a.li(Reg::T6, CONFIG);
+    a.sw(Reg::T5, Reg::T6, 64 * 4);
+}
+
+#[test]
+fn vector_results_are_late() {
+    let late = [
+        sfpmad(L::L0, L::L1, L::L2, L::L3),
+        sfpmul(L::L0, L::L1, L::L2),
+        sfpadd(L::L0, L::L1, L::L2),
+        sfpror(L::L0, L::L1),
+        sfpswap_minmax(L::L0, L::L1),
+    ];
+    for first in late {
+        for second in [sfpstore(L::L0, 0, 0), sfpmov(L::L5, L::L0), sfpmul(L::L4, L::L0, L::L3)] {
+            assert_eq!(tt(&[first, second]), [Rule::VectorLatency], "{:08x}", first.word());
+            assert_eq!(tt(&[first, sfpnop(), second]), []);
+        }
+        assert_eq!(tt(&[first, sfpmul(L::L4, L::L2, L::L3)]), [], "independent");
+    }
+}
+
+#[test]
+fn a_hazard_across_the_end_of_a_loop_is_seen() {
+    let body = |nop: bool| {
+        move |a: &mut Asm| {
+            a.repeat(Reg::S3, 4, |a| {
+                a.tt(sfpstore(L::L0, 0, 0));
+                a.tt(sfpmul(L::L0, L::L1, L::L2));
+                if nop {
+                    a.tt(sfpnop());
+                }
+            });
+        }
+    };
+    assert_eq!(rules(body(false)), [Rule::VectorLatency]);
+    assert_eq!(rules(body(true)), []);
+}
+
+#[test]
+fn configuration_written_by_wrcfg_is_late() {
+    assert_eq!(tt(&[wrcfg(4, 64), unpacr(0, true)]), [Rule::ConfigLatency]);
+    assert_eq!(tt(&[wrcfg(4, 64), nop(), unpacr(0, true)]), []);
+}
+
+#[test]
+fn vector_loads_wait_for_the_matrix_unit() {
+    let wait = stallwait(Block::SFPU, Wait::MATH);
+    let load = sfpload(L::L0, 0, 0);
+    assert_eq!(tt(&[mvmul(0, 0), load]), [Rule::LoadAfterMath]);
+    assert_eq!(tt(&[mvmul(0, 0), nop(), load]), [Rule::LoadAfterMath]);
+    assert_eq!(tt(&[mvmul(0, 0), wait, load]), []);
+    assert_eq!(tt(&[mvmul(0, 0), nop(), nop(), nop(), load]), []);
+    // Played back from the replay buffer it is the same instruction.
+    let played = [replay_record(3, 1), mvmul(0, 0), nop(), nop(), nop(), replay(3, 1), load];
+    assert_eq!(tt(&played), [Rule::LoadAfterMath]);
+}
+
+#[test]
+fn the_matrix_unit_waits_for_vector_stores() {
+    let wait = stallwait(Block::MATH, Wait::SFPU);
+    assert_eq!(tt(&[sfpstore(L::L0, 0, 0), mvmul(0, 0)]), [Rule::MathAfterStore]);
+    assert_eq!(tt(&[sfpstore(L::L0, 0, 0), wait, mvmul(0, 0)]), []);
+}
+
+#[test]
+fn semaphores_change_after_the_work() {
+    for (work, wait) in [
+        (unpacr(0, false), Wait::UNPACK),
+        (pacr(), Wait::PACK),
+        (mvmul(0, 0), Wait::MATH.and(Wait::SFPU)),
+        (sfpstore(L::L0, 0, 0), Wait::MATH.and(Wait::SFPU)),
+    ] {
+        for change in [sempost(1), semget(1)] {
+            assert_eq!(tt(&[work, change]), [Rule::EarlySemaphore], "{:08x}", work.word());
+            assert_eq!(tt(&[work, stallwait(Block::SYNC, wait), change]), []);
+            let other = stallwait(Block::SYNC, Wait::RISCV);
+            assert_eq!(tt(&[work, other, change]), [Rule::EarlySemaphore], "a wait for something else");
+        }
+    }
+}
+
+#[test]
+fn stores_of_the_processor_are_awaited() {
+    let program = |fence: bool| {
+        move |a: &mut Asm| {
+            store(a, false);
+            if fence {
+                a.tt(stallwait(Block::ALL, Wait::RISCV));
+            }
+            a.tt(unpacr(0, true));
+        }
+    };
+    assert_eq!(rules(program(false)), [Rule::StoreNotAwaited]);
+    assert_eq!(rules(program(true)), []);
+}
+
+#[test]
+fn stores_of_the_processor_wait_for_what_was_pushed() {
+    let program = |sync: bool| {
+        move |a: &mut Asm| {
+            a.tt(pacr());
+            store(a, sync);
+            a.tt(stallwait(Block::ALL, Wait::RISCV));
+        }
+    };
+    assert_eq!(rules(program(false)), [Rule::StoreTooEarly]);
+    assert_eq!(rules(program(true)), []);
+}
+
+#[test]
+fn scalar_results_are_awaited() {
+    let wait = stallwait(Block::CONFIG.and(Block::TDMA), Wait::THCON.and(Wait::UNPACK));
+    assert_eq!(tt(&[adddmareg(4, 4, 6), wrcfg(4, 64)]), [Rule::ScalarLatency]);
+    assert_eq!(tt(&[adddmareg(4, 4, 6), wait, wrcfg(4, 64)]), []);
+    assert_eq!(tt(&[adddmareg(4, 4, 6), adddmareg(4, 4, 8)]), [Rule::ScalarLatency]);
+}
+
+#[test]
+fn configuration_of_a_working_unpacker_stays() {
+    let wait = stallwait(Block::CONFIG, Wait::UNPACK);
+    assert_eq!(tt(&[unpacr(0, true), wrcfg(4, 64)]), [Rule::ConfigInUse]);
+    assert_eq!(tt(&[unpacr(0, true), wait, wrcfg(4, 64)]), []);
+}
+
+#[test]
+fn a_wait_is_not_replaced_before_it_was_obeyed() {
+    let first = stallwait(Block::MATH, Wait::SFPU);
+    let second = semwait_zero(1, Block::MATH.and(Block::SYNC));
+    assert_eq!(tt(&[semwait_zero(2, Block::MATH), second]), [Rule::LostWait]);
+    assert_eq!(tt(&[first, second]), [Rule::LostWait]);
+    assert_eq!(tt(&[stallwait(Block::MATH.and(Block::SYNC), Wait::SFPU), second]), []);
+    assert_eq!(tt(&[first, setrwc_zero(false, false), second]), []);
+}
