@@ -194,7 +194,7 @@ impl<'a> Plan<'a> {
                     // block; queries and scores hold a panel and a tile.
                     unsafe {
                         let keys = packed.add(start + panel);
-                        let operands = Operands { left: queries.as_ptr(), right: keys, next: [keys; 2] };
+                        let operands = Operands { left: queries.as_ptr(), right: keys, next: keys, lines: 1 };
                         (kernel.micro)(rows, self.dim_tiles, operands, scores.as_mut_ptr(), true);
                     }
                 }
@@ -215,7 +215,8 @@ impl<'a> Plan<'a> {
                     // SAFETY: as above, for a panel of values from the block's first key on.
                     unsafe {
                         let values = packed.add(start + unit.key_bytes + t * kernel.right_tile());
-                        let operands = Operands { left: weights.as_ptr(), right: values, next: [values; 2] };
+                        let operands =
+                            Operands { left: weights.as_ptr(), right: values, next: values, lines: 1 };
                         (kernel.micro)(rows, tiles, operands, sums.as_mut_ptr(), block == 0);
                     }
                 }
