@@ -8,15 +8,10 @@ use std::ops::Range;
 use pi0_device::{Attention, KeyValue, Span};
 
 use crate::kernels::{Kernel, Operands, pack};
-use crate::math::{exp, per_isa, sum_by};
 use crate::matmul::{Engine, with_scratch};
 use crate::memory::Shared;
+use crate::softmax::{BlockLayout, MOST_KEYS as BLOCK, Softmax, softmax_block};
 use crate::tensor::Tensor;
-
-/// Keys of one block: a multiple of every kernel's depth tile and panel width.
-const BLOCK: usize = 256;
-/// Rows of the largest kernel tile.
-const MOST_ROWS: usize = 32;
 
 /// One span seen by one kernel.
 struct Unit<'a> {
@@ -237,100 +232,6 @@ impl<'a> Plan<'a> {
             }
         });
     }
-}
-
-/// Running maximum and sum of each row.
-struct Softmax {
-    max: [f32; MOST_ROWS],
-    sum: [f32; MOST_ROWS],
-}
-
-impl Default for Softmax {
-    fn default() -> Self {
-        Self { max: [f32::NEG_INFINITY; MOST_ROWS], sum: [0.0; MOST_ROWS] }
-    }
-}
-
-#[derive(Clone, Copy)]
-struct BlockLayout {
-    rows: usize,
-    padded: usize,
-    /// Keys.
-    count: usize,
-    /// Of one tile of scores or sums, and its values.
-    columns: usize,
-    tile: usize,
-    /// Bytes of a row's chunk in the left operand, and depth tiles.
-    chunk: usize,
-    tiles: usize,
-    /// Whether the sums are not yet begun.
-    first: bool,
-}
-
-/// Turns scores into weights `exp(score - max)`, packed as a left operand, and brings earlier sums to the new
-/// maximum.
-#[inline(always)]
-fn softmax_body<const FMA: bool>(
-    left: crate::kernels::Left,
-    layout: BlockLayout,
-    state: &mut Softmax,
-    scores: &[f32],
-    weights: &mut [u8],
-    sums: &mut [f32],
-) {
-    let BlockLayout { rows, padded, count, columns, tile, chunk, tiles, first } = layout;
-    let mut row = [0.0f32; BLOCK];
-    for r in 0..rows {
-        for (to, from) in row.chunks_exact_mut(columns).zip(scores.chunks_exact(tile)) {
-            to.copy_from_slice(&from[r * columns..(r + 1) * columns]);
-        }
-        let row = &mut row[..count];
-        let max = maximum(row, state.max[r]);
-        row.iter_mut().for_each(|x| *x = exp::<FMA>(*x - max));
-        let sum = sum_by(row, |x| x);
-        if first {
-            state.sum[r] = sum;
-        } else {
-            let fade = exp::<FMA>(state.max[r] - max);
-            state.sum[r] = state.sum[r] * fade + sum;
-            if fade != 1.0 {
-                for sums in sums.chunks_exact_mut(tile) {
-                    sums[r * columns..(r + 1) * columns].iter_mut().for_each(|s| *s *= fade);
-                }
-            }
-        }
-        state.max[r] = max;
-        // SAFETY: chunk `r` of each depth tile lies within the weights, which hold `padded` rows of a block.
-        let to = unsafe { pack::Row::new(weights[r * chunk..].as_mut_ptr(), chunk, padded * chunk, tiles) };
-        pack::left_row_body::<FMA>(left, 1.0, row, to);
-    }
-}
-
-per_isa! {
-    fn softmax_block(
-        left: crate::kernels::Left,
-        layout: BlockLayout,
-        state: &mut Softmax,
-        scores: &[f32],
-        weights: &mut [u8],
-        sums: &mut [f32],
-    ) = softmax_body
-}
-
-#[inline(always)]
-fn maximum(x: &[f32], start: f32) -> f32 {
-    let mut lanes = [start; 32];
-    let chunks = x.chunks_exact(32);
-    let rest = chunks.remainder();
-    for chunk in chunks {
-        for i in 0..32 {
-            lanes[i] = if chunk[i] > lanes[i] { chunk[i] } else { lanes[i] };
-        }
-    }
-    for (lane, &x) in lanes.iter_mut().zip(rest) {
-        *lane = if x > *lane { x } else { *lane };
-    }
-    lanes.iter().fold(start, |m, &x| if x > m { x } else { m })
 }
 
 /// See [`pi0_device::Device::attention`]; the geometry is checked.
