@@ -116,7 +116,14 @@ pub(crate) fn softmax_block(
     #[cfg(target_arch = "x86_64")]
     if left == Left::Bf16 && isa >= Isa::Avx512Bf16 {
         // SAFETY: the device's instruction set was found present when it was opened.
-        return unsafe { x86::softmax_bf16(layout, state, scores, weights, sums) };
+        return unsafe {
+            match layout.count {
+                0..=32 => x86::softmax_bf16::<2>(layout, state, scores, weights, sums),
+                33..=64 => x86::softmax_bf16::<4>(layout, state, scores, weights, sums),
+                65..=128 => x86::softmax_bf16::<8>(layout, state, scores, weights, sums),
+                _ => x86::softmax_bf16::<16>(layout, state, scores, weights, sums),
+            }
+        };
     }
     any_softmax_block(isa, left, layout, state, scores, weights, sums);
 }
@@ -126,9 +133,20 @@ mod x86 {
     use std::arch::x86_64::*;
     use std::array::from_fn;
 
-    use super::{BlockLayout, MOST_KEYS, Softmax};
+    use super::{BlockLayout, Softmax};
 
-    const VECTORS: usize = MOST_KEYS / 16;
+    /// In pairs, then pairs of pairs; `N` is a power of two.
+    #[inline(always)]
+    fn fold<const N: usize>(mut v: [__m512; N], f: impl Fn(__m512, __m512) -> __m512) -> __m512 {
+        let mut width = N / 2;
+        while width > 0 {
+            for i in 0..width {
+                v[i] = f(v[i], v[i + width]);
+            }
+            width /= 2;
+        }
+        v[0]
+    }
 
     /// `e^x` to about 3e-7 relative for x in -87 to 0, and zero far below.
     #[target_feature(enable = "avx512f")]
@@ -144,9 +162,9 @@ mod x86 {
         _mm512_scalef_ps(p, whole)
     }
 
-    /// The whole row stays in registers.
+    /// The whole row stays in registers, `VECTORS` of 16 keys.
     #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
-    pub(super) fn softmax_bf16(
+    pub(super) fn softmax_bf16<const VECTORS: usize>(
         layout: BlockLayout,
         state: &mut Softmax,
         scores: &[f32],
@@ -154,7 +172,7 @@ mod x86 {
         sums: &mut [f32],
     ) {
         let BlockLayout { rows, padded, count, columns, tile, chunk, tiles, first } = layout;
-        assert!(columns == 32 && chunk == 64 && rows <= padded && count <= MOST_KEYS);
+        assert!(columns == 32 && chunk == 64 && rows <= padded && count <= 16 * VECTORS);
         assert!(rows * columns <= tile && scores.len() >= (VECTORS / 2 - 1) * tile + rows * columns);
         assert!(tiles <= VECTORS / 2 && weights.len() >= tiles * padded * chunk);
         let masks: [u16; VECTORS] = from_fn(|i| match count.saturating_sub(16 * i) {
@@ -168,15 +186,11 @@ mod x86 {
                 // SAFETY: within the scores by the assertions.
                 unsafe { _mm512_mask_loadu_ps(least, masks[i], scores.as_ptr().add(at)) }
             });
-            let pairs: [__m512; 8] = from_fn(|i| _mm512_max_ps(v[i], v[i + 8]));
-            let fours: [__m512; 4] = from_fn(|i| _mm512_max_ps(pairs[i], pairs[i + 4]));
-            let all = _mm512_max_ps(_mm512_max_ps(fours[0], fours[1]), _mm512_max_ps(fours[2], fours[3]));
+            let all = fold(v, |a, b| _mm512_max_ps(a, b));
             let max = _mm512_reduce_max_ps(all).max(state.max[r]);
             let most = _mm512_set1_ps(max);
             let v: [__m512; VECTORS] = from_fn(|i| exp(_mm512_sub_ps(v[i], most)));
-            let pairs: [__m512; 8] = from_fn(|i| _mm512_add_ps(v[i], v[i + 8]));
-            let fours: [__m512; 4] = from_fn(|i| _mm512_add_ps(pairs[i], pairs[i + 4]));
-            let all = _mm512_add_ps(_mm512_add_ps(fours[0], fours[1]), _mm512_add_ps(fours[2], fours[3]));
+            let all = fold(v, |a, b| _mm512_add_ps(a, b));
             let sum = _mm512_reduce_add_ps(all);
             for t in 0..tiles {
                 let both = _mm512_cvtne2ps_pbh(v[2 * t + 1], v[2 * t]);

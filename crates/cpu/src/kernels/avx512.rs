@@ -211,6 +211,50 @@ pub(super) fn bf16_row(factor: f32, values: &[f32], mut out: Row) {
     }
 }
 
+/// Two vectors of up to 32 values in all, rounded to bf16 and zero beyond them.
+#[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+fn bf16_line(values: &[f32]) -> __m512i {
+    let mask = if values.len() >= 32 { u32::MAX } else { (1u32 << values.len()) - 1 };
+    // SAFETY: masked loads touch only the values there are; both types are 512 bits.
+    unsafe {
+        let low = _mm512_maskz_loadu_ps(mask as u16, values.as_ptr());
+        let high = _mm512_maskz_loadu_ps((mask >> 16) as u16, values.as_ptr().wrapping_add(16));
+        std::mem::transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(high, low))
+    }
+}
+
+/// The columns of one tile in bf16; see [`super::pack::right_tile`].
+#[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+pub(super) fn bf16_columns(rows: &[&[f32]], columns: &mut Columns) {
+    for (column, row) in columns.iter_mut().zip(rows) {
+        // SAFETY: a column has 64 bytes.
+        unsafe { _mm512_storeu_si512(column.as_mut_ptr().cast(), bf16_line(row)) };
+    }
+}
+
+/// See [`super::pack::right_tile_across`]: 16 columns, depth across rows.
+#[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+pub(super) fn bf16_across(rows: &[&[f32]], out: &mut Columns) {
+    // The two rows take turns.
+    let turns: [u16; 32] = std::array::from_fn(|i| (i / 2 + i % 2 * 16) as u16);
+    // SAFETY: the array has 64 bytes.
+    let turns = unsafe { _mm512_loadu_si512(turns.as_ptr().cast()) };
+    for (g, out) in out.iter_mut().enumerate() {
+        let load = |j: usize| {
+            let row = rows.get(2 * g + j).copied().unwrap_or_default();
+            let mask = if row.len() >= 16 { u16::MAX } else { (1u16 << row.len()) - 1 };
+            // SAFETY: masked loads touch only the values there are.
+            unsafe { _mm512_maskz_loadu_ps(mask, row.as_ptr()) }
+        };
+        let both = _mm512_cvtne2ps_pbh(load(1), load(0));
+        // SAFETY: both types are 512 bits; a group has 64 bytes.
+        unsafe {
+            let both = _mm512_permutexvar_epi16(turns, std::mem::transmute::<__m512bh, __m512i>(both));
+            _mm512_storeu_si512(out.as_mut_ptr().cast(), both);
+        }
+    }
+}
+
 /// `out[i][j] = columns[j][i]`.
 #[target_feature(enable = "avx512f")]
 pub(super) fn transpose(columns: &Columns, out: &mut Columns) {

@@ -152,7 +152,16 @@ fn right_columns_body<const FMA: bool>(
 }
 
 per_isa! {
-    fn right_columns(packed: Packed, rows: &[&[f32]], inverse_scales: &[f32], columns: &mut Columns) = right_columns_body
+    fn any_right_columns(packed: Packed, rows: &[&[f32]], inverse_scales: &[f32], columns: &mut Columns) = right_columns_body
+}
+
+fn right_columns(isa: Isa, packed: Packed, rows: &[&[f32]], inverse_scales: &[f32], columns: &mut Columns) {
+    #[cfg(target_arch = "x86_64")]
+    if packed == Packed::Bf16 && isa >= Isa::Avx512Bf16 {
+        // SAFETY: the device's instruction set was found present when it was opened.
+        return unsafe { super::avx512::bf16_columns(rows, columns) };
+    }
+    any_right_columns(isa, packed, rows, inverse_scales, columns);
 }
 
 /// One depth tile of one strip of a right panel from f32 rows: column `c` of the strip holds `rows[c]`, which have at
@@ -201,9 +210,21 @@ fn right_tile_across_body<const FMA: bool>(kernel: &Kernel, rows: &[&[f32]], out
 }
 
 per_isa! {
-    /// The same as [`right_tile`] where depth runs across rows: `rows[k]` holds value `k` of every column of the
-    /// strip. Keys and values of attention are never integers.
-    pub(crate) fn right_tile_across(kernel: &Kernel, rows: &[&[f32]], out: &mut [u8]) = right_tile_across_body
+    fn any_right_tile_across(kernel: &Kernel, rows: &[&[f32]], out: &mut [u8]) = right_tile_across_body
+}
+
+/// The same as [`right_tile`] where depth runs across rows: `rows[k]` holds value `k` of every column of the strip.
+/// Keys and values of attention are never integers.
+pub(crate) fn right_tile_across(isa: Isa, kernel: &Kernel, rows: &[&[f32]], out: &mut [u8]) {
+    #[cfg(target_arch = "x86_64")]
+    if kernel.packed == Packed::Bf16 && kernel.strip == STRIP && isa >= Isa::Avx512Bf16 {
+        let groups: &mut [u32] = bytemuck::cast_slice_mut(out);
+        if let Ok(groups) = groups.as_chunks_mut::<STRIP>().0.try_into() {
+            // SAFETY: the device's instruction set was found present when it was opened.
+            return unsafe { super::avx512::bf16_across(rows, groups) };
+        }
+    }
+    any_right_tile_across(isa, kernel, rows, out);
 }
 
 #[cfg(test)]
@@ -244,6 +265,27 @@ mod tests {
                     results.push(out);
                 }
                 assert!(results.windows(2).all(|w| w[0] == w[1]), "{packed:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn depth_across_rows_packs_the_same_bits() {
+        for (rows, columns) in [(32, 16), (31, 16), (5, 16), (32, 3), (1, 0)] {
+            let data: Vec<Vec<f32>> = (0..rows)
+                .map(|k| (0..columns).map(|c| (k * 31 + c * 7) as f32 / 9.1 - 20.0).collect())
+                .collect();
+            let rows: Vec<&[f32]> = data.iter().map(Vec::as_slice).collect();
+            for isa in
+                Isa::available().into_iter().filter(|&isa| Kernel::of(isa, Packed::Bf16).strip == STRIP)
+            {
+                let kernel = Kernel::of(isa, Packed::Bf16);
+                let mut out = vec![0xaaaa_u16; 32 * STRIP];
+                right_tile_across(isa, kernel, &rows, bytemuck::cast_slice_mut(&mut out));
+                for (k, c) in (0..32).flat_map(|k| (0..STRIP).map(move |c| (k, c))) {
+                    let want = data.get(k).and_then(|r| r.get(c)).map_or(0, |&x| to_bf16(x));
+                    assert_eq!(out[(k / 2 * STRIP + c) * 2 + k % 2], want, "{isa} depth {k} column {c}");
+                }
             }
         }
     }
