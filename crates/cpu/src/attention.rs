@@ -81,18 +81,17 @@ impl<'a> Plan<'a> {
         Self { kernel, q, kv, spec, units, bytes, packs, panels, dim_tiles, dim_panels }
     }
 
-    /// The keys or values of one head that a span's key `i` has.
-    fn key_row(&self, unit: &Unit<'_>, mut i: usize, kv_head: usize, values: bool) -> &'a [f32] {
-        for run in &unit.span.keys {
-            if i < run.rows.len() {
-                let part = &self.kv[run.part];
-                let tensor = if values { part.v } else { part.k };
-                let dim = self.spec.head_dim;
-                return &tensor.row(run.rows.start + i)[kv_head * dim..(kv_head + 1) * dim];
-            }
-            i -= run.rows.len();
+    /// The keys or values of one head that a span's keys from `first` on have.
+    fn key_rows(&self, unit: &Unit<'_>, first: usize, kv_head: usize, values: bool, out: &mut [&'a [f32]]) {
+        let columns = kv_head * self.spec.head_dim..(kv_head + 1) * self.spec.head_dim;
+        let runs = unit.span.keys.iter().flat_map(|run| {
+            let part = &self.kv[run.part];
+            let tensor = if values { part.v } else { part.k };
+            run.rows.clone().map(move |row| (tensor, row))
+        });
+        for (out, (tensor, row)) in out.iter_mut().zip(runs.skip(first)) {
+            *out = &tensor.row(row)[columns.clone()];
         }
-        &[]
     }
 
     /// Packs one panel of keys or one depth tile of values.
@@ -109,16 +108,16 @@ impl<'a> Plan<'a> {
             unsafe { std::slice::from_raw_parts_mut(packed.get().add(start + offset), half) }
         };
         const MOST_DEPTH: usize = 64;
-        let mut rows: [&[f32]; MOST_DEPTH] = [&[]; MOST_DEPTH];
+        let (mut heads, mut rows) = ([[].as_slice(); MOST_DEPTH], [[].as_slice(); MOST_DEPTH]);
         if index < unit.key_panels {
             for side in 0..2 {
                 let first = (2 * index + side) * kernel.strip;
                 let count = unit.keys.saturating_sub(first).min(kernel.strip);
+                let heads = &mut heads[..count];
+                self.key_rows(unit, first, kv_head, false, heads);
                 for t in 0..self.dim_tiles {
                     let span = t * kernel.depth()..dim.min((t + 1) * kernel.depth());
-                    for (i, row) in rows[..count].iter_mut().enumerate() {
-                        *row = &self.key_row(unit, first + i, kv_head, false)[span.clone()];
-                    }
+                    rows.iter_mut().zip(&*heads).for_each(|(row, head)| *row = &head[span.clone()]);
                     let offset = (index * self.dim_tiles + t) * kernel.right_tile() + side * half;
                     pack::right_tile(isa, kernel, &rows[..count], &[], tile(offset));
                 }
@@ -127,11 +126,11 @@ impl<'a> Plan<'a> {
             let t = index - unit.key_panels;
             let first = t * kernel.depth();
             let count = (unit.keys - first).min(kernel.depth());
+            let heads = &mut heads[..count];
+            self.key_rows(unit, first, kv_head, true, heads);
             for strip in 0..2 * self.dim_panels {
                 let span = (strip * kernel.strip).min(dim)..((strip + 1) * kernel.strip).min(dim);
-                for (i, row) in rows[..count].iter_mut().enumerate() {
-                    *row = &self.key_row(unit, first + i, kv_head, true)[span.clone()];
-                }
+                rows.iter_mut().zip(&*heads).for_each(|(row, head)| *row = &head[span.clone()]);
                 let offset = unit.key_bytes
                     + (strip / 2 * unit.value_tiles + t) * kernel.right_tile()
                     + strip % 2 * half;
