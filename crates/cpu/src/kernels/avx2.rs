@@ -14,7 +14,7 @@ const KERNEL: Kernel = Kernel {
     packed: Packed::F32,
     block: 32,
     step: 32,
-    group: 1,
+    resident: None,
     micro: f32_micro,
     enter: nothing,
     leave: nothing,
