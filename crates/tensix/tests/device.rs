@@ -72,6 +72,22 @@ fn a_tensor_too_large_for_the_device_is_an_error_and_harms_nothing() {
 }
 
 #[test]
+fn what_does_not_fit_a_core_is_unsupported_and_harms_nothing() {
+    let Some(device) = open() else { return };
+    // The scores of 32 queries stay in L1: 4 KiB for each 32 keys.
+    let keys = 9000;
+    let (q, kv) = (put(&device, &random(1, 1, 32, 1.0)), put(&device, &random(2, keys, 32, 1.0)));
+    let attend = |keys| {
+        let spans = [Span { queries: 0..1, keys: vec![Keys { part: 0, rows: 0..keys }] }];
+        let spec = Attention { heads: 1, kv_heads: 1, head_dim: 32, scale: 0.2, spans: &spans };
+        device.attention(&q, &[KeyValue { k: &kv, v: &kv }], &spec)
+    };
+    let error = attend(keys).unwrap_err();
+    assert!(error.is_unsupported() && error.to_string().contains("bytes of L1"), "{error}");
+    assert!(attend(6900).is_ok());
+}
+
+#[test]
 fn a_grid_larger_than_the_device_is_an_error() {
     if open().is_none() {
         return;
