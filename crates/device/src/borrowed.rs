@@ -15,6 +15,9 @@ impl<D: Device> Device for &D {
     fn shape(&self, x: &D::Tensor) -> [usize; 2] {
         (**self).shape(x)
     }
+    fn on_host(&self, op: OpKind) -> bool {
+        (**self).on_host(op)
+    }
     fn upload(&self, rows: usize, cols: usize, data: &[f32]) -> Result<D::Tensor> {
         (**self).upload(rows, cols, data)
     }

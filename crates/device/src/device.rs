@@ -163,6 +163,13 @@ pub trait Device {
         let _ = (name, x);
     }
 
+    /// Whether the device has the host do `op`, by design, and uploads the result: such as the lookup in an embedding
+    /// table of a gigabyte of which few rows are ever read. Records say so.
+    fn on_host(&self, op: OpKind) -> bool {
+        let _ = op;
+        false
+    }
+
     /// Enters a module, so that records and taps know their path. Use [`Scope`].
     fn enter(&self, module: fmt::Arguments<'_>) {
         let _ = module;

@@ -70,6 +70,12 @@ impl Outcome {
     fn on_device(result: [usize; 2]) -> Self {
         Self { result, place: Place::Device, moved: (Duration::ZERO, 0), device_time: None }
     }
+
+    /// By the device, but on the host: the result was uploaded, in a part of the time that only the device knows.
+    fn on_host_by_design(result: [usize; 2]) -> Self {
+        let moved = (Duration::ZERO, 4 * (result[0] * result[1]) as u64);
+        Self { place: Place::Host, moved, ..Self::on_device(result) }
+    }
 }
 
 /// Measures the moves of one fallback.
@@ -185,7 +191,13 @@ impl<D: Device, H: Device> Traced<D, H> {
                     device_time = Some(waited.saturating_sub(start.elapsed()));
                 }
                 Ok(y) => {
-                    self.push(call, start, start.elapsed(), Outcome::on_device(self.device.shape(&y)));
+                    let time = start.elapsed();
+                    let result = self.device.shape(&y);
+                    let outcome = match self.device.on_host(op) {
+                        true => Outcome::on_host_by_design(result),
+                        false => Outcome::on_device(result),
+                    };
+                    self.push(call, start, time, outcome);
                     return Ok(y);
                 }
             }
@@ -238,6 +250,9 @@ impl<D: Device, H: Device> Device for Traced<D, H> {
     }
     fn shape(&self, x: &D::Tensor) -> [usize; 2] {
         self.device.shape(x)
+    }
+    fn on_host(&self, op: OpKind) -> bool {
+        self.device.on_host(op)
     }
     fn tap(&self, name: &str, x: &D::Tensor) {
         self.device.tap(name, x);
