@@ -25,7 +25,6 @@ mod value;
 pub use decode::{DecodeError, Limits, decode};
 pub use encode::encode;
 pub use error::{Error, Failure};
-pub use metrics::DeviceMemory;
 pub use record::{Recording, recordings};
 pub use replay::{Replayed, Verdict, replay};
 pub use server::{Bound, ServeError, Served, stop_on_signal};

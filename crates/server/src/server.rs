@@ -26,7 +26,7 @@ use crate::auth::ApiKeys;
 use crate::connection::Connection;
 use crate::encode::encode;
 use crate::engine::{self, EngineOptions};
-use crate::metrics::{DeviceMemory, Metrics};
+use crate::metrics::Metrics;
 use crate::queue::Queue;
 use crate::record::Recorder;
 use crate::request::RequestReader;
@@ -40,8 +40,6 @@ pub struct Served {
     pub model: Box<dyn ActionModel>,
     /// What is around it.
     pub policy: Policy,
-    /// Memory that the device holds, where it can tell.
-    pub device_memory: Option<DeviceMemory>,
 }
 
 /// An address that is taken but not yet listened on: clients are refused, and openpi's client waits and retries.
@@ -165,7 +163,7 @@ fn own_model<E>(
     recorder: Option<Recorder>,
     stop: CancellationToken,
 ) {
-    let Served { model, policy, device_memory } = match load() {
+    let Served { model, policy } = match load() {
         Ok(served) => served,
         Err(error) => return drop(loaded.send(Err(error))),
     };
@@ -181,7 +179,7 @@ fn own_model<E>(
             policy,
         },
         queue: Queue::new(settings.max_queue),
-        metrics: Metrics::new(device_memory, recorder.as_ref().map(Recorder::lost)),
+        metrics: Metrics::new(model.memory(), recorder.as_ref().map(Recorder::lost)),
         recorder,
         request_timeout: settings.request_timeout,
         workers: Arc::new(Semaphore::new(workers)),

@@ -150,7 +150,7 @@ pub fn open(
     let loaded = device::load(device, checkpoint)
         .with_context(|| format!("cannot load {} on {}", model.display(), device.device.name()))?;
     tracing::info!(seconds = loaded.time.as_secs_f64(), device = device.device.name(), "model loaded");
-    Ok(Served { model: loaded.model, policy, device_memory: None })
+    Ok(Served { model: loaded.model, policy })
 }
 
 fn start_log(format: LogFormat) {
