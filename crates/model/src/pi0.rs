@@ -333,10 +333,13 @@ impl<D: Device> Pi0<D> {
     }
 }
 
+/// Numbers of denoising steps that make sense.
+pub const STEPS: std::ops::RangeInclusive<usize> = 1..=1000;
+
 fn check_steps(steps: usize) -> Result<usize, ModelError> {
-    match steps {
-        1..=1000 => Ok(steps),
-        _ => {
+    match STEPS.contains(&steps) {
+        true => Ok(steps),
+        false => {
             Err(ModelError::Call(format!("{steps} denoising steps; from 1 to 1000 make sense, 10 is usual")))
         }
     }

@@ -69,7 +69,7 @@ impl Bound {
             let address = socket.local_addr()?;
             Ok((socket, address))
         };
-        let (socket, address) = bind().map_err(|source| Error::Listen { address: wanted, source })?;
+        let (socket, address) = bind().map_err(|why| Error::Listen { address: wanted, why })?;
         Ok(Self { socket, address, settings, keys, recorder })
     }
 
@@ -105,7 +105,7 @@ impl Bound {
             Ok(Err(error)) => return Err(ServeError::Load(error)),
             Err(_) => return Err(ServeError::LoadPanicked),
         };
-        let listen = |source| Error::Listen { address, source };
+        let listen = |why| Error::Listen { address, why };
         let listener = socket.listen(1024).map_err(listen)?;
         tracing::info!(%address, robot = summary.robot.map(tracing::field::display), "listening");
 
