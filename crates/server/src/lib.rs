@@ -27,7 +27,7 @@ pub use encode::encode;
 pub use error::{Error, Failure};
 pub use record::{Recording, recordings};
 pub use replay::{Replayed, Verdict, replay};
-pub use server::{Bound, ServeError, Served, stop_on_signal};
+pub use server::{Bound, ServeError, Served, runtime, stop_on_signal};
 pub use settings::Settings;
 pub use tokio_util::sync::CancellationToken;
 pub use value::{Dtype, Kind, Map, NdArray, Value};

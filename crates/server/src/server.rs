@@ -16,6 +16,7 @@ use hyper_util::service::TowerToHyperService;
 use pi0_model::ActionModel;
 use pi0_policy::{Policy, Summary};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::runtime::Runtime;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -169,7 +170,6 @@ fn own_model<E>(
     };
     let config = model.config();
     let summary = policy.summary();
-    let workers = std::thread::available_parallelism().map_or(2, usize::from);
     let service = Arc::new(Service {
         translator: Translator {
             reader: RequestReader::new(&policy),
@@ -182,7 +182,7 @@ fn own_model<E>(
         metrics: Metrics::new(model.memory(), recorder.as_ref().map(Recorder::lost)),
         recorder,
         request_timeout: settings.request_timeout,
-        workers: Arc::new(Semaphore::new(workers)),
+        workers: Arc::new(Semaphore::new(cores())),
     });
     let options = EngineOptions {
         max_batch: settings.max_batch,
@@ -347,6 +347,23 @@ async fn websocket(
             connection.run(front.metadata.clone()).instrument(span).await;
             drop((place, task));
         })
+}
+
+/// The runtime that a server is made for: two threads move bytes, and no more than there are cores prepare requests.
+/// Each thread's allocator keeps memory of its own, so a crowd of them would only cost.
+///
+/// # Errors
+/// The system refuses to start threads.
+pub fn runtime() -> Result<Runtime, Error> {
+    // One more waits for the inference thread in the end.
+    let blocking = cores() + 1;
+    let mut builder = tokio::runtime::Builder::new_multi_thread();
+    builder.worker_threads(2).max_blocking_threads(blocking).enable_all().build().map_err(Error::System)
+}
+
+/// How many requests can be prepared at once.
+fn cores() -> usize {
+    std::thread::available_parallelism().map_or(2, usize::from)
 }
 
 /// A token that is cancelled by SIGTERM or ctrl-c.

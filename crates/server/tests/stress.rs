@@ -6,8 +6,8 @@ mod common;
 mod damage;
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -16,14 +16,18 @@ use common::*;
 use damage::Vandal;
 use pi0_model::{Config, synth};
 use pi0_policy::Robot;
-use pi0_server::{Map, NdArray, Settings, Value, encode};
+use pi0_server::{Map, NdArray, Settings, Value, encode, runtime};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio_tungstenite::tungstenite::Message;
 
 const HORIZON: usize = 10;
 
-/// One test at a time: they measure the process.
-static ALONE: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
+/// Runs a test as `pi0 serve` runs a server, and no other beside it: they measure the process.
+fn run(test: impl Future<Output = ()>) {
+    static ALONE: Mutex<()> = Mutex::new(());
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    runtime().unwrap().block_on(test);
+}
 
 /// The tiny network behind openpi's ALOHA transforms.
 async fn start(settings: Settings) -> Running {
@@ -155,15 +159,18 @@ fn cameras(count: usize, seed: usize) -> Value {
     with(without(Value::Map(map), "images"), "images", images)
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn overhead() {
-    let _alone = ALONE.lock().await;
+#[test]
+fn overhead() {
+    run(overhead_test());
+}
+
+async fn overhead_test() {
     let requests = amount("PI0_OVERHEAD", 30);
     let server = start(settings()).await;
     let mut client = server.client().await;
     let frame = Bytes::from(encode(&aloha(1)));
     let (mut overheads, mut models, mut last) = (Vec::new(), Vec::new(), None);
-    for i in 0..requests + 10 {
+    for i in 0..requests + 11 {
         client.send(Message::Binary(frame.clone())).await;
         let Reply::Actions(reply) = client.receive().await else { panic!() };
         let part = |key, inner| match reply.get(key) {
@@ -192,9 +199,12 @@ async fn overhead() {
     server.end().await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn soak() {
-    let _alone = ALONE.lock().await;
+#[test]
+fn soak() {
+    run(soak_test());
+}
+
+async fn soak_test() {
     const CLIENTS: usize = 32;
     let requests = amount("PI0_SOAK", 64);
     let server = start_quick(settings()).await;
@@ -278,9 +288,12 @@ async fn break_protocol(client: Client, wire: damage::Wire) {
     end.await.unwrap_or_else(|_| panic!("the server holds on to {:?}", wire.bytes));
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn fuzz() {
-    let _alone = ALONE.lock().await;
+#[test]
+fn fuzz() {
+    run(fuzz_test());
+}
+
+async fn fuzz_test() {
     const CLIENTS: usize = 8;
     let frames = amount("PI0_FUZZ", 300);
     let server = Arc::new(start_quick(settings()).await);
