@@ -3,7 +3,9 @@
 use std::fmt;
 use std::ops::Range;
 
-use crate::{Attention, Dense, Device, Error, HostTensor, KeyValue, OpKind, Qkv, Result, WeightSource};
+use crate::{
+    Attention, Dense, Device, Error, HostTensor, KeyValue, MemoryMeter, OpKind, Qkv, Result, WeightSource,
+};
 
 impl<D: Device> Device for &D {
     type Tensor = D::Tensor;
@@ -11,6 +13,9 @@ impl<D: Device> Device for &D {
 
     fn name(&self) -> &'static str {
         (**self).name()
+    }
+    fn memory(&self) -> Option<MemoryMeter> {
+        (**self).memory()
     }
     fn shape(&self, x: &D::Tensor) -> [usize; 2] {
         (**self).shape(x)

@@ -14,6 +14,7 @@ mod device;
 mod error;
 pub mod flops;
 mod host;
+mod memory;
 mod record;
 mod reference;
 mod source;
@@ -26,6 +27,7 @@ pub use device::{
 };
 pub use error::{Error, Result};
 pub use host::HostTensor;
+pub use memory::{Held, MemoryMeter};
 pub use record::{Kind, Part, Place, Record};
 pub use reference::{Reference, ReferenceWeight};
 pub use source::{Bytes, Dtype, LinearPart, MappedFile, NormKind, TensorSource, WeightSource};

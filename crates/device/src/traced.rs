@@ -10,7 +10,8 @@ use std::time::{Duration, Instant};
 
 use crate::record::{Part, Place, Record};
 use crate::{
-    Activation, Attention, Dense, Device, HostTensor, KeyValue, OpKind, Qkv, Result, WeightSource, flops,
+    Activation, Attention, Dense, Device, HostTensor, KeyValue, MemoryMeter, OpKind, Qkv, Result,
+    WeightSource, flops,
 };
 
 /// What to do with an operation that the device refuses as `Unsupported`.
@@ -247,6 +248,9 @@ impl<D: Device, H: Device> Device for Traced<D, H> {
 
     fn name(&self) -> &'static str {
         self.device.name()
+    }
+    fn memory(&self) -> Option<MemoryMeter> {
+        self.device.memory()
     }
     fn shape(&self, x: &D::Tensor) -> [usize; 2] {
         self.device.shape(x)

@@ -126,10 +126,23 @@ fn openpi_client_drives_libero() {
 #[test]
 fn gym_aloha_closes_the_loop() {
     let Some(python) = python("gym_aloha, openpi_client") else { return };
-    let server = Server::start(Robot::Aloha, 50, &["--default-prompt", "Transfer cube"]);
+    let recordings = tempfile::tempdir().unwrap();
+    let record = recordings.path().to_str().unwrap();
+    let prompt = ["--default-prompt", "Transfer cube"];
+    let server = Server::start(Robot::Aloha, 50, &[&prompt[..], &["--record", record]].concat());
     server.run(&python, "gym_aloha_loop.py", &["--steps", "25"]);
     #[cfg(unix)]
     server.end();
+
+    let same = openpi_checkpoint(Robot::Aloha, 50);
+    let output = Command::new(env!("CARGO_BIN_EXE_pi0"))
+        .arg("replay")
+        .args([same.path(), recordings.path()])
+        .args(prompt)
+        .output()
+        .unwrap();
+    let told = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success() && told.contains("3 replayed, 0 differ"), "{told}");
 }
 
 /// The world here, the policy behind the protocol; several robots at once for the report.
