@@ -22,6 +22,8 @@ const FEW_PANELS: usize = 4;
 const CHUNK_COLUMNS: usize = 256;
 /// The same where the left operand stays in the second-level cache: enough columns to pay for bringing it there.
 const RESIDENT_COLUMNS: usize = 2048;
+/// Row panels of one task where it is sums that must stay there, because depth comes in blocks.
+const DEEP_ROWS: usize = 13;
 
 thread_local! {
     static SCRATCH: RefCell<Option<Block>> = const { RefCell::new(None) };
@@ -122,13 +124,16 @@ impl Engine {
         let left = self.pack_left(x, norm, kernel);
         let (panels, right_panels) = (left.panels, weight.panels());
         let chunks = |count: usize, most: usize| count.div_ceil(most.max(1));
-        let blocks = weight.tiles().div_ceil(kernel.block);
+        let deep = weight.tiles() > kernel.block;
         let (most_rows, most_columns) = match kernel.resident {
+            Some(bytes) if deep => (DEEP_ROWS, bytes / DEEP_ROWS / kernel.tile()),
             Some(bytes) => {
-                let of_panel = kernel.max_rows * kernel.left_chunk() * weight.tiles().div_ceil(blocks);
+                let of_panel = kernel.max_rows * kernel.left_chunk() * weight.tiles();
                 (bytes / of_panel, RESIDENT_COLUMNS / kernel.columns())
             }
-            None => (CHUNK_ROWS / kernel.max_rows / blocks.min(2), CHUNK_COLUMNS / kernel.columns()),
+            None => {
+                (CHUNK_ROWS / kernel.max_rows / (1 + usize::from(deep)), CHUNK_COLUMNS / kernel.columns())
+            }
         };
         let row_chunks = chunks(panels.count, most_rows);
         let mut column_chunks = chunks(right_panels, most_columns);
@@ -159,11 +164,14 @@ impl Engine {
         columns: std::ops::Range<usize>,
     ) {
         let kernel = weight.kernel;
-        let (tiles, tile_values) = (weight.tiles(), kernel.max_rows * kernel.columns());
+        let (tiles, tile_values) = (weight.tiles(), kernel.tile() / size_of::<f32>());
         // Sums run over depth in order, whatever its division, so that no bit depends on it. A block's left operand
         // stays in the second-level cache, and in the first one a step of a right panel, which all row panels use.
-        let blocks = tiles.div_ceil(kernel.block);
-        let step_tiles = if rows.len() <= FEW_PANELS { kernel.block } else { kernel.step };
+        let few = rows.len() <= FEW_PANELS;
+        // Where sums fill the second-level cache, the left operand must be a small guest there.
+        let block_tiles = if tiles <= kernel.block || few { kernel.block } else { kernel.deep_block };
+        let blocks = tiles.div_ceil(block_tiles);
+        let step_tiles = if few { kernel.block } else { kernel.step };
         let steps = tiles.div_ceil(blocks).div_ceil(step_tiles);
         let kept = match (blocks, steps) {
             (1, 1) => 1,

@@ -156,7 +156,7 @@ mod x86 {
         let r = _mm512_sub_ps(x, whole);
         // Powers of ln 2 over factorials, highest first.
         let mut p = _mm512_set1_ps(1.540_353e-4);
-        for c in [1.333_355_8e-3, 9.618_129e-3, 5.550_410_9e-2, 0.240_226_5, 0.693_147_2, 1.0] {
+        for c in [1.333_355_8e-3, 9.618_129e-3, 5.550_411e-2, 0.240_226_5, std::f32::consts::LN_2, 1.0] {
             p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(c));
         }
         _mm512_scalef_ps(p, whole)

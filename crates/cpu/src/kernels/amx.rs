@@ -12,6 +12,7 @@ pub(super) static BF16: Kernel = Kernel {
     left: Left::Bf16,
     packed: Packed::Bf16,
     block: 64,
+    deep_block: 16,
     step: 8,
     resident: Some(1200 << 10),
     micro: bf16_micro,

@@ -14,6 +14,7 @@ const KERNEL: Kernel = Kernel {
     left: Left::F32,
     packed: Packed::F32,
     block: 64,
+    deep_block: 64,
     step: 64,
     resident: None,
     micro: f32_micro,
@@ -27,7 +28,7 @@ pub(super) static BF16_DOT: Kernel =
 pub(super) static INT8_DOT: Kernel =
     Kernel { left: Left::Uint8, packed: Packed::Int8, micro: int8_dot_micro, ..KERNEL };
 pub(super) static BF16_AS_F32: Kernel =
-    Kernel { packed: Packed::Bf16, block: 32, step: 32, micro: bf16_as_f32_micro, ..KERNEL };
+    Kernel { packed: Packed::Bf16, block: 32, deep_block: 32, step: 32, micro: bf16_as_f32_micro, ..KERNEL };
 pub(super) static INT8_AS_INT16: Kernel =
     Kernel { left: Left::Int8, packed: Packed::Int8, micro: int8_as_int16_micro, ..KERNEL };
 

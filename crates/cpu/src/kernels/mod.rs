@@ -108,6 +108,8 @@ pub(crate) struct Kernel {
     pub(crate) packed: Packed,
     /// Depth tiles whose operands should stay in the second-level cache.
     pub(crate) block: usize,
+    /// The same where there are several blocks, whose sums stay there too.
+    pub(crate) deep_block: usize,
     /// Depth tiles of a right panel that all row panels should use while they are in the first-level cache.
     pub(crate) step: usize,
     /// Bytes of the left operand that should stay in the second-level cache while the weight passes by; none for a
@@ -167,6 +169,11 @@ impl Kernel {
     /// Bytes of one depth tile of a right panel.
     pub(crate) fn right_tile(&self) -> usize {
         self.columns() * self.depth() * self.packed.size()
+    }
+
+    /// Bytes of one tile of sums.
+    pub(crate) fn tile(&self) -> usize {
+        self.max_rows * self.columns() * size_of::<f32>()
     }
 
     /// Bytes of one row of one depth tile of a left panel.

@@ -22,6 +22,7 @@ impl Row {
     }
 
     /// Number of chunks.
+    #[cfg(target_arch = "x86_64")]
     pub(super) fn count(&self) -> usize {
         self.count
     }
