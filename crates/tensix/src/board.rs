@@ -1,4 +1,6 @@
-//! One Wormhole chip: what it is, where its cores and memory banks are, and how kernels are loaded and run.
+//! One Wormhole chip: where its cores and memory banks are, and how kernels are loaded and run.
+
+mod discovery;
 
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
@@ -7,8 +9,6 @@ use crate::error::{Fault, OpenError};
 use crate::kernels::{Kernel, Processor, firmware, l1};
 use crate::transport::{Batch, Transport, Xy};
 
-/// PCI device and vendor id.
-const WORMHOLE: u32 = 0x401E_1E52;
 /// Coordinates of the first core in the translated system, where rows that do not work come last.
 const FIRST_CORE: u8 = 18;
 const COLUMNS: usize = 8;
@@ -34,18 +34,6 @@ const NOC_SIZE: (u8, u8) = (10, 12);
 /// Resets of the five processors, in a debug register of each core.
 const SOFT_RESET: u64 = 0xFFB1_21B0;
 const RESET_ALL: u32 = 1 << 11 | 7 << 12 | 1 << 18;
-
-/// The ARC processor's registers and memory, as offsets in BAR 0.
-const ARC_RESET_UNIT: u64 = 0x1FF3_0000;
-const ARC_MEMORY: u64 = 0x1FE8_0000;
-const ARC_MEMORY_ADDRESS: u64 = 0x1000_0000;
-const MESSAGE_DEASSERT_RISCV_RESET: u8 = 0xBA;
-const MESSAGE_BUSY_CLOCK: u8 = 0x52;
-const MESSAGE_HARVESTED_ROWS: u8 = 0x57;
-/// Telemetry tags.
-const TAG_BOARD_ID_HIGH: u16 = 1;
-const TAG_BOARD_ID_LOW: u16 = 2;
-const TAG_FIRMWARE_BUNDLE: u16 = 28;
 
 /// What a device is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -174,35 +162,6 @@ impl Board {
         Ok(board)
     }
 
-    fn discover(&mut self, grid: Option<(usize, usize)>) -> Result<(), OpenError> {
-        let mut batch = Batch::default();
-        batch.config_read(0);
-        let id = word(&self.run(batch)?);
-        if id != WORMHOLE {
-            return Err(OpenError::NotWormhole(id));
-        }
-        self.arc_message(MESSAGE_DEASSERT_RISCV_RESET)?;
-        self.arc_message(MESSAGE_BUSY_CLOCK)?;
-        let harvested = self.arc_message(MESSAGE_HARVESTED_ROWS)?.count_ones() as usize;
-        let tag = |telemetry: &[(u16, u32)], tag| {
-            telemetry.iter().find(|(t, _)| *t == tag).map_or(0, |(_, value)| *value)
-        };
-        let telemetry = self.telemetry()?;
-        let usable = (COLUMNS, ROWS.saturating_sub(harvested));
-        let wanted = grid.unwrap_or(usable);
-        if wanted.0 == 0 || wanted.1 == 0 || wanted.0 > usable.0 || wanted.1 > usable.1 {
-            return Err(OpenError::Grid { wanted, usable });
-        }
-        self.info.board_id = u64::from(tag(&telemetry, TAG_BOARD_ID_HIGH)) << 32
-            | u64::from(tag(&telemetry, TAG_BOARD_ID_LOW));
-        self.info.firmware = tag(&telemetry, TAG_FIRMWARE_BUNDLE);
-        self.info.harvested_rows = harvested;
-        self.info.usable_grid = usable;
-        self.info.grid = wanted;
-        self.cores.resize_with(wanted.0 * wanted.1, Core::default);
-        Ok(())
-    }
-
     pub(crate) fn info(&self) -> &BoardInfo {
         &self.info
     }
@@ -276,49 +235,6 @@ impl Board {
             self.pending.read(BANKS[t % BANKS.len()][0], addr, tile_bytes);
         }
         self.flush()
-    }
-
-    // ---- the management processor ----
-
-    fn arc_words(&mut self, offsets: &[u64]) -> Result<Vec<u32>, Fault> {
-        let mut batch = Batch::default();
-        offsets.iter().for_each(|&o| batch.arc_read(o));
-        Ok(self.run(batch)?.chunks_exact(4).map(word).collect())
-    }
-
-    /// Sends a message through the scratch registers; its answer.
-    fn arc_message(&mut self, code: u8) -> Result<u32, Fault> {
-        let scratch = |i: u64| ARC_RESET_UNIT + 0x60 + 4 * i;
-        let control = ARC_RESET_UNIT + 0x100;
-        let state = self.arc_words(&[control])?[0];
-        let mut batch = Batch::default();
-        batch.arc_write(scratch(3), 0);
-        batch.arc_write(scratch(5), 0xAA00 | u32::from(code));
-        batch.arc_write(control, state | 1 << 16);
-        self.run(batch)?;
-        let start = Instant::now();
-        while start.elapsed() < self.timeout {
-            let [answer, value] = self.arc_words(&[scratch(5), scratch(3)])?[..] else { break };
-            if answer & 0xFFFF == u32::from(code) {
-                return Ok(value);
-            }
-            let mut batch = Batch::default();
-            batch.tick(16);
-            self.run(batch)?;
-        }
-        Err(self.broken(Fault::Arc(code)))
-    }
-
-    /// Telemetry as tags and values; empty where the firmware publishes none.
-    fn telemetry(&mut self) -> Result<Vec<(u16, u32)>, Fault> {
-        let at = self.arc_words(&[ARC_RESET_UNIT + 0x1D0, ARC_RESET_UNIT + 0x1D4])?;
-        let memory = |a: u32| u64::from(a).checked_sub(ARC_MEMORY_ADDRESS).map(|a| ARC_MEMORY + a);
-        let (Some(table), Some(values)) = (memory(at[0]), memory(at[1])) else { return Ok(Vec::new()) };
-        let count = self.arc_words(&[table + 4])?[0].min(256);
-        let entries: Vec<u64> = (0..u64::from(count)).map(|i| table + 8 + 4 * i).collect();
-        let entries = self.arc_words(&entries)?;
-        let places: Vec<u64> = entries.iter().map(|e| values + 4 * u64::from(e >> 16)).collect();
-        Ok(entries.iter().map(|&e| e as u16).zip(self.arc_words(&places)?).collect())
     }
 
     // ---- kernels ----

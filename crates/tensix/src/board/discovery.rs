@@ -1,0 +1,94 @@
+//! What a chip is, asked of its management processor (ARC).
+
+use std::time::Instant;
+
+use super::{Board, COLUMNS, Core, ROWS, word};
+use crate::error::{Fault, OpenError};
+use crate::transport::Batch;
+
+/// PCI device and vendor id.
+const WORMHOLE: u32 = 0x401E_1E52;
+/// The ARC processor's registers and memory, as offsets in BAR 0.
+const ARC_RESET_UNIT: u64 = 0x1FF3_0000;
+const ARC_MEMORY: u64 = 0x1FE8_0000;
+const ARC_MEMORY_ADDRESS: u64 = 0x1000_0000;
+const MESSAGE_DEASSERT_RISCV_RESET: u8 = 0xBA;
+const MESSAGE_BUSY_CLOCK: u8 = 0x52;
+const MESSAGE_HARVESTED_ROWS: u8 = 0x57;
+/// Telemetry tags.
+const TAG_BOARD_ID_HIGH: u16 = 1;
+const TAG_BOARD_ID_LOW: u16 = 2;
+const TAG_FIRMWARE_BUNDLE: u16 = 28;
+
+impl Board {
+    /// Learns what the device is and wakes its cores.
+    pub(super) fn discover(&mut self, grid: Option<(usize, usize)>) -> Result<(), OpenError> {
+        let mut batch = Batch::default();
+        batch.config_read(0);
+        let id = word(&self.run(batch)?);
+        if id != WORMHOLE {
+            return Err(OpenError::NotWormhole(id));
+        }
+        self.arc_message(MESSAGE_DEASSERT_RISCV_RESET)?;
+        self.arc_message(MESSAGE_BUSY_CLOCK)?;
+        let harvested = self.arc_message(MESSAGE_HARVESTED_ROWS)?.count_ones() as usize;
+        let tag = |telemetry: &[(u16, u32)], tag| {
+            telemetry.iter().find(|(t, _)| *t == tag).map_or(0, |(_, value)| *value)
+        };
+        let telemetry = self.telemetry()?;
+        let usable = (COLUMNS, ROWS.saturating_sub(harvested));
+        let wanted = grid.unwrap_or(usable);
+        if wanted.0 == 0 || wanted.1 == 0 || wanted.0 > usable.0 || wanted.1 > usable.1 {
+            return Err(OpenError::Grid { wanted, usable });
+        }
+        self.info.board_id = u64::from(tag(&telemetry, TAG_BOARD_ID_HIGH)) << 32
+            | u64::from(tag(&telemetry, TAG_BOARD_ID_LOW));
+        self.info.firmware = tag(&telemetry, TAG_FIRMWARE_BUNDLE);
+        self.info.harvested_rows = harvested;
+        self.info.usable_grid = usable;
+        self.info.grid = wanted;
+        self.cores.resize_with(wanted.0 * wanted.1, Core::default);
+        Ok(())
+    }
+
+    fn arc_words(&mut self, offsets: &[u64]) -> Result<Vec<u32>, Fault> {
+        let mut batch = Batch::default();
+        offsets.iter().for_each(|&o| batch.arc_read(o));
+        Ok(self.run(batch)?.chunks_exact(4).map(word).collect())
+    }
+
+    /// Sends a message through the scratch registers; its answer.
+    fn arc_message(&mut self, code: u8) -> Result<u32, Fault> {
+        let scratch = |i: u64| ARC_RESET_UNIT + 0x60 + 4 * i;
+        let control = ARC_RESET_UNIT + 0x100;
+        let state = self.arc_words(&[control])?[0];
+        let mut batch = Batch::default();
+        batch.arc_write(scratch(3), 0);
+        batch.arc_write(scratch(5), 0xAA00 | u32::from(code));
+        batch.arc_write(control, state | 1 << 16);
+        self.run(batch)?;
+        let start = Instant::now();
+        while start.elapsed() < self.timeout {
+            let [answer, value] = self.arc_words(&[scratch(5), scratch(3)])?[..] else { break };
+            if answer & 0xFFFF == u32::from(code) {
+                return Ok(value);
+            }
+            let mut batch = Batch::default();
+            batch.tick(16);
+            self.run(batch)?;
+        }
+        Err(self.broken(Fault::Arc(code)))
+    }
+
+    /// Telemetry as tags and values; empty where the firmware publishes none.
+    fn telemetry(&mut self) -> Result<Vec<(u16, u32)>, Fault> {
+        let at = self.arc_words(&[ARC_RESET_UNIT + 0x1D0, ARC_RESET_UNIT + 0x1D4])?;
+        let memory = |a: u32| u64::from(a).checked_sub(ARC_MEMORY_ADDRESS).map(|a| ARC_MEMORY + a);
+        let (Some(table), Some(values)) = (memory(at[0]), memory(at[1])) else { return Ok(Vec::new()) };
+        let count = self.arc_words(&[table + 4])?[0].min(256);
+        let entries: Vec<u64> = (0..u64::from(count)).map(|i| table + 8 + 4 * i).collect();
+        let entries = self.arc_words(&entries)?;
+        let places: Vec<u64> = entries.iter().map(|e| values + 4 * u64::from(e >> 16)).collect();
+        Ok(entries.iter().map(|&e| e as u16).zip(self.arc_words(&places)?).collect())
+    }
+}
