@@ -14,6 +14,7 @@ mod device;
 mod error;
 pub mod flops;
 mod host;
+pub mod operands;
 mod record;
 mod reference;
 mod source;
@@ -26,7 +27,7 @@ pub use device::{
 };
 pub use error::{Error, Result};
 pub use host::HostTensor;
-pub use record::{Kind, Part, Place, Record};
+pub use record::{Fusion, Kind, Part, Place, Record};
 pub use reference::{Reference, ReferenceWeight};
 pub use source::{Bytes, Dtype, LinearPart, MappedFile, NormKind, TensorSource, WeightSource};
 pub use tapped::Tapped;
