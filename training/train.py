@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Trains the tiny π0 with openpi's PyTorch class and its flow-matching loss.
 
-    cargo run --release -p pi0-demo --example record -- data/train-0.safetensors 40000 1     # seeds 1, 2, ...
+    cargo run --release -p pi0-demo --example record -- data/train-1.safetensors 40000 1     # seeds 1, 2, ...
     cargo run --release -p pi0-demo --example record -- data/val.safetensors 2000 1000
     python train.py --openpi OPENPI --data data --out run
 
@@ -28,13 +28,13 @@ class Data:
     """Samples of one or more recordings, in memory."""
 
     def __init__(self, paths, stats=None):
-        parts = {k: [] for k in ("top", "wrist", "state", "actions", "tokens")}
+        parts = {k: [] for k in ("top", "wrist", "state", "actions", "kinds", "places", "tokens")}
         length = tiny.ARCH["max_tokens"]
         for path in paths:
             with safe_open(path, "pt") as f:
                 tokens = [tiny.tokenize(t) for t in json.loads(f.metadata()["instructions"])]
                 table = torch.tensor([t + [0] * (length - len(t)) for t in tokens])
-                for k in ("top", "wrist", "state", "actions"):
+                for k in list(parts)[:-1]:
                     parts[k].append(f.get_tensor(k))
                 parts["tokens"].append(table[f.get_tensor("instruction").long()])
         for k, v in parts.items():
@@ -58,8 +58,60 @@ class Data:
         return (images, [present] * len(images), tokens, tokens != 0, state), actions
 
 
-def loss_of(model, observation, actions, draws, generator=None):
-    """openpi's loss, with several draws of noise and time for each observation.
+class Pointing(torch.nn.Module):
+    """What PaliGemma learned before it became part of π0: to say what a picture shows, and where. Three linear heads
+    that read the prefix while it trains and are thrown away then.
+
+    `named`: which kinds have their centre in a patch, from the picture's tokens before they met the words.
+    `meant`, `offset`: which patch of a picture holds the target, and where in it, from the same tokens as they enter
+    the last layer, which makes the keys and values that the expert reads.
+    """
+
+    KINDS = 20
+
+    def __init__(self, model):
+        super().__init__()
+        vision, width = tiny.ARCH["vision"], tiny.ARCH["gemma"]["width"]
+        self.side = vision["image_size"] // vision["patch_size"]
+        self.named = torch.nn.Linear(width, self.KINDS)
+        self.meant = torch.nn.Linear(width, 1)
+        self.offset = torch.nn.Linear(width, 2)
+        self.hidden = None
+        last = model.paligemma_with_expert.paligemma.model.language_model.layers[-1]
+        last.register_forward_pre_hook(self.keep, with_kwargs=True)
+
+    def keep(self, _layer, args, kwargs):
+        self.hidden = args[0] if args else kwargs["hidden_states"]
+
+    def forward(self, embs, kinds, places):
+        """embs [B, tokens, W]: the prefix before the language model; kinds [B, 3]; places [B, 2, 3, 2]."""
+        b, cameras, objects, _ = places.shape
+        patches = self.side**2
+        seen = ((places >= 0) & (places < 1)).all(-1)
+        cell = (places * self.side).floor()
+        patch = (cell[..., 1] * self.side + cell[..., 0]).clamp(0, patches - 1).long()  # [B, 2, 3]
+        features = embs[:, : cameras * patches].view(b, cameras, patches, -1)
+        labels = torch.zeros(b, cameras, patches, self.KINDS, device=embs.device)
+        batch = torch.arange(b, device=embs.device)[:, None, None].expand_as(patch)
+        camera = torch.arange(cameras, device=embs.device)[None, :, None].expand_as(patch)
+        kind = kinds.long()[:, None, :].expand_as(patch)
+        labels[batch[seen], camera[seen], patch[seen], kind[seen]] = 1.0
+        named = torch.nn.functional.binary_cross_entropy_with_logits(self.named(features), labels, reduction="none")
+        named = named.sum((1, 2, 3)).mean() / objects
+        hidden = self.hidden[:, : cameras * patches].view(b, cameras, patches, -1)
+        visible, target = seen[..., 0], patch[..., 0]
+        logits = self.meant(hidden).squeeze(-1)
+        meant = torch.nn.functional.cross_entropy(logits[visible], target[visible])
+        inside = (places * self.side - cell)[:, :, 0] - 0.5
+        at = self.offset(hidden).gather(2, target[..., None, None].expand(-1, -1, 1, 2)).squeeze(2)
+        offset = (at - inside)[visible].square().mean()
+        right = (logits.argmax(-1) == target) & visible
+        self.right = right.sum(0) / visible.sum(0)  # of each camera
+        return named + meant + 2 * offset
+
+
+def loss_of(model, observation, actions, draws, pointing=None, truth=None):
+    """openpi's loss, with several draws of noise and time for each observation, and the loss of pointing if asked.
 
     The prefix sees neither, so its keys and values serve all draws: same mathematics as `model.forward`, for less.
     """
@@ -72,13 +124,14 @@ def loss_of(model, observation, actions, draws, generator=None):
         attention_mask=mask, position_ids=torch.cumsum(pad, dim=1) - 1, past_key_values=None,
         inputs_embeds=[embs, None], use_cache=True,
     )  # fmt: skip
+    pointed = pointing(embs, *truth) if pointing else embs.new_zeros(())
     cache.batch_repeat_interleave(draws)
     actions = actions.repeat_interleave(draws, 0)
     noise = model.sample_noise(actions.shape, actions.device)
     t = model.sample_time(len(actions), actions.device)
     x_t = t[:, None, None] * noise + (1 - t[:, None, None]) * actions
     v_t = model.denoise_step(state.repeat_interleave(draws, 0), pad.repeat_interleave(draws, 0), cache, x_t, t)
-    return torch.nn.functional.mse_loss(noise - actions, v_t)
+    return torch.nn.functional.mse_loss(noise - actions, v_t), pointed
 
 
 def one_key_head(module, query, key, value, mask, scaling, dropout=0.0, **_):
@@ -103,7 +156,7 @@ def hurry(model, data, device):
         # Nobody reads the language model's output, only its keys and values.
         model.paligemma_with_expert.paligemma.model.language_model.layers[-1].mlp.forward = lambda x: x
         torch.manual_seed(0)
-        ours = loss_of(model, observation, actions, 1).item()
+        ours = loss_of(model, observation, actions, 1)[0].item()
     assert abs(ours - theirs) < 1e-4 * theirs, (ours, theirs)
     print(f"loss with a shared prefix {ours:.6f}, of the reference's forward {theirs:.6f}")
 
@@ -165,6 +218,7 @@ def main():
     p.add_argument("--ema", type=float, default=0.999)
     p.add_argument("--threads", type=int, default=0)
     p.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    p.add_argument("--pointing", type=float, default=0.3, help="weight of the loss of naming and pointing")
     p.add_argument("--bf16", action="store_true", help="autocast to bfloat16")
     p.add_argument("--compile", action="store_true")
     p.add_argument("--every", type=int, default=1000, help="steps between validations and checkpoints")
@@ -188,9 +242,11 @@ def main():
     print(f"{count} parameters, {len(data)} samples, {o.device}, {torch.get_num_threads()} threads")
     ema = copy.deepcopy(model)
     hurry(model, val, o.device)
+    pointing = Pointing(model).to(o.device)
 
-    decay = [x for x in model.parameters() if x.ndim > 1]
-    plain = [x for x in model.parameters() if x.ndim <= 1]
+    trained = [*model.parameters(), *pointing.parameters()]
+    decay = [x for x in trained if x.ndim > 1]
+    plain = [x for x in trained if x.ndim <= 1]
     groups = [{"params": decay, "weight_decay": 0.01}, {"params": plain, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=o.lr, betas=(0.9, 0.98), fused=True)
     state_file, log_file = o.out / "state.pt", o.out / "log.jsonl"
@@ -200,6 +256,7 @@ def main():
         saved = torch.load(source, map_location=o.device, weights_only=True)
         model.load_state_dict(saved["model"], strict=False)
         ema.load_state_dict(saved["ema"], strict=False)
+        pointing.load_state_dict(saved["pointing"])
         optimizer.load_state_dict(saved["optimizer"])
         data.stats = val.stats = saved["stats"]
         if source == state_file:
@@ -212,37 +269,45 @@ def main():
     losses, began, was = [], time.time(), spent
     while True:
         spent = was + time.time() - began
-        observation, actions = data.batch(torch.randint(len(data), (o.batch,)), o.device)
+        index = torch.randint(len(data), (o.batch,))
+        observation, actions = data.batch(index, o.device)
+        truth = data.kinds[index].to(o.device), data.places[index].to(o.device)
         with torch.autocast(o.device.split(":")[0], torch.bfloat16, enabled=o.bf16):
-            loss = run(model, observation, actions, o.draws)
-        loss.backward()
-        progress = share(model.parameters(), max(step / o.steps, spent / 60 / o.minutes))
+            loss, pointed = run(model, observation, actions, o.draws, pointing, truth)
+        (loss + o.pointing * pointed).backward()
+        progress = share(trained, max(step / o.steps, spent / 60 / o.minutes))
         rate = o.lr * min(1, (step + 1) / 300) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1, progress))))
         for g in optimizer.param_groups:
             g["lr"] = rate
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         step += 1
         with torch.no_grad():
             d = min(o.ema, (1 + step) / (10 + step))
             torch._foreach_lerp_([e for e, _ in pairs], [m for _, m in pairs], 1 - d)
-        losses.append(loss.item())
+        losses.append([loss.item(), pointed.item(), *pointing.right.tolist()])
         done = progress >= 1
         if rank == 0 and step % 100 == 0:
-            print(f"step {step} loss {np.mean(losses[-100:]):.4f} lr {rate:.2e} {spent:.0f} s", flush=True)
+            loss, pointed, top, wrist = np.nanmean(losses[-100:], 0)
+            print(
+                f"step {step} loss {loss:.4f} pointing {pointed:.4f}, right {top:.1%} top {wrist:.1%} wrist "
+                f"lr {rate:.2e} {spent:.0f} s",
+                flush=True,
+            )
         if rank == 0 and (step % o.every == 0 or done):
             error, fingers = validate(ema, val, o.device)
+            loss, pointed, top, wrist = (round(float(x), 4) for x in np.nanmean(losses[-o.every :], 0))
             line = {
-                "step": step, "loss": float(np.mean(losses[-o.every :])), "lr": rate, "val_mm": error,
-                "val_fingers": fingers, "seconds": spent,
+                "step": step, "loss": loss, "pointing": pointed, "points_top": top, "points_wrist": wrist, "lr": rate,
+                "val_mm": error, "val_fingers": fingers, "seconds": spent,
             }  # fmt: skip
             print(json.dumps(line), flush=True)
             with log_file.open("a") as f:
                 f.write(json.dumps(line) + "\n")
             state = {
-                "model": model.state_dict(), "ema": ema.state_dict(), "optimizer": optimizer.state_dict(), "step": step,
-                "spent": spent, "stats": data.stats,
+                "model": model.state_dict(), "ema": ema.state_dict(), "pointing": pointing.state_dict(),
+                "optimizer": optimizer.state_dict(), "step": step, "spent": spent, "stats": data.stats,
             }  # fmt: skip
             torch.save(state, o.out / "state.tmp")
             (o.out / "state.tmp").replace(state_file)

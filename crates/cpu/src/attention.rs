@@ -8,15 +8,10 @@ use std::ops::Range;
 use pi0_device::{Attention, KeyValue, Span};
 
 use crate::kernels::{Kernel, Operands, pack};
-use crate::math::{exp, per_isa, sum_by};
 use crate::matmul::{Engine, with_scratch};
 use crate::memory::Shared;
+use crate::softmax::{BlockLayout, MOST_KEYS as BLOCK, Softmax, softmax_block};
 use crate::tensor::Tensor;
-
-/// Keys of one block: a multiple of every kernel's depth tile and panel width.
-const BLOCK: usize = 256;
-/// Rows of the largest kernel tile.
-const MOST_ROWS: usize = 32;
 
 /// One span seen by one kernel.
 struct Unit<'a> {
@@ -86,18 +81,17 @@ impl<'a> Plan<'a> {
         Self { kernel, q, kv, spec, units, bytes, packs, panels, dim_tiles, dim_panels }
     }
 
-    /// The keys or values of one head that a span's key `i` has.
-    fn key_row(&self, unit: &Unit<'_>, mut i: usize, kv_head: usize, values: bool) -> &'a [f32] {
-        for run in &unit.span.keys {
-            if i < run.rows.len() {
-                let part = &self.kv[run.part];
-                let tensor = if values { part.v } else { part.k };
-                let dim = self.spec.head_dim;
-                return &tensor.row(run.rows.start + i)[kv_head * dim..(kv_head + 1) * dim];
-            }
-            i -= run.rows.len();
+    /// The keys or values of one head that a span's keys from `first` on have.
+    fn key_rows(&self, unit: &Unit<'_>, first: usize, kv_head: usize, values: bool, out: &mut [&'a [f32]]) {
+        let columns = kv_head * self.spec.head_dim..(kv_head + 1) * self.spec.head_dim;
+        let runs = unit.span.keys.iter().flat_map(|run| {
+            let part = &self.kv[run.part];
+            let tensor = if values { part.v } else { part.k };
+            run.rows.clone().map(move |row| (tensor, row))
+        });
+        for (out, (tensor, row)) in out.iter_mut().zip(runs.skip(first)) {
+            *out = &tensor.row(row)[columns.clone()];
         }
-        &[]
     }
 
     /// Packs one panel of keys or one depth tile of values.
@@ -114,16 +108,16 @@ impl<'a> Plan<'a> {
             unsafe { std::slice::from_raw_parts_mut(packed.get().add(start + offset), half) }
         };
         const MOST_DEPTH: usize = 64;
-        let mut rows: [&[f32]; MOST_DEPTH] = [&[]; MOST_DEPTH];
+        let (mut heads, mut rows) = ([[].as_slice(); MOST_DEPTH], [[].as_slice(); MOST_DEPTH]);
         if index < unit.key_panels {
             for side in 0..2 {
                 let first = (2 * index + side) * kernel.strip;
                 let count = unit.keys.saturating_sub(first).min(kernel.strip);
+                let heads = &mut heads[..count];
+                self.key_rows(unit, first, kv_head, false, heads);
                 for t in 0..self.dim_tiles {
                     let span = t * kernel.depth()..dim.min((t + 1) * kernel.depth());
-                    for (i, row) in rows[..count].iter_mut().enumerate() {
-                        *row = &self.key_row(unit, first + i, kv_head, false)[span.clone()];
-                    }
+                    rows.iter_mut().zip(&*heads).for_each(|(row, head)| *row = &head[span.clone()]);
                     let offset = (index * self.dim_tiles + t) * kernel.right_tile() + side * half;
                     pack::right_tile(isa, kernel, &rows[..count], &[], tile(offset));
                 }
@@ -132,11 +126,11 @@ impl<'a> Plan<'a> {
             let t = index - unit.key_panels;
             let first = t * kernel.depth();
             let count = (unit.keys - first).min(kernel.depth());
+            let heads = &mut heads[..count];
+            self.key_rows(unit, first, kv_head, true, heads);
             for strip in 0..2 * self.dim_panels {
                 let span = (strip * kernel.strip).min(dim)..((strip + 1) * kernel.strip).min(dim);
-                for (i, row) in rows[..count].iter_mut().enumerate() {
-                    *row = &self.key_row(unit, first + i, kv_head, true)[span.clone()];
-                }
+                rows.iter_mut().zip(&*heads).for_each(|(row, head)| *row = &head[span.clone()]);
                 let offset = unit.key_bytes
                     + (strip / 2 * unit.value_tiles + t) * kernel.right_tile()
                     + strip % 2 * half;
@@ -194,7 +188,7 @@ impl<'a> Plan<'a> {
                     // block; queries and scores hold a panel and a tile.
                     unsafe {
                         let keys = packed.add(start + panel);
-                        let operands = Operands { left: queries.as_ptr(), right: keys, next: [keys; 2] };
+                        let operands = Operands { left: queries.as_ptr(), right: keys, next: keys, lines: 1 };
                         (kernel.micro)(rows, self.dim_tiles, operands, scores.as_mut_ptr(), true);
                     }
                 }
@@ -215,7 +209,8 @@ impl<'a> Plan<'a> {
                     // SAFETY: as above, for a panel of values from the block's first key on.
                     unsafe {
                         let values = packed.add(start + unit.key_bytes + t * kernel.right_tile());
-                        let operands = Operands { left: weights.as_ptr(), right: values, next: [values; 2] };
+                        let operands =
+                            Operands { left: weights.as_ptr(), right: values, next: values, lines: 1 };
                         (kernel.micro)(rows, tiles, operands, sums.as_mut_ptr(), block == 0);
                     }
                 }
@@ -236,100 +231,6 @@ impl<'a> Plan<'a> {
             }
         });
     }
-}
-
-/// Running maximum and sum of each row.
-struct Softmax {
-    max: [f32; MOST_ROWS],
-    sum: [f32; MOST_ROWS],
-}
-
-impl Default for Softmax {
-    fn default() -> Self {
-        Self { max: [f32::NEG_INFINITY; MOST_ROWS], sum: [0.0; MOST_ROWS] }
-    }
-}
-
-#[derive(Clone, Copy)]
-struct BlockLayout {
-    rows: usize,
-    padded: usize,
-    /// Keys.
-    count: usize,
-    /// Of one tile of scores or sums, and its values.
-    columns: usize,
-    tile: usize,
-    /// Bytes of a row's chunk in the left operand, and depth tiles.
-    chunk: usize,
-    tiles: usize,
-    /// Whether the sums are not yet begun.
-    first: bool,
-}
-
-/// Turns scores into weights `exp(score - max)`, packed as a left operand, and brings earlier sums to the new
-/// maximum.
-#[inline(always)]
-fn softmax_body<const FMA: bool>(
-    left: crate::kernels::Left,
-    layout: BlockLayout,
-    state: &mut Softmax,
-    scores: &[f32],
-    weights: &mut [u8],
-    sums: &mut [f32],
-) {
-    let BlockLayout { rows, padded, count, columns, tile, chunk, tiles, first } = layout;
-    let mut row = [0.0f32; BLOCK];
-    for r in 0..rows {
-        for (to, from) in row.chunks_exact_mut(columns).zip(scores.chunks_exact(tile)) {
-            to.copy_from_slice(&from[r * columns..(r + 1) * columns]);
-        }
-        let row = &mut row[..count];
-        let max = maximum(row, state.max[r]);
-        row.iter_mut().for_each(|x| *x = exp::<FMA>(*x - max));
-        let sum = sum_by(row, |x| x);
-        if first {
-            state.sum[r] = sum;
-        } else {
-            let fade = exp::<FMA>(state.max[r] - max);
-            state.sum[r] = state.sum[r] * fade + sum;
-            if fade != 1.0 {
-                for sums in sums.chunks_exact_mut(tile) {
-                    sums[r * columns..(r + 1) * columns].iter_mut().for_each(|s| *s *= fade);
-                }
-            }
-        }
-        state.max[r] = max;
-        // SAFETY: chunk `r` of each depth tile lies within the weights, which hold `padded` rows of a block.
-        let to = unsafe { pack::Row::new(weights[r * chunk..].as_mut_ptr(), chunk, padded * chunk, tiles) };
-        pack::left_row_body::<FMA>(left, 1.0, row, to);
-    }
-}
-
-per_isa! {
-    fn softmax_block(
-        left: crate::kernels::Left,
-        layout: BlockLayout,
-        state: &mut Softmax,
-        scores: &[f32],
-        weights: &mut [u8],
-        sums: &mut [f32],
-    ) = softmax_body
-}
-
-#[inline(always)]
-fn maximum(x: &[f32], start: f32) -> f32 {
-    let mut lanes = [start; 32];
-    let chunks = x.chunks_exact(32);
-    let rest = chunks.remainder();
-    for chunk in chunks {
-        for i in 0..32 {
-            lanes[i] = if chunk[i] > lanes[i] { chunk[i] } else { lanes[i] };
-        }
-    }
-    for (lane, &x) in lanes.iter_mut().zip(rest) {
-        *lane = if x > *lane { x } else { *lane };
-    }
-    lanes.iter().fold(start, |m, &x| if x > m { x } else { m })
 }
 
 /// See [`pi0_device::Device::attention`]; the geometry is checked.

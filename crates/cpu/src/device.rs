@@ -5,8 +5,8 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use pi0_device::{
-    Activation, Attention, Dense, Device, Error, HostTensor, KeyValue, Norm, OpKind, Qkv, Result,
-    WeightSource, operands,
+    Activation, Attention, Dense, Device, Error, HostTensor, KeyValue, MemoryMeter, Norm, OpKind, Qkv,
+    Result, WeightSource, operands,
 };
 
 use crate::kernels::{Kernel, Left, Packed};
@@ -43,7 +43,7 @@ impl Cpu {
         }
         let count = options.threads.unwrap_or_else(physical_cores).max(1);
         let threads = Threads::new(count).map_err(|source| CpuError::Threads { count, source })?;
-        let engine = Engine { isa, threads, pool: BlockPool::default() };
+        let engine = Engine { isa, threads, pool: BlockPool::new(MemoryMeter::default()) };
         let bf16 = matches!(options.format, Format::Bf16 | Format::Int8);
         Ok(Self { engine, format: options.format, angles: Tables::default(), bf16_attention: bf16.into() })
     }
@@ -194,6 +194,12 @@ impl Device for Cpu {
         "cpu"
     }
 
+    /// Packed weights and the pool's blocks, without each thread's scratch memory and the mapped checkpoint, which
+    /// embeddings are read from.
+    fn memory(&self) -> Option<MemoryMeter> {
+        Some(self.engine.pool.meter().clone())
+    }
+
     fn shape(&self, x: &Tensor) -> [usize; 2] {
         [x.rows(), x.cols()]
     }
@@ -210,7 +216,8 @@ impl Device for Cpu {
 
     fn prepare(&self, source: &WeightSource) -> Result<Weight> {
         source.check()?;
-        let weight = weight::pack(source, self.format, self.isa(), &self.engine.threads)?;
+        let meter = self.engine.pool.meter();
+        let weight = weight::pack(source, self.format, self.isa(), &self.engine.threads, meter)?;
         if matches!(&weight, Weight::Linear(l) if l.kernel.packed != Packed::F32) {
             self.bf16_attention.store(true, Ordering::Relaxed);
         }

@@ -24,6 +24,7 @@ mod norm;
 mod options;
 pub mod peak;
 mod rope;
+mod softmax;
 mod tensor;
 mod threads;
 mod weight;

@@ -20,6 +20,10 @@ const CHUNK_ROWS: usize = 832;
 const FEW_PANELS: usize = 4;
 /// Columns of one task at most.
 const CHUNK_COLUMNS: usize = 256;
+/// The same where the left operand stays in the second-level cache: enough columns to pay for bringing it there.
+const RESIDENT_COLUMNS: usize = 2048;
+/// Row panels of one task where it is sums that must stay there, because depth comes in blocks.
+const DEEP_ROWS: usize = 13;
 
 thread_local! {
     static SCRATCH: RefCell<Option<Block>> = const { RefCell::new(None) };
@@ -120,9 +124,19 @@ impl Engine {
         let left = self.pack_left(x, norm, kernel);
         let (panels, right_panels) = (left.panels, weight.panels());
         let chunks = |count: usize, most: usize| count.div_ceil(most.max(1));
-        let most_rows = if weight.tiles() <= kernel.block { CHUNK_ROWS } else { CHUNK_ROWS / 2 };
-        let row_chunks = chunks(panels.count, most_rows / kernel.max_rows);
-        let mut column_chunks = chunks(right_panels, CHUNK_COLUMNS / kernel.columns());
+        let deep = weight.tiles() > kernel.block;
+        let (most_rows, most_columns) = match kernel.resident {
+            Some(bytes) if deep => (DEEP_ROWS, bytes / DEEP_ROWS / kernel.tile()),
+            Some(bytes) => {
+                let of_panel = kernel.max_rows * kernel.left_chunk() * weight.tiles();
+                (bytes / of_panel, RESIDENT_COLUMNS / kernel.columns())
+            }
+            None => {
+                (CHUNK_ROWS / kernel.max_rows / (1 + usize::from(deep)), CHUNK_COLUMNS / kernel.columns())
+            }
+        };
+        let row_chunks = chunks(panels.count, most_rows);
+        let mut column_chunks = chunks(right_panels, most_columns);
         // Whole rounds of tasks for the threads, or small tasks where rounds are few.
         let threads = self.threads.count();
         let rounds = (row_chunks * column_chunks).div_ceil(threads).max(4);
@@ -150,61 +164,51 @@ impl Engine {
         columns: std::ops::Range<usize>,
     ) {
         let kernel = weight.kernel;
-        let (tiles, tile_values) = (weight.tiles(), kernel.max_rows * kernel.columns());
-        // The division of depth must not depend on threads: it decides the order of additions. A block's operands
-        // stay in the second-level cache, a step's in the first, with the sums of a group of panels.
-        let blocks = tiles.div_ceil(kernel.block);
-        let (group, step_tiles) =
-            if rows.len() <= FEW_PANELS { (1, 2 * kernel.step) } else { (kernel.group, kernel.step) };
-        let kept = if blocks > 1 { rows.len() * columns.len() } else { group };
+        let (tiles, tile_values) = (weight.tiles(), kernel.tile() / size_of::<f32>());
+        // Sums run over depth in order, whatever its division, so that no bit depends on it. A block's left operand
+        // stays in the second-level cache, and in the first one a step of a right panel, which all row panels use.
+        let few = rows.len() <= FEW_PANELS;
+        // Where sums fill the second-level cache, the left operand must be a small guest there.
+        let block_tiles = if tiles <= kernel.block || few { kernel.block } else { kernel.deep_block };
+        let blocks = tiles.div_ceil(block_tiles);
+        let step_tiles = if few { kernel.block } else { kernel.step };
+        let steps = tiles.div_ceil(blocks).div_ceil(step_tiles);
+        let kept = match (blocks, steps) {
+            (1, 1) => 1,
+            (1, _) => rows.len(),
+            _ => rows.len() * columns.len(),
+        };
         let scales = left.scales.as_ref().map(|s| s.values::<f32>(left.panels.start(left.panels.count)));
+        // While the row panels take turns with a right panel, each fetches a share of the next one.
+        let lines = (kernel.right_tile() / 64).div_ceil(rows.len());
         with_scratch(kept * tile_values * size_of::<f32>(), |scratch| {
             let sums = scratch.values_mut::<f32>(kept * tile_values);
             (kernel.enter)();
             for block in 0..blocks {
                 let depth = tiles * block / blocks..tiles * (block + 1) / blocks;
-                let steps = depth.len().div_ceil(step_tiles);
-                for first in columns.clone().step_by(group) {
-                    let of_group = first..columns.end.min(first + group);
-                    for (i, panel) in rows.clone().enumerate() {
-                        let (start, count) = (left.panels.start(panel), left.panels.len(panel));
-                        let panel_bytes = |panel| left.panels.padded(panel) * left.row_bytes;
-                        let slot = |column: usize| match blocks {
-                            1 => column - first,
-                            _ => (first - columns.start) * rows.len() + i * of_group.len() + column - first,
-                        };
-                        for step in 0..steps {
-                            let from = depth.start + depth.len() * step / steps;
-                            let to = depth.start + depth.len() * (step + 1) / steps;
+                for (j, column) in columns.clone().enumerate() {
+                    for step in 0..steps {
+                        let from = depth.start + depth.len() * step / steps;
+                        let to = depth.start + depth.len() * (step + 1) / steps;
+                        for (i, panel) in rows.clone().enumerate() {
+                            let (start, count) = (left.panels.start(panel), left.panels.len(panel));
+                            let slot = (j * rows.len() + i) % kept;
+                            let sums = &mut sums[slot * tile_values..][..tile_values];
                             let skipped = from * left.panels.padded(panel) * kernel.left_chunk();
-                            for column in of_group.clone() {
-                                let sums = &mut sums[slot(column) * tile_values..][..tile_values];
-                                // SAFETY: the device's instruction set is present and `enter` was called; panel
-                                // and depth lie within the operands, packed for this kernel; sums hold one tile.
-                                unsafe {
-                                    let l = left.block.as_ptr().add(start * left.row_bytes + skipped);
-                                    let r = weight
-                                        .right
-                                        .as_ptr()
-                                        .add((column * tiles + from) * kernel.right_tile());
-                                    // A share of the next left panel, and of the same panel of the next group.
-                                    let part = (to - from) * 256;
-                                    let next_left =
-                                        l.wrapping_add(panel_bytes(panel) + (column - first) * part);
-                                    let share = (to - from) * kernel.right_tile() / rows.len() * i;
-                                    let next_right =
-                                        r.wrapping_add(group * tiles * kernel.right_tile() + share);
-                                    let operands =
-                                        Operands { left: l, right: r, next: [next_left, next_right] };
-                                    let fresh = block == 0 && step == 0;
-                                    (kernel.micro)(count, to - from, operands, sums.as_mut_ptr(), fresh);
-                                }
+                            // SAFETY: the device's instruction set is present and `enter` was called; panel and
+                            // depth lie within the operands, packed for this kernel; sums hold one tile.
+                            unsafe {
+                                let l = left.block.as_ptr().add(start * left.row_bytes + skipped);
+                                let at = (column * tiles + from) * kernel.right_tile();
+                                let r = weight.right.as_ptr().add(at);
+                                let share = i * lines * (to - from) * 64;
+                                let next = r.wrapping_add(tiles * kernel.right_tile() + share);
+                                let operands = Operands { left: l, right: r, next, lines };
+                                let fresh = block == 0 && step == 0;
+                                (kernel.micro)(count, to - from, operands, sums.as_mut_ptr(), fresh);
                             }
-                        }
-                        if block + 1 == blocks {
-                            let scales = scales.map(|s| &s[start..start + count]);
-                            for column in of_group.clone() {
-                                let sums = &mut sums[slot(column) * tile_values..][..tile_values];
+                            if block + 1 == blocks && step + 1 == steps {
+                                let scales = scales.map(|s| &s[start..start + count]);
                                 let place = Place { row: start, count, panel: column };
                                 finish_tile(self.isa, sums, place, scales, weight, finish);
                             }

@@ -1,10 +1,12 @@
 //! Aligned memory, and a pool that keeps it: the denoising loop allocates nothing after its first step.
 
 use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
-use std::collections::BTreeMap;
-use std::ops::{Deref, DerefMut};
+use std::collections::{BTreeMap, VecDeque};
+use std::ops::Deref;
 use std::ptr::NonNull;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use pi0_device::{Held, MemoryMeter};
 
 /// Bytes of one huge page; larger blocks are aligned to it so that the system can use huge pages.
 const HUGE: usize = 2 << 20;
@@ -68,19 +70,94 @@ impl Drop for Block {
     }
 }
 
-/// Keeps blocks for reuse. Cloning shares.
-#[derive(Debug, Clone, Default)]
-pub(crate) struct BlockPool(Arc<Mutex<BTreeMap<usize, Vec<Block>>>>);
+/// Keeps blocks for reuse; with those in use at most twice what was ever in use at once. Cloning shares.
+#[derive(Debug, Clone)]
+pub(crate) struct BlockPool(Arc<Pool>);
+
+#[derive(Debug)]
+struct Pool {
+    state: Mutex<State>,
+    meter: MemoryMeter,
+}
+
+/// A block, and its share of the device's count.
+type Counted = (Block, Held);
+
+#[derive(Debug, Default)]
+struct State {
+    /// By size; of each size the one that came back last is taken first. With each the time it came back.
+    free: BTreeMap<usize, VecDeque<(u64, Counted)>>,
+    free_bytes: usize,
+    used_bytes: usize,
+    /// The largest `used_bytes` so far.
+    most_used: usize,
+    clock: u64,
+}
+
+impl State {
+    /// The smallest block that is kept for `class`, unless most of it would lie idle.
+    fn reuse(&mut self, class: usize) -> Option<Counted> {
+        let kept = self.free.range_mut(class..=2 * class).find(|(_, blocks)| !blocks.is_empty());
+        let (_, counted) = kept?.1.pop_back()?;
+        self.free_bytes -= counted.0.len();
+        Some(counted)
+    }
+
+    /// Takes out what came back longest ago, as much as is too much. Batches come in many sizes: without a bound, each
+    /// would leave its blocks for ever. An inference needs less than twice what it uses at once, so that inferences
+    /// of one size find all their blocks again.
+    fn surplus(&mut self) -> Vec<Counted> {
+        let mut surplus = Vec::new();
+        while self.free_bytes + self.used_bytes > 2 * self.most_used {
+            let oldest = self.free.iter().filter_map(|(size, blocks)| Some((blocks.front()?.0, *size))).min();
+            let Some((_, size)) = oldest else { break };
+            surplus
+                .extend(self.free.get_mut(&size).and_then(VecDeque::pop_front).map(|(_, counted)| counted));
+            self.free_bytes -= size;
+        }
+        surplus
+    }
+}
 
 impl BlockPool {
+    /// An empty pool whose blocks, in use or kept, `meter` counts.
+    pub(crate) fn new(meter: MemoryMeter) -> Self {
+        Self(Arc::new(Pool { state: Mutex::default(), meter }))
+    }
+
+    /// Bytes of the device that this pool serves.
+    pub(crate) fn meter(&self) -> &MemoryMeter {
+        &self.0.meter
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// A block of at least `bytes`; its contents are whatever the last user left.
     pub(crate) fn take(&self, bytes: usize) -> Pooled {
         let class = size_class(bytes);
-        let kept = {
-            let mut free = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-            free.get_mut(&class).and_then(Vec::pop)
+        let (kept, surplus) = {
+            let mut state = self.lock();
+            let kept = state.reuse(class);
+            state.used_bytes += kept.as_ref().map_or(class, |(block, _)| block.len());
+            state.most_used = state.most_used.max(state.used_bytes);
+            (kept, state.surplus())
         };
-        Pooled { block: Some(kept.unwrap_or_else(|| Block::new(class))), home: self.clone() }
+        // Freed before more is asked for, and without holding up others.
+        drop(surplus);
+        let counted = kept.unwrap_or_else(|| (Block::new(class), self.0.meter.hold(class)));
+        Pooled { counted: Some(counted), home: self.clone() }
+    }
+
+    fn put_back(&self, counted: Counted) {
+        let size = counted.0.len();
+        let mut state = self.lock();
+        state.used_bytes -= size;
+        state.free_bytes += size;
+        state.clock += 1;
+        let now = state.clock;
+        state.free.entry(size).or_default().push_back((now, counted));
     }
 }
 
@@ -94,7 +171,7 @@ fn size_class(bytes: usize) -> usize {
 /// A block that returns to its pool when dropped.
 #[derive(Debug)]
 pub(crate) struct Pooled {
-    block: Option<Block>,
+    counted: Option<Counted>,
     home: BlockPool,
 }
 
@@ -102,21 +179,14 @@ impl Deref for Pooled {
     type Target = Block;
 
     fn deref(&self) -> &Block {
-        self.block.as_ref().expect("present until dropped")
-    }
-}
-
-impl DerefMut for Pooled {
-    fn deref_mut(&mut self) -> &mut Block {
-        self.block.as_mut().expect("present until dropped")
+        &self.counted.as_ref().expect("present until dropped").0
     }
 }
 
 impl Drop for Pooled {
     fn drop(&mut self) {
-        if let Some(block) = self.block.take() {
-            let mut free = self.home.0.lock().unwrap_or_else(PoisonError::into_inner);
-            free.entry(block.len()).or_default().push(block);
+        if let Some(counted) = self.counted.take() {
+            self.home.put_back(counted);
         }
     }
 }
@@ -147,12 +217,36 @@ mod tests {
 
     #[test]
     fn blocks_are_aligned_and_reused() {
-        let pool = BlockPool::default();
+        let pool = BlockPool::new(MemoryMeter::default());
         let first = pool.take(5000);
         let at = first.as_ptr();
         assert!(at.addr().is_multiple_of(LINE) && first.len() >= 5000 && first.len() < 5700);
         drop(first);
         assert_eq!(pool.take(5001).as_ptr(), at);
         assert!(pool.take(5 << 20).as_ptr().addr().is_multiple_of(HUGE));
+    }
+    #[test]
+    fn all_sizes_together_keep_no_more_than_twice_what_was_in_use() {
+        let meter = MemoryMeter::default();
+        let pool = BlockPool::new(meter.clone());
+        let most = 1 << 20;
+        drop(pool.take(most));
+        let most = size_class(most) as u64;
+        // Sizes that do not serve each other, as batches of many sizes make them.
+        for round in 0..20 {
+            let sizes = [1 << 20, 450_000, 200_000, 90_000 + 3000 * round];
+            for size in sizes {
+                drop(pool.take(size));
+                assert!(meter.bytes() <= 2 * most, "{} bytes are kept", meter.bytes());
+            }
+        }
+        // What is used again and again stays.
+        let [a, b] = [0, 1].map(|_| pool.take(300_000).as_ptr());
+        assert_eq!(a, b);
+        let held = pool.take(700_000);
+        let counted = meter.bytes();
+        drop(pool);
+        drop(held);
+        assert!(counted >= 700_000 && meter.bytes() == 0);
     }
 }

@@ -1,6 +1,6 @@
 //! Weights in the layout of the kernel that will read them.
 
-use pi0_device::{Dtype, LinearPart, NormKind, Result, TensorSource, WeightSource};
+use pi0_device::{Dtype, Held, LinearPart, MemoryMeter, NormKind, Result, TensorSource, WeightSource};
 
 use crate::kernels::{Kernel, Left, Packed, pack};
 use crate::memory::{Block, Shared};
@@ -27,6 +27,7 @@ pub struct NormWeight {
     pub(crate) weight: Vec<f32>,
     pub(crate) bias: Vec<f32>,
     pub(crate) eps: f32,
+    pub(crate) _held: Held,
 }
 
 /// A packed linear layer.
@@ -52,6 +53,7 @@ pub struct Linear {
     pub(crate) scales: Vec<f32>,
     /// Unsigned left operands only: what their offset adds to each column's sum.
     pub(crate) offsets: Vec<i32>,
+    pub(crate) _held: Held,
 }
 
 /// Up to a strip's width of neighbouring output columns.
@@ -123,8 +125,14 @@ impl<'a> Origin<'a> {
     }
 }
 
-/// Packs a checked source on all threads and gives its pages back.
-pub(crate) fn pack(source: &WeightSource, format: Format, isa: Isa, threads: &Threads) -> Result<Weight> {
+/// Packs a checked source on all threads and gives its pages back. `meter` counts what was packed.
+pub(crate) fn pack(
+    source: &WeightSource,
+    format: Format,
+    isa: Isa,
+    threads: &Threads,
+    meter: &MemoryMeter,
+) -> Result<Weight> {
     let weight = match source {
         WeightSource::Linear { parts, exact } => {
             let stored = |dtype| parts.iter().all(|p| p.weight.dtype == dtype);
@@ -136,7 +144,7 @@ pub(crate) fn pack(source: &WeightSource, format: Format, isa: Isa, threads: &Th
                 Format::Stored if stored(Dtype::Bf16) => Packed::Bf16,
                 Format::Stored => Packed::F32,
             };
-            Weight::Linear(pack_linear(parts, isa, Kernel::of(isa, packed), threads))
+            Weight::Linear(pack_linear(parts, isa, Kernel::of(isa, packed), threads, meter))
         }
         WeightSource::Norm { kind, weight, bias, eps } => {
             let one = if *kind == NormKind::Rms { 1.0 } else { 0.0 };
@@ -145,6 +153,7 @@ pub(crate) fn pack(source: &WeightSource, format: Format, isa: Isa, threads: &Th
                 weight: weight.to_f32().iter().map(|w| w + one).collect(),
                 bias: bias.as_ref().map_or_else(|| vec![0.0; weight.cols()], TensorSource::to_f32),
                 eps: *eps,
+                _held: meter.hold(2 * weight.cols() * size_of::<f32>()),
             })
         }
         WeightSource::Embedding(table) => Weight::Embedding(table.clone()),
@@ -153,7 +162,13 @@ pub(crate) fn pack(source: &WeightSource, format: Format, isa: Isa, threads: &Th
     Ok(weight)
 }
 
-fn pack_linear(parts: &[LinearPart], isa: Isa, kernel: &'static Kernel, threads: &Threads) -> Linear {
+fn pack_linear(
+    parts: &[LinearPart],
+    isa: Isa,
+    kernel: &'static Kernel,
+    threads: &Threads,
+    meter: &MemoryMeter,
+) -> Linear {
     let inputs = parts.first().map_or(0, LinearPart::inputs);
     let outputs = parts.iter().map(LinearPart::outputs).sum();
     let (origins, paired) = Origin::list(parts, kernel.strip);
@@ -190,6 +205,7 @@ fn pack_linear(parts: &[LinearPart], isa: Isa, kernel: &'static Kernel, threads:
         pack_strip(isa, &origins[i], kernel, tile, scales, offsets);
     });
     let strips = origins.iter().map(|o| o.strip).collect();
+    let bytes = right.len() + size_of::<f32>() * (bias.len() + scales.len() + offsets.len());
     Linear {
         kernel,
         inputs,
@@ -201,6 +217,7 @@ fn pack_linear(parts: &[LinearPart], isa: Isa, kernel: &'static Kernel, threads:
         bias,
         scales,
         offsets,
+        _held: meter.hold(bytes),
     }
 }
 

@@ -87,6 +87,9 @@ fn linear_of_odd_sizes() {
         (50, 1100, vec![31, 31]),
         (97, 72, vec![130]),
         (29, 2100, vec![64, 1]),
+        // More row panels than are few, with depth in several steps, and in blocks.
+        (165, 600, vec![70]),
+        (150, 2100, vec![33]),
     ];
     for (rows, inputs, outputs) in shapes {
         let (source, x) = (n.linear(&outputs, inputs, rows % 2 == 1), n.values(rows * inputs));

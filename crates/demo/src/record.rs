@@ -8,7 +8,8 @@ use std::path::Path;
 
 use safetensors::{Dtype, tensor::TensorView};
 
-use crate::scene::{Verb, distance};
+use crate::render::Camera;
+use crate::scene::{Kind, Verb, distance};
 use crate::{Gripper, Rng, Scene, Split, World, expert, render};
 
 /// What to record.
@@ -40,6 +41,10 @@ pub const KEEP: f32 = 0.25;
 
 /// Writes a safetensors file: `top` and `wrist` U8 `[N, size, size, 3]`, `state` F32 `[N, 4]`, `actions` F32
 /// `[N, horizon, 4]`, `instruction` I32 `[N]`; the metadata's `instructions` is a JSON list that the last refers to.
+///
+/// Beside these, what a picture shows, for training the eyes: `kinds` I32 `[N, 3]`, colour and shape of the objects
+/// by their place in [`Kind::all`](crate::scene::Kind::all), the target first; `places` F32 `[N, 2, 3, 2]`, where
+/// top and wrist camera see their centres, as shares of width and height, outside of 0 to 1 when they do not.
 pub fn write(path: &Path, recording: &Recording) -> Result<(), WriteError> {
     let mut samples = Samples::default();
     let mut episode = recording.seed << 32;
@@ -58,6 +63,8 @@ struct Samples {
     state: Vec<f32>,
     actions: Vec<f32>,
     instruction: Vec<i32>,
+    kinds: Vec<i32>,
+    places: Vec<f32>,
     instructions: Vec<String>,
     known: HashMap<String, i32>,
 }
@@ -98,6 +105,15 @@ impl Samples {
         self.wrist.extend(render::wrist(world, recording.image_size).rgb);
         self.state.extend(world.gripper.state());
         self.actions.extend(expert::chunk(world, recording.horizon).into_iter().flatten());
+        for object in &world.scene.objects {
+            self.kinds.extend(Kind::all().position(|kind| kind == object.kind).map(|at| at as i32));
+        }
+        for camera in [Camera::top(), Camera::wrist(&world.gripper)] {
+            for (index, &[x, y]) in world.objects.iter().enumerate() {
+                let z = world.height(index) + World::OBJECT_HEIGHT;
+                self.places.extend(camera.project([x, y, z], 1).0);
+            }
+        }
         let task = world.scene.task.to_string();
         let next = self.instructions.len() as i32;
         let id = *self.known.entry(task.clone()).or_insert(next);
@@ -111,7 +127,8 @@ impl Samples {
         let (n, side) = (self.count, recording.image_size);
         let floats = |values: &[f32]| values.iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<u8>>();
         let (state, actions) = (floats(&self.state), floats(&self.actions));
-        let instruction: Vec<u8> = self.instruction.iter().flat_map(|x| x.to_le_bytes()).collect();
+        let ints = |values: &[i32]| values.iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<u8>>();
+        let (instruction, kinds, places) = (ints(&self.instruction), ints(&self.kinds), floats(&self.places));
         let image = vec![n, side, side, 3];
         let tensors = [
             ("top", Dtype::U8, image.clone(), &self.top),
@@ -119,6 +136,8 @@ impl Samples {
             ("state", Dtype::F32, vec![n, 4], &state),
             ("actions", Dtype::F32, vec![n, recording.horizon, 4], &actions),
             ("instruction", Dtype::I32, vec![n], &instruction),
+            ("kinds", Dtype::I32, vec![n, Scene::OBJECTS], &kinds),
+            ("places", Dtype::F32, vec![n, 2, Scene::OBJECTS, 2], &places),
         ];
         let list = serde_json::Value::from(self.instructions.clone()).to_string();
         let metadata = HashMap::from([("instructions".to_owned(), list)]);

@@ -3,7 +3,9 @@
 use std::fmt;
 use std::ops::Range;
 
-use crate::{Attention, Dense, Device, Error, HostTensor, KeyValue, OpKind, Qkv, Result, WeightSource};
+use crate::{
+    Attention, Dense, Device, Error, HostTensor, KeyValue, MemoryMeter, OpKind, Qkv, Result, WeightSource,
+};
 
 impl<D: Device> Device for &D {
     type Tensor = D::Tensor;
@@ -12,8 +14,14 @@ impl<D: Device> Device for &D {
     fn name(&self) -> &'static str {
         (**self).name()
     }
+    fn memory(&self) -> Option<MemoryMeter> {
+        (**self).memory()
+    }
     fn shape(&self, x: &D::Tensor) -> [usize; 2] {
         (**self).shape(x)
+    }
+    fn on_host(&self, op: OpKind) -> bool {
+        (**self).on_host(op)
     }
     fn upload(&self, rows: usize, cols: usize, data: &[f32]) -> Result<D::Tensor> {
         (**self).upload(rows, cols, data)

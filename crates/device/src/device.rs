@@ -13,7 +13,7 @@
 use std::fmt;
 use std::ops::Range;
 
-use crate::{Error, HostTensor, Result, WeightSource};
+use crate::{Error, HostTensor, MemoryMeter, Result, WeightSource};
 
 /// A machine that can hold matrices and multiply them.
 ///
@@ -156,11 +156,23 @@ pub trait Device {
         Err(self.lacks(OpKind::Qkv))
     }
 
-    // ---- for observers: no-ops on a real device ----
+    // ---- for observers: nothing that computes ----
+
+    /// The count of the bytes that this device holds, where it keeps one.
+    fn memory(&self) -> Option<MemoryMeter> {
+        None
+    }
 
     /// Offers a named intermediate to whoever listens ([`Tapped`](crate::Tapped)).
     fn tap(&self, name: &str, x: &Self::Tensor) {
         let _ = (name, x);
+    }
+
+    /// Whether the device has the host do `op`, by design, and uploads the result: such as the lookup in an embedding
+    /// table of a gigabyte of which few rows are ever read. Records say so.
+    fn on_host(&self, op: OpKind) -> bool {
+        let _ = op;
+        false
     }
 
     /// Enters a module, so that records and taps know their path. Use [`Scope`].

@@ -14,6 +14,7 @@ mod device;
 mod error;
 pub mod flops;
 mod host;
+mod memory;
 pub mod operands;
 mod record;
 mod reference;
@@ -27,6 +28,7 @@ pub use device::{
 };
 pub use error::{Error, Result};
 pub use host::HostTensor;
+pub use memory::{Held, MemoryMeter};
 pub use record::{Fusion, Kind, Part, Place, Record};
 pub use reference::{Reference, ReferenceWeight};
 pub use source::{Bytes, Dtype, LinearPart, MappedFile, NormKind, TensorSource, WeightSource};

@@ -11,7 +11,8 @@ use crate::OpKind;
 pub enum Place {
     /// On the device.
     Device,
-    /// On the host, because the device lacks it.
+    /// On the host, because the device lacks it or leaves it there by design
+    /// ([`Device::on_host`](crate::Device::on_host)).
     Host,
     /// On the host, because the caller forced it there.
     Forced,
@@ -45,7 +46,8 @@ pub struct Record {
     pub start: Duration,
     /// Duration of the call, transfers included. A device that enqueues shows its waiting in `download`.
     pub time: Duration,
-    /// The part of `time` spent moving operands and results of a fallback.
+    /// The part of `time` spent moving operands and results of a fallback; unknown, and 0, of what the device
+    /// itself leaves to the host.
     pub transfer_time: Duration,
     /// Bytes moved across the bus: by a fallback, an upload or a download.
     pub transfer_bytes: u64,

@@ -4,7 +4,7 @@ use std::cell::RefCell;
 use std::fmt;
 use std::ops::Range;
 
-use crate::{Attention, Device, HostTensor, KeyValue, Result, WeightSource};
+use crate::{Attention, Device, HostTensor, KeyValue, MemoryMeter, OpKind, Result, WeightSource};
 
 /// Runs on `D` and downloads whatever the model taps, under `module.module.name`.
 ///
@@ -67,8 +67,14 @@ impl<D: Device> Device for Tapped<D> {
     fn name(&self) -> &'static str {
         self.inner.name()
     }
+    fn memory(&self) -> Option<MemoryMeter> {
+        self.inner.memory()
+    }
     fn shape(&self, x: &D::Tensor) -> [usize; 2] {
         self.inner.shape(x)
+    }
+    fn on_host(&self, op: OpKind) -> bool {
+        self.inner.on_host(op)
     }
     fn upload(&self, rows: usize, cols: usize, data: &[f32]) -> Result<D::Tensor> {
         self.inner.upload(rows, cols, data)

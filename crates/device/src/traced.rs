@@ -11,7 +11,8 @@ use std::time::{Duration, Instant};
 use crate::device::{compose_dense, compose_qkv};
 use crate::record::{Fusion, Part, Place, Record};
 use crate::{
-    Activation, Attention, Dense, Device, HostTensor, KeyValue, OpKind, Qkv, Result, WeightSource, flops,
+    Activation, Attention, Dense, Device, HostTensor, KeyValue, MemoryMeter, OpKind, Qkv, Result,
+    WeightSource, flops,
 };
 
 /// What to do with an operation that the device refuses as `Unsupported`.
@@ -74,6 +75,12 @@ struct Outcome {
 impl Outcome {
     fn on_device(result: [usize; 2], device_time: Option<Duration>) -> Self {
         Self { result, place: Place::Device, moved: (Duration::ZERO, 0), device_time }
+    }
+
+    /// By the device, but on the host: the result was uploaded, in a part of the time that only the device knows.
+    fn on_host_by_design(result: [usize; 2]) -> Self {
+        let moved = (Duration::ZERO, 4 * (result[0] * result[1]) as u64);
+        Self { place: Place::Host, moved, ..Self::on_device(result, None) }
     }
 }
 
@@ -188,8 +195,13 @@ impl<D: Device, H: Device> Traced<D, H> {
                 Err(e) if e.is_unsupported() && self.fallback == Fallback::RunOnHost => {}
                 Err(e) => return Err(e),
                 Ok(y) => {
-                    let outcome = Outcome::on_device(self.device.shape(&y), device_time);
-                    self.push(call, start, start.elapsed(), outcome);
+                    let time = start.elapsed();
+                    let result = self.device.shape(&y);
+                    let outcome = match self.device.on_host(op) {
+                        true => Outcome::on_host_by_design(result),
+                        false => Outcome::on_device(result, device_time),
+                    };
+                    self.push(call, start, time, outcome);
                     return Ok(y);
                 }
             }
@@ -301,8 +313,14 @@ impl<D: Device, H: Device> Device for Traced<D, H> {
     fn name(&self) -> &'static str {
         self.device.name()
     }
+    fn memory(&self) -> Option<MemoryMeter> {
+        self.device.memory()
+    }
     fn shape(&self, x: &D::Tensor) -> [usize; 2] {
         self.device.shape(x)
+    }
+    fn on_host(&self, op: OpKind) -> bool {
+        self.device.on_host(op)
     }
     fn tap(&self, name: &str, x: &D::Tensor) {
         self.device.tap(name, x);

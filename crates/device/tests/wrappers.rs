@@ -8,7 +8,8 @@ use pi0_device::{
     Scope, Tapped, TensorSource, Traced, WeightSource, dense,
 };
 
-/// A young device: it moves, multiplies and adds; nothing else yet, and no norm weights.
+/// A young device: it moves, multiplies and adds, and looks embeddings up on the host; nothing else yet, and no norm
+/// weights.
 struct Young;
 
 type T = <Reference as Device>::Tensor;
@@ -35,6 +36,12 @@ impl Device for Young {
             WeightSource::Norm { .. } => Err(Error::unsupported("young", OpKind::Prepare, "no norms")),
             _ => Reference.prepare(source),
         }
+    }
+    fn on_host(&self, op: OpKind) -> bool {
+        op == OpKind::Embed
+    }
+    fn embed(&self, table: &W, ids: &[u32], scale: f32) -> Result<T> {
+        Reference.embed(table, ids, scale)
     }
     fn linear(&self, x: &T, weight: &W) -> Result<T> {
         Reference.linear(x, weight)
@@ -140,6 +147,18 @@ fn a_fallback_gives_the_same_result_and_is_recorded_with_its_transfers() {
     assert_eq!((records[2].flop(), records[2].transfer_bytes), (2 * 3 * 2 * 2, 0));
     assert_eq!((records[2].shapes.clone(), records[2].result), (vec![[3, 2], [2, 2]], [3, 2]));
     assert!(d.take().is_empty(), "records are handed out once");
+}
+
+#[test]
+fn what_a_device_leaves_to_the_host_is_recorded_there() {
+    let table = WeightSource::Embedding(source(&[2, 2], &[1.0, 2.0, 3.0, 4.0]));
+    // Wrappers pass it on, and it needs no leave: it is no fallback.
+    let d = Traced::new(Tapped::new(&Young), Reference, Fallback::Fail);
+    let table = d.prepare(&table).unwrap();
+    let y = d.embed(&table, &[1, 0, 1], 2.0).unwrap();
+    assert_eq!(d.download(&y).unwrap().data, [6.0, 8.0, 2.0, 4.0, 6.0, 8.0]);
+    let record = &d.take()[0];
+    assert_eq!((record.op, record.place, record.transfer_bytes), (OpKind::Embed, Place::Host, 24));
 }
 
 #[test]

@@ -138,7 +138,7 @@ impl Layout {
 
 /// Checks one robot's inputs against the model.
 fn check(c: &Config, inputs: &Inputs, cameras: usize) -> Result<(), String> {
-    let finite = |what: &str, data: &[f32]| match data.iter().position(|x| !x.is_finite()) {
+    let finite = |what: &str, data: &[f32]| match first_not_finite(data) {
         Some(i) => Err(format!("{what} holds {} at index {i}", data[i])),
         None => Ok(()),
     };
@@ -186,6 +186,15 @@ fn check(c: &Config, inputs: &Inputs, cameras: usize) -> Result<(), String> {
         finite("previous chunk", &g.previous)?;
     }
     Ok(())
+}
+
+/// Index of the first value that is NaN or infinite. Whole blocks at once, which becomes vectors: images are large.
+fn first_not_finite(data: &[f32]) -> Option<usize> {
+    const BLOCK: usize = 1024;
+    let bad = |block: &[f32]| block.iter().fold(false, |bad, x| bad | !x.is_finite());
+    let block = data.chunks(BLOCK).position(bad)?;
+    let start = block * BLOCK;
+    data[start..].iter().position(|x| !x.is_finite()).map(|i| start + i)
 }
 
 #[cfg(test)]
@@ -245,5 +254,15 @@ mod tests {
         assert!(Layout::new(&c, &[]).is_err());
         let none = Inputs { images: vec![], ..good };
         assert!(Layout::new(&c, &[none]).unwrap_err().to_string().contains("no camera"));
+    }
+    #[test]
+    fn the_first_value_that_is_not_finite_is_found() {
+        let mut data = vec![1.0; 5000];
+        assert_eq!(first_not_finite(&data), None);
+        data[4999] = f32::NAN;
+        assert_eq!(first_not_finite(&data), Some(4999));
+        data[1024] = f32::NEG_INFINITY;
+        assert_eq!(first_not_finite(&data), Some(1024));
+        assert_eq!(first_not_finite(&[]), None);
     }
 }

@@ -25,4 +25,4 @@ pub use error::ModelError;
 pub use gemma::Extent;
 pub use guidance::{Guidance, GuidanceSchedule};
 pub use inputs::{Inputs, SampleOptions};
-pub use pi0::{ActionModel, Pi0, PrefixCache, patchify, time_embedding};
+pub use pi0::{ActionModel, Pi0, PrefixCache, STEPS, patchify, time_embedding};

@@ -2,7 +2,9 @@
 //!
 //! Shapes: B robots, R packed prefix rows, T horizon, A action_dim, W the expert's width.
 
-use pi0_device::{Dense, Device, HostTensor, Norm, Scope, Span, dense};
+use std::sync::OnceLock;
+
+use pi0_device::{Dense, Device, HostTensor, MemoryMeter, Norm, Scope, Span, dense};
 use rand_chacha::ChaCha12Rng;
 use rand_chacha::rand_core::SeedableRng;
 use rand_distr::{Distribution, StandardNormal};
@@ -30,6 +32,8 @@ pub struct Pi0<D: Device> {
     time_mlp_in: D::Weight,
     action_time_mlp_out: D::Weight,
     action_out_proj: D::Weight,
+    /// The first weight that is NaN or infinite, if any; looked for when a result first is.
+    bad_weight: OnceLock<Option<(String, usize)>>,
 }
 
 /// A π0 on some device, where it no longer matters which: what a command or a server holds.
@@ -43,6 +47,11 @@ pub trait ActionModel {
         batch: &[Inputs],
         options: &SampleOptions,
     ) -> Result<Vec<HostTensor>, ModelError>;
+
+    /// The count of the bytes that the device holds, where it keeps one.
+    fn memory(&self) -> Option<MemoryMeter> {
+        None
+    }
 }
 
 impl<D: Device> ActionModel for Pi0<D> {
@@ -56,6 +65,10 @@ impl<D: Device> ActionModel for Pi0<D> {
         options: &SampleOptions,
     ) -> Result<Vec<HostTensor>, ModelError> {
         self.sample_actions(batch, options)
+    }
+
+    fn memory(&self) -> Option<MemoryMeter> {
+        self.device.memory()
     }
 }
 
@@ -111,6 +124,7 @@ impl<D: Device> Pi0<D> {
             time_mlp_in,
             action_time_mlp_out,
             action_out_proj,
+            bad_weight: OnceLock::new(),
             device,
             checkpoint,
         })
@@ -305,9 +319,13 @@ impl<D: Device> Pi0<D> {
     fn finish(&self, x: HostTensor) -> Result<Vec<HostTensor>, ModelError> {
         let c = self.config();
         if x.data.iter().any(|x| !x.is_finite()) {
-            return Err(ModelError::NotFinite(match self.checkpoint.find_not_finite() {
+            // Once: reading gigabytes for every request that is out of all proportion would stop a server.
+            let bad_weight = self.bad_weight.get_or_init(|| self.checkpoint.find_not_finite());
+            return Err(ModelError::NotFinite(match bad_weight {
                 Some((name, i)) => format!("the weight {name} holds NaN or infinity at index {i}"),
-                None => "all weights are finite; the sums overflowed, which real weights never do".into(),
+                None => "all weights are finite; sums overflowed, so the state, the noise or the previous chunk is \
+                         out of all proportion"
+                    .into(),
             }));
         }
         let chunk = |data: &[f32]| HostTensor::new([c.horizon, c.action_dim], data.to_vec());
@@ -315,10 +333,13 @@ impl<D: Device> Pi0<D> {
     }
 }
 
+/// Numbers of denoising steps that make sense.
+pub const STEPS: std::ops::RangeInclusive<usize> = 1..=1000;
+
 fn check_steps(steps: usize) -> Result<usize, ModelError> {
-    match steps {
-        1..=1000 => Ok(steps),
-        _ => {
+    match STEPS.contains(&steps) {
+        true => Ok(steps),
+        false => {
             Err(ModelError::Call(format!("{steps} denoising steps; from 1 to 1000 make sense, 10 is usual")))
         }
     }

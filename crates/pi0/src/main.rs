@@ -8,6 +8,7 @@ mod device;
 mod host_ops;
 mod output;
 mod policy;
+mod remote;
 mod report;
 mod results;
 

@@ -1,5 +1,7 @@
 //! `pi0 serve` and its real clients in Python: openpi-client, unmodified, and gym-aloha in a closed loop.
 //!
+//! And our own demo as one, which needs nothing.
+//!
 //! `PI0_PYTHON` names a Python with the packages (see `examples/`); without them a test says that it was skipped.
 
 #[path = "../../server/tests/common/checkpoint.rs"]
@@ -28,15 +30,23 @@ fn python(module: &str) -> Option<PathBuf> {
 struct Server {
     child: Child,
     port: u16,
-    _dir: TempDir,
+    /// What it serves, if it goes with it.
+    dir: Option<TempDir>,
 }
 
 impl Server {
     fn start(robot: Robot, horizon: usize, flags: &[&str]) -> Self {
         let dir = openpi_checkpoint(robot, horizon);
+        let mut server = Self::of(dir.path(), flags);
+        server.dir = Some(dir);
+        server
+    }
+
+    /// Serves this checkpoint.
+    fn of(model: &Path, flags: &[&str]) -> Self {
         let mut child = Command::new(env!("CARGO_BIN_EXE_pi0"))
             .arg("serve")
-            .arg(dir.path())
+            .arg(model)
             .args(["--host", "127.0.0.1", "--port", "0", "--log-format", "json"])
             .args(flags)
             .env("RUST_LOG", "info")
@@ -54,7 +64,7 @@ impl Server {
         };
         // A full pipe would stop the server.
         std::thread::spawn(move || lines.for_each(drop));
-        Self { child, port, _dir: dir }
+        Self { child, port, dir: None }
     }
 
     fn run(&self, python: &Path, script: &str, flags: &[&str]) {
@@ -116,8 +126,53 @@ fn openpi_client_drives_libero() {
 #[test]
 fn gym_aloha_closes_the_loop() {
     let Some(python) = python("gym_aloha, openpi_client") else { return };
-    let server = Server::start(Robot::Aloha, 50, &["--default-prompt", "Transfer cube"]);
+    let recordings = tempfile::tempdir().unwrap();
+    let record = recordings.path().to_str().unwrap();
+    let prompt = ["--default-prompt", "Transfer cube"];
+    let server = Server::start(Robot::Aloha, 50, &[&prompt[..], &["--record", record]].concat());
     server.run(&python, "gym_aloha_loop.py", &["--steps", "25"]);
     #[cfg(unix)]
     server.end();
+
+    let same = openpi_checkpoint(Robot::Aloha, 50);
+    let output = Command::new(env!("CARGO_BIN_EXE_pi0"))
+        .arg("replay")
+        .args([same.path(), recordings.path()])
+        .args(prompt)
+        .output()
+        .unwrap();
+    let told = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success() && told.contains("3 replayed, 0 differ"), "{told}");
+}
+
+/// The world here, the policy behind the protocol; several robots at once for the report.
+#[test]
+fn the_demo_drives_a_server() {
+    let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models/demo");
+    let keys = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(keys.path(), "secret\n").unwrap();
+    let keys = keys.path().to_str().unwrap();
+    let server = Server::of(&model, &["--api-key-file", keys]);
+    let url = format!("ws://127.0.0.1:{}", server.port);
+    let demo = |flags: &[&str]| {
+        let output = Command::new(env!("CARGO_BIN_EXE_pi0"))
+            .args(["demo", "--server", &url])
+            .args(flags)
+            .output()
+            .unwrap();
+        let text = |bytes| String::from_utf8(bytes).unwrap();
+        (output.status.success(), text(output.stdout), text(output.stderr))
+    };
+    let (well, out, err) = demo(&["--api-key-file", keys, "--render", "none", "--episodes", "3"]);
+    assert!(well && out.contains("of 3, "), "{out}\n{err}");
+    let (well, out, err) = demo(&["--api-key-file", keys, "--report", "-", "--episodes", "2"]);
+    assert!(well && out.contains("\"successes\""), "{out}\n{err}");
+    let (well, _, err) = demo(&["--render", "none"]);
+    assert!(!well && err.contains("--api-key-file"), "{err}");
+    let (well, _, err) = demo(&["--dtype", "int8"]);
+    assert!(!well && err.contains("cannot be used with"), "{err}");
+    #[cfg(unix)]
+    server.end();
+    let (well, _, err) = demo(&["--api-key-file", keys, "--render", "none"]);
+    assert!(!well && err.contains("pi0 serve"), "{err}");
 }

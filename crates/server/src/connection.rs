@@ -14,12 +14,18 @@ use crate::{Failure, Settings};
 /// openpi's reason of a close after an error.
 const ERROR_REASON: &str = "Internal server error. Traceback included in previous frame.";
 
+/// Pings and pongs that a client may send between two pings of ours. Pings are read before anything else is looked at,
+/// and their pongs are kept until the client reads: a flood of them would keep the server from stopping.
+const MOST_CONTROLS: usize = 1000;
+
 /// Why a connection ends.
 enum End {
     /// The client left or broke the protocol of websockets.
     Gone,
     /// It does not answer pings or does not read.
     Silent,
+    /// It sends pings without end.
+    Flooding,
     /// A request failed: openpi's server closes then, and its client expects that.
     Failed(Failure),
     /// The server stops.
@@ -35,6 +41,8 @@ pub(crate) struct Connection {
     write_timeout: Duration,
     /// When the client was last heard.
     heard: Instant,
+    /// Pings and pongs heard since a moment, at most a ping interval before the last of them.
+    controls: (usize, Instant),
     /// What came while another request ran. No more is read until it has its turn.
     waiting: Option<(Result<Bytes, Failure>, Instant)>,
 }
@@ -57,6 +65,7 @@ impl Connection {
             ping_interval: settings.ping_interval,
             write_timeout: settings.write_timeout,
             heard: Instant::now(),
+            controls: (0, Instant::now()),
             waiting: None,
         }
     }
@@ -73,6 +82,7 @@ impl Connection {
         match end {
             End::Gone => tracing::debug!("client left"),
             End::Silent => tracing::info!("client does not answer, dropped"),
+            End::Flooding => tracing::info!("client floods the server with pings, dropped"),
             End::Stopping => {
                 self.close(close_code::AWAY, "the server is shutting down").await;
             }
@@ -166,13 +176,21 @@ impl Connection {
             Some(Ok(Message::Binary(frame))) => Ok(frame),
             Some(Ok(Message::Text(_))) => Err(Failure::bad("a request is a binary message, got text")),
             // Pongs to pings are sent by the library.
-            Some(Ok(Message::Ping(_) | Message::Pong(_))) => return Ok(()),
+            Some(Ok(Message::Ping(_) | Message::Pong(_))) => return self.hear_control(),
             Some(Ok(Message::Close(_))) | None => return Err(End::Gone),
             Some(Err(error)) => Err(oversized(&error).ok_or(End::Gone)?),
         };
         self.service.metrics.accepted.inc();
         self.waiting = Some((request, self.heard));
         Ok(())
+    }
+
+    fn hear_control(&mut self) -> Result<(), End> {
+        if self.controls.1.elapsed() > self.ping_interval {
+            self.controls = (0, self.heard);
+        }
+        self.controls.0 += 1;
+        if self.controls.0 > MOST_CONTROLS { Err(End::Flooding) } else { Ok(()) }
     }
 
     async fn send_ping(&mut self) -> Result<(), End> {

@@ -23,16 +23,16 @@ pub enum Error {
         why: &'static str,
     },
     /// The address cannot be used.
-    #[error("cannot listen on {address}: {source}")]
+    #[error("cannot listen on {address}: {why}")]
     Listen {
         /// The address.
         address: std::net::SocketAddr,
         /// The system's reason.
-        source: std::io::Error,
+        why: std::io::Error,
     },
     /// The system refuses threads, timers or signals.
     #[error("cannot start: {0}")]
-    System(#[source] std::io::Error),
+    System(std::io::Error),
     /// The inference thread broke.
     #[error("the inference thread broke; see the log")]
     Engine,
@@ -92,8 +92,16 @@ impl Failure {
         }
     }
 
+    /// The words may quote the client: they are shortened and kept to one line, for they go into the log.
     pub(crate) fn bad(why: impl ToString) -> Self {
-        Self::BadRequest(why.to_string())
+        const MOST: usize = 1000;
+        let why = why.to_string();
+        let mut chars = why.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c });
+        let mut text: String = chars.by_ref().take(MOST).collect();
+        if chars.next().is_some() {
+            text.push('…');
+        }
+        Self::BadRequest(text)
     }
 
     /// What a caught panic said.

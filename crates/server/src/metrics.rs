@@ -3,6 +3,7 @@
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
+use pi0_device::MemoryMeter;
 use prometheus_client::encoding::{EncodeLabelSet, text};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -27,9 +28,6 @@ struct Reason {
     reason: &'static str,
 }
 
-/// Bytes that the model's device holds, asked whenever metrics are read.
-pub type DeviceMemory = Box<dyn Fn() -> u64 + Send + Sync>;
-
 pub(crate) struct Metrics {
     registry: Registry,
     requests: Family<Outcome, Counter>,
@@ -38,7 +36,7 @@ pub(crate) struct Metrics {
     queue_depth: Gauge,
     resident: Gauge<u64, AtomicU64>,
     device: Gauge<u64, AtomicU64>,
-    device_memory: Option<DeviceMemory>,
+    device_memory: Option<MemoryMeter>,
     pub batch_size: Histogram,
     /// Requests that came in whole; in the end each has an outcome.
     pub accepted: Counter,
@@ -55,7 +53,7 @@ fn latency() -> Histogram {
 
 impl Metrics {
     /// `lost` counts requests that could not be recorded.
-    pub fn new(device_memory: Option<DeviceMemory>, lost: Option<Counter>) -> Self {
+    pub fn new(device_memory: Option<MemoryMeter>, lost: Option<Counter>) -> Self {
         let mut m = Self {
             registry: Registry::default(),
             requests: Family::default(),
@@ -84,7 +82,7 @@ impl Metrics {
             pi0.register("recordings_lost", help, lost);
         }
         if m.device_memory.is_some() {
-            let help = "Memory that the model's device holds";
+            let help = "Memory that the model's device holds: weights, activations and what is kept for them";
             pi0.register_with_unit("device_memory", help, Unit::Bytes, m.device.clone());
         }
         let help = "Resident memory of this process";
@@ -122,7 +120,7 @@ impl Metrics {
         self.queue_depth.set(i64::try_from(queue_depth).unwrap_or(i64::MAX));
         self.resident.set(resident_memory().unwrap_or(0));
         if let Some(memory) = &self.device_memory {
-            self.device.set(memory());
+            self.device.set(memory.bytes());
         }
         let mut out = String::new();
         // Writing to a string cannot fail.
@@ -145,7 +143,9 @@ mod tests {
 
     #[test]
     fn what_happened_is_in_the_text() {
-        let metrics = Metrics::new(Some(Box::new(|| 4096)), None);
+        let meter = MemoryMeter::default();
+        let _held = meter.hold(4096);
+        let metrics = Metrics::new(Some(meter), None);
         metrics.request(None);
         metrics.request(Some(&Failure::ShuttingDown));
         metrics.cancelled();

@@ -52,7 +52,7 @@ pub fn replay(
     steps: Option<usize>,
     mut report: impl FnMut(&Replayed),
 ) -> Result<Vec<Replayed>, Error> {
-    let Served { model, policy, .. } = served;
+    let Served { model, policy } = served;
     let (action_dim, horizon) = (model.config().action_dim, model.config().horizon);
     let reader = RequestReader::new(&policy);
     // Whether a message is within limits was decided when it was recorded.

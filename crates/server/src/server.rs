@@ -16,6 +16,7 @@ use hyper_util::service::TowerToHyperService;
 use pi0_model::ActionModel;
 use pi0_policy::{Policy, Summary};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::runtime::Runtime;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -26,7 +27,7 @@ use crate::auth::ApiKeys;
 use crate::connection::Connection;
 use crate::encode::encode;
 use crate::engine::{self, EngineOptions};
-use crate::metrics::{DeviceMemory, Metrics};
+use crate::metrics::Metrics;
 use crate::queue::Queue;
 use crate::record::Recorder;
 use crate::request::RequestReader;
@@ -40,8 +41,6 @@ pub struct Served {
     pub model: Box<dyn ActionModel>,
     /// What is around it.
     pub policy: Policy,
-    /// Memory that the device holds, where it can tell.
-    pub device_memory: Option<DeviceMemory>,
 }
 
 /// An address that is taken but not yet listened on: clients are refused, and openpi's client waits and retries.
@@ -71,7 +70,7 @@ impl Bound {
             let address = socket.local_addr()?;
             Ok((socket, address))
         };
-        let (socket, address) = bind().map_err(|source| Error::Listen { address: wanted, source })?;
+        let (socket, address) = bind().map_err(|why| Error::Listen { address: wanted, why })?;
         Ok(Self { socket, address, settings, keys, recorder })
     }
 
@@ -107,7 +106,7 @@ impl Bound {
             Ok(Err(error)) => return Err(ServeError::Load(error)),
             Err(_) => return Err(ServeError::LoadPanicked),
         };
-        let listen = |source| Error::Listen { address, source };
+        let listen = |why| Error::Listen { address, why };
         let listener = socket.listen(1024).map_err(listen)?;
         tracing::info!(%address, robot = summary.robot.map(tracing::field::display), "listening");
 
@@ -165,13 +164,12 @@ fn own_model<E>(
     recorder: Option<Recorder>,
     stop: CancellationToken,
 ) {
-    let Served { model, policy, device_memory } = match load() {
+    let Served { model, policy } = match load() {
         Ok(served) => served,
         Err(error) => return drop(loaded.send(Err(error))),
     };
     let config = model.config();
     let summary = policy.summary();
-    let workers = std::thread::available_parallelism().map_or(2, usize::from);
     let service = Arc::new(Service {
         translator: Translator {
             reader: RequestReader::new(&policy),
@@ -181,10 +179,10 @@ fn own_model<E>(
             policy,
         },
         queue: Queue::new(settings.max_queue),
-        metrics: Metrics::new(device_memory, recorder.as_ref().map(Recorder::lost)),
+        metrics: Metrics::new(model.memory(), recorder.as_ref().map(Recorder::lost)),
         recorder,
         request_timeout: settings.request_timeout,
-        workers: Arc::new(Semaphore::new(workers)),
+        workers: Arc::new(Semaphore::new(cores())),
     });
     let options = EngineOptions {
         max_batch: settings.max_batch,
@@ -349,6 +347,23 @@ async fn websocket(
             connection.run(front.metadata.clone()).instrument(span).await;
             drop((place, task));
         })
+}
+
+/// The runtime that a server is made for: two threads move bytes, and no more than there are cores prepare requests.
+/// Each thread's allocator keeps memory of its own, so a crowd of them would only cost.
+///
+/// # Errors
+/// The system refuses to start threads.
+pub fn runtime() -> Result<Runtime, Error> {
+    // One more waits for the inference thread in the end.
+    let blocking = cores() + 1;
+    let mut builder = tokio::runtime::Builder::new_multi_thread();
+    builder.worker_threads(2).max_blocking_threads(blocking).enable_all().build().map_err(Error::System)
+}
+
+/// How many requests can be prepared at once.
+fn cores() -> usize {
+    std::thread::available_parallelism().map_or(2, usize::from)
 }
 
 /// A token that is cancelled by SIGTERM or ctrl-c.

@@ -44,7 +44,7 @@ impl Translator {
                 let (rows, cols) = (self.horizon, self.action_dim);
                 let got = noise.len();
                 let why = format!("`pi0/noise` has {got} values, wanted {rows} x {cols} finite ones");
-                return Err(Failure::BadRequest(why));
+                return Err(Failure::bad(why));
             }
             prepared.inputs.noise = Some(noise);
         }

@@ -4,6 +4,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use pi0_model::STEPS;
 use serde::Deserialize;
 
 use crate::{Error, Limits};
@@ -110,6 +111,9 @@ impl Settings {
             Some(name) => Err(Error::Setting { name, why: "0 makes no sense" }),
             // Each level of nesting takes stack.
             None if self.max_depth > 128 => Err(Error::Setting { name: "max_depth", why: "at most 128" }),
+            None if self.steps.is_some_and(|steps| !STEPS.contains(&steps)) => {
+                Err(Error::Setting { name: "steps", why: "from 1 to 1000 make sense, 10 is usual" })
+            }
             None => Ok(()),
         }
     }
@@ -153,7 +157,14 @@ mod tests {
             let error = write(text).unwrap_err().to_string();
             assert!(error.contains(word), "{error}");
         }
-        let error = write("max_batch = 0").unwrap().check().unwrap_err().to_string();
-        assert!(error.contains("max_batch"), "{error}");
+        for (text, word) in [
+            ("max_batch = 0", "max_batch"),
+            ("steps = 0", "steps"),
+            ("steps = 1001", "steps"),
+            ("max_depth = 129", "max_depth"),
+        ] {
+            let error = write(text).unwrap().check().unwrap_err().to_string();
+            assert!(error.contains(word), "{error}");
+        }
     }
 }

@@ -190,9 +190,9 @@ impl NdArray {
         Self::new(Dtype::F64, shape, values.iter().flat_map(|x| x.to_le_bytes()).collect())
     }
 
-    /// Number of elements.
+    /// Number of elements. Strings of no length may claim to be more than can be counted.
     pub fn len(&self) -> usize {
-        self.shape.iter().product()
+        self.shape.iter().fold(1, |n: usize, &d| n.saturating_mul(d))
     }
 
     /// Whether there are none.

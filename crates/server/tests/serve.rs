@@ -12,6 +12,7 @@ use futures_util::{SinkExt, StreamExt};
 use pi0_model::ModelError;
 use pi0_policy::Robot;
 use pi0_server::{Dtype, Map, NdArray, Settings, Value, Verdict};
+use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio_tungstenite::tungstenite::{Error as WsError, Message};
 
@@ -178,6 +179,7 @@ async fn mistakes_are_told_and_end_only_their_own_connection() {
         (with(aloha(0), "pi0/noize", Value::Int(1)), &["pi0/noize"]),
         (with(aloha(0), "rtc/prev", Value::Int(1)), &["rtc/prev", "rtc/previous"]),
         (with(aloha(0), "rtc/delay", Value::Int(-1)), &["rtc/delay"]),
+        (with(aloha(0), &format!("rtc/{}", "x\n".repeat(100_000)), Value::Nil), &["rtc/x\u{fffd}x", "…"]),
         (with(aloha(0), "rtc/schedule", text("cubic")), &["rtc/schedule", "linear"]),
         (with(aloha(0), "rtc/previous", vector(&[1.0])), &["rtc/previous", "[actions, width]"]),
     ];
@@ -194,7 +196,7 @@ async fn mistakes_are_told_and_end_only_their_own_connection() {
         refused(client.receive().await, &["message"]);
     }
     assert_eq!(witness.actions(&aloha(0)).await.shape, [HORIZON, 14]);
-    assert_eq!(server.metric("pi0_requests_total{outcome=\"bad_request\"}").await, 25.0);
+    assert_eq!(server.metric("pi0_requests_total{outcome=\"bad_request\"}").await, 26.0);
     server.end().await;
 }
 
@@ -401,6 +403,26 @@ async fn doors_keys_and_limits() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn metrics_tell_what_the_device_holds() {
+    let server = start(settings(), None).await;
+    let held = async || server.metric("pi0_device_memory_bytes").await;
+    // Weights first: packed in the stored format with little padding, but for the embeddings, which stay in the file.
+    let stored = std::fs::metadata(server.dir.path().join("model.safetensors")).unwrap().len() as f64;
+    let weights = held().await;
+    assert!(0.8 * stored < weights && weights < 3.0 * stored, "{weights} bytes for {stored} stored ones");
+    // Then buffers too, as many as the largest batch needs, and no more of them for more of the same.
+    let mut client = server.client().await;
+    let mut after = Vec::new();
+    for _ in 0..6 {
+        client.actions(&aloha(0)).await;
+        after.push(held().await);
+    }
+    assert!(after[0] > weights + 1e6, "{after:?}");
+    assert_eq!(after[2], after[5], "{after:?}");
+    server.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_client_that_answers_no_ping_is_dropped() {
     let server = start(Settings { ping_interval: Duration::from_millis(100), ..settings() }, None).await;
     // A client that is polled answers pings and stays.
@@ -419,6 +441,25 @@ async fn a_client_that_answers_no_ping_is_dropped() {
     let mut alive = alive.await.unwrap();
     assert_eq!(server.metric("pi0_connections").await, 1.0);
     assert!(matches!(alive.infer(&aloha(0)).await, Reply::Actions(_)));
+    server.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_flood_of_pings_is_cut_off_and_delays_nobody() {
+    let server = start(settings(), None).await;
+    let mut client = server.client().await;
+    let wanted = client.actions(&with(aloha(0), "pi0/noise", noise(HORIZON, 0))).await;
+    // Reads none of the pongs, and never pauses.
+    let mut stream = server.client().await.socket.into_inner();
+    let pings = [&[0x89, 0x80 | 125][..], &[0; 4], &[7; 125]].concat().repeat(500);
+    let flood = tokio::spawn(async move { while stream.write_all(&pings).await.is_ok() {} });
+    tokio::time::timeout(Duration::from_secs(30), flood).await.expect("it goes on").unwrap();
+    until(&server, "pi0_connections", 1.0).await;
+    // So many pings as a careful client may send are welcome.
+    for _ in 0..500 {
+        client.send(Message::Ping(bytes::Bytes::new())).await;
+    }
+    assert_eq!(client.actions(&with(aloha(0), "pi0/noise", noise(HORIZON, 0))).await, wanted);
     server.end().await;
 }
 

@@ -39,6 +39,54 @@ fn a_file_that_is_no_simulator_is_an_error() {
     }
 }
 
+/// The variable that names the simulator cannot be taken away inside this process: the test runs itself without it.
+#[test]
+#[cfg(not(feature = "silicon"))]
+fn without_a_simulator_there_is_no_device() {
+    const SIMULATOR: &str = "TT_METAL_SIMULATOR";
+    if std::env::var_os(SIMULATOR).is_some() {
+        let this = "without_a_simulator_there_is_no_device";
+        let mut again = std::process::Command::new(std::env::current_exe().unwrap());
+        let output = again.args([this, "--exact"]).env_remove(SIMULATOR).output().unwrap();
+        let printed = String::from_utf8_lossy(&output.stdout);
+        assert!(output.status.success() && printed.contains("1 passed"), "{printed}");
+        return;
+    }
+    let error = Tensix::open(&TensixOptions::default()).err().expect("no device");
+    assert_eq!(error, OpenError::NoDevice);
+    assert!(error.to_string().contains("set TT_METAL_SIMULATOR"), "{error}");
+}
+
+#[test]
+fn a_tensor_too_large_for_the_device_is_an_error_and_harms_nothing() {
+    let Some(device) = open() else { return };
+    let x = put(&device, &random(1, 32, 8192, 1.0));
+    let used = device.stats().dram_used;
+    // One more copy than all of the memory could hold.
+    let copies = device.dram_capacity() as usize / (32 * 8192 * 4) + 1;
+    let error = device.concat_rows(&vec![&x; copies]).unwrap_err();
+    assert!(matches!(error, Error::Failed { .. }), "{error}");
+    assert!(error.to_string().contains("out of device memory"), "{error}");
+    assert_eq!(device.stats().dram_used, used);
+    assert!(device.gelu(&x).is_ok());
+}
+
+#[test]
+fn what_does_not_fit_a_core_is_unsupported_and_harms_nothing() {
+    let Some(device) = open() else { return };
+    // The scores of 32 queries stay in L1: 4 KiB for each 32 keys.
+    let keys = 9000;
+    let (q, kv) = (put(&device, &random(1, 1, 32, 1.0)), put(&device, &random(2, keys, 32, 1.0)));
+    let attend = |keys| {
+        let spans = [Span { queries: 0..1, keys: vec![Keys { part: 0, rows: 0..keys }] }];
+        let spec = Attention { heads: 1, kv_heads: 1, head_dim: 32, scale: 0.2, spans: &spans };
+        device.attention(&q, &[KeyValue { k: &kv, v: &kv }], &spec)
+    };
+    let error = attend(keys).unwrap_err();
+    assert!(error.is_unsupported() && error.to_string().contains("bytes of L1"), "{error}");
+    assert!(attend(6900).is_ok());
+}
+
 #[test]
 fn a_grid_larger_than_the_device_is_an_error() {
     if open().is_none() {
@@ -123,15 +171,5 @@ fn bad_operands_are_errors_and_harm_nothing() {
     shape(device.slice_rows(&x, 30..41));
     shape(device.slice_cols(&x, 5..5));
     shape(device.upload(2, 2, &[1.0; 3]));
-    // Too wide for a core's memory: not supported, so that the caller may go another way.
-    let wide = WeightSource::Norm {
-        kind: pi0_device::NormKind::Rms,
-        weight: TensorSource::from_f32("w", vec![9000], &[0.0; 9000]).unwrap(),
-        bias: None,
-        eps: 1e-6,
-    };
-    let wide = device.prepare(&wide).unwrap();
-    let e = device.rms_norm(&put(&device, &random(1, 1, 9000, 1.0)), &wide).unwrap_err();
-    assert!(e.is_unsupported() && e.to_string().contains("L1"), "{e}");
     assert!(device.gelu(&x).is_ok());
 }

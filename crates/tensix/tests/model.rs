@@ -5,7 +5,7 @@ mod common;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use pi0_device::{Bound, HostTensor, Tapped};
+use pi0_device::{Bound, Fallback, HostTensor, Record, Reference, Tapped, Traced};
 use pi0_model::golden::{compare_taps, golden_taps, read_inputs, read_tensors};
 use pi0_model::{Checkpoint, Extent, Pi0, SampleOptions};
 
@@ -17,12 +17,30 @@ fn repository(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").join(path)
 }
 
+/// How much of a run is on the device, as fractions of its base operations and of their FLOP.
+///
+/// Moves between host and device are no operations.
+fn coverage(records: &[Record]) -> (f64, f64) {
+    let (mut all, mut on_device) = ((0, 0), (0, 0));
+    for record in records {
+        for part in record.parts.iter().filter(|p| p.op.kind().is_some()) {
+            all = (all.0 + 1, all.1 + part.flop);
+            if !record.on_host() {
+                on_device = (on_device.0 + 1, on_device.1 + part.flop);
+            }
+        }
+    }
+    println!("on the device: {} of {} operations, {} of {} FLOP", on_device.0, all.0, on_device.1, all.1);
+    (f64::from(on_device.0) / f64::from(all.0), on_device.1 as f64 / all.1 as f64)
+}
+
 /// Runs the network in `weights` on a run of `case`.
 fn end_to_end(weights: &Path, case: &Path, run: &str) {
     let Some(device) = common::open() else { return };
     let start = Instant::now();
     let checkpoint = Checkpoint::open(weights).unwrap();
-    let model = Pi0::load(Tapped::new(device), checkpoint, Extent::Whole, &|_| ()).unwrap();
+    let traced = Traced::new(device, Reference, Fallback::RunOnHost);
+    let model = Pi0::load(Tapped::new(&traced), checkpoint, Extent::Whole, &|_| ()).unwrap();
     let batch = read_inputs(&case.join(format!("{run}.inputs.safetensors"))).unwrap();
     let want = read_tensors(&case.join(format!("{run}.outputs.safetensors"))).unwrap();
     let actions = model.sample_actions(&batch, &SampleOptions::default()).unwrap();
@@ -34,6 +52,16 @@ fn end_to_end(weights: &Path, case: &Path, run: &str) {
     got.insert("actions".into(), HostTensor::new(shape, data));
 
     let mut faults = Vec::new();
+    let (ops, flop) = coverage(&traced.take());
+    println!(
+        "{} {run}: {:.2} % of operations and {:.4} % of FLOP on the device",
+        case.display(),
+        100.0 * ops,
+        100.0 * flop
+    );
+    if ops < 0.95 || flop < 0.999 {
+        faults.push(format!("only {ops} of operations and {flop} of FLOP are on the device"));
+    }
     for (name, result) in compare_taps(&got, &want, &batch) {
         match result {
             Ok(a) if a.count == 0 => {}

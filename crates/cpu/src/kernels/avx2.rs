@@ -13,8 +13,9 @@ const KERNEL: Kernel = Kernel {
     left: Left::F32,
     packed: Packed::F32,
     block: 32,
+    deep_block: 32,
     step: 32,
-    group: 1,
+    resident: None,
     micro: f32_micro,
     enter: nothing,
     leave: nothing,
@@ -22,7 +23,7 @@ const KERNEL: Kernel = Kernel {
 
 pub(super) static F32: Kernel = KERNEL;
 pub(super) static BF16_AS_F32: Kernel =
-    Kernel { packed: Packed::Bf16, block: 16, step: 16, micro: bf16_as_f32_micro, ..KERNEL };
+    Kernel { packed: Packed::Bf16, block: 16, deep_block: 16, step: 16, micro: bf16_as_f32_micro, ..KERNEL };
 pub(super) static INT8_AS_INT16: Kernel =
     Kernel { left: Left::Int8, packed: Packed::Int8, micro: int8_as_int16_micro, ..KERNEL };
 

@@ -2,6 +2,7 @@
 
 use std::arch::x86_64::*;
 
+use super::pack::{Columns, Row};
 use super::{Kernel, Left, Operands, Packed, nothing};
 
 const MAX_ROWS: usize = 14;
@@ -13,8 +14,9 @@ const KERNEL: Kernel = Kernel {
     left: Left::F32,
     packed: Packed::F32,
     block: 64,
+    deep_block: 64,
     step: 64,
-    group: 1,
+    resident: None,
     micro: f32_micro,
     enter: nothing,
     leave: nothing,
@@ -26,7 +28,7 @@ pub(super) static BF16_DOT: Kernel =
 pub(super) static INT8_DOT: Kernel =
     Kernel { left: Left::Uint8, packed: Packed::Int8, micro: int8_dot_micro, ..KERNEL };
 pub(super) static BF16_AS_F32: Kernel =
-    Kernel { packed: Packed::Bf16, block: 32, step: 32, micro: bf16_as_f32_micro, ..KERNEL };
+    Kernel { packed: Packed::Bf16, block: 32, deep_block: 32, step: 32, micro: bf16_as_f32_micro, ..KERNEL };
 pub(super) static INT8_AS_INT16: Kernel =
     Kernel { left: Left::Int8, packed: Packed::Int8, micro: int8_as_int16_micro, ..KERNEL };
 
@@ -189,3 +191,99 @@ kernel!(
     }
 );
 by_rows!(int8_as_int16_micro, int8_as_int16_rows);
+
+/// A row of a left panel in bf16, times `factor`; see [`super::pack::left_row`]. The processor rounds as
+/// [`crate::math::to_bf16`] does, but takes subnormal numbers for zero.
+#[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+pub(super) fn bf16_row(factor: f32, values: &[f32], mut out: Row) {
+    let factor = _mm512_set1_ps(factor);
+    let mut values = values.chunks(32);
+    for i in 0..out.count() {
+        let values = values.next().unwrap_or_default();
+        let mask = if values.len() == 32 { u32::MAX } else { (1u32 << values.len()) - 1 };
+        let to = out.chunk::<[u8; 64]>(i).as_mut_ptr();
+        // SAFETY: masked loads touch only the values there are; the chunk has 64 bytes.
+        unsafe {
+            let low = _mm512_maskz_loadu_ps(mask as u16, values.as_ptr());
+            let high = _mm512_maskz_loadu_ps((mask >> 16) as u16, values.as_ptr().wrapping_add(16));
+            let both = _mm512_cvtne2ps_pbh(_mm512_mul_ps(high, factor), _mm512_mul_ps(low, factor));
+            _mm512_storeu_si512(to.cast(), std::mem::transmute::<__m512bh, __m512i>(both));
+        }
+    }
+}
+
+/// Two vectors of up to 32 values in all, rounded to bf16 and zero beyond them.
+#[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+fn bf16_line(values: &[f32]) -> __m512i {
+    let mask = if values.len() >= 32 { u32::MAX } else { (1u32 << values.len()) - 1 };
+    // SAFETY: masked loads touch only the values there are; both types are 512 bits.
+    unsafe {
+        let low = _mm512_maskz_loadu_ps(mask as u16, values.as_ptr());
+        let high = _mm512_maskz_loadu_ps((mask >> 16) as u16, values.as_ptr().wrapping_add(16));
+        std::mem::transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(high, low))
+    }
+}
+
+/// The columns of one tile in bf16; see [`super::pack::right_tile`].
+#[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+pub(super) fn bf16_columns(rows: &[&[f32]], columns: &mut Columns) {
+    for (column, row) in columns.iter_mut().zip(rows) {
+        // SAFETY: a column has 64 bytes.
+        unsafe { _mm512_storeu_si512(column.as_mut_ptr().cast(), bf16_line(row)) };
+    }
+}
+
+/// See [`super::pack::right_tile_across`]: 16 columns, depth across rows.
+#[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+pub(super) fn bf16_across(rows: &[&[f32]], out: &mut Columns) {
+    // The two rows take turns.
+    let turns: [u16; 32] = std::array::from_fn(|i| (i / 2 + i % 2 * 16) as u16);
+    // SAFETY: the array has 64 bytes.
+    let turns = unsafe { _mm512_loadu_si512(turns.as_ptr().cast()) };
+    for (g, out) in out.iter_mut().enumerate() {
+        let load = |j: usize| {
+            let row = rows.get(2 * g + j).copied().unwrap_or_default();
+            let mask = if row.len() >= 16 { u16::MAX } else { (1u16 << row.len()) - 1 };
+            // SAFETY: masked loads touch only the values there are.
+            unsafe { _mm512_maskz_loadu_ps(mask, row.as_ptr()) }
+        };
+        let both = _mm512_cvtne2ps_pbh(load(1), load(0));
+        // SAFETY: both types are 512 bits; a group has 64 bytes.
+        unsafe {
+            let both = _mm512_permutexvar_epi16(turns, std::mem::transmute::<__m512bh, __m512i>(both));
+            _mm512_storeu_si512(out.as_mut_ptr().cast(), both);
+        }
+    }
+}
+
+/// `out[i][j] = columns[j][i]`.
+#[target_feature(enable = "avx512f")]
+pub(super) fn transpose(columns: &Columns, out: &mut Columns) {
+    // SAFETY: each array has 64 bytes.
+    let x: [__m512i; 16] = std::array::from_fn(|i| unsafe { _mm512_loadu_si512(columns[i].as_ptr().cast()) });
+    // Pairs of rows, then pairs of pairs: 4 by 4 blocks within each quarter of a register.
+    let y: [__m512i; 16] = std::array::from_fn(|i| {
+        let (a, b) = (x[i & !1], x[i | 1]);
+        if i & 1 == 0 { _mm512_unpacklo_epi32(a, b) } else { _mm512_unpackhi_epi32(a, b) }
+    });
+    let x: [__m512i; 16] = std::array::from_fn(|i| {
+        let (a, b) = (y[i & !3 | i >> 1 & 1], y[i & !3 | i >> 1 & 1 | 2]);
+        if i & 1 == 0 { _mm512_unpacklo_epi64(a, b) } else { _mm512_unpackhi_epi64(a, b) }
+    });
+    // Then the 4 by 4 quarters: `x[4 q + j]` holds groups j, 4 + j, 8 + j and 12 + j of columns 4 q to 4 q + 3.
+    for j in 0..4 {
+        let (a, b, c, d) = (x[j], x[4 + j], x[8 + j], x[12 + j]);
+        let (ab_even, ab_odd) = (_mm512_shuffle_i32x4::<0x88>(a, b), _mm512_shuffle_i32x4::<0xdd>(a, b));
+        let (cd_even, cd_odd) = (_mm512_shuffle_i32x4::<0x88>(c, d), _mm512_shuffle_i32x4::<0xdd>(c, d));
+        let rows = [
+            (j, _mm512_shuffle_i32x4::<0x88>(ab_even, cd_even)),
+            (4 + j, _mm512_shuffle_i32x4::<0x88>(ab_odd, cd_odd)),
+            (8 + j, _mm512_shuffle_i32x4::<0xdd>(ab_even, cd_even)),
+            (12 + j, _mm512_shuffle_i32x4::<0xdd>(ab_odd, cd_odd)),
+        ];
+        for (g, row) in rows {
+            // SAFETY: each array has 64 bytes.
+            unsafe { _mm512_storeu_si512(out[g].as_mut_ptr().cast(), row) };
+        }
+    }
+}

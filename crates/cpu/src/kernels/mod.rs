@@ -89,10 +89,12 @@ pub(crate) type Micro = unsafe fn(rows: usize, tiles: usize, operands: Operands,
 pub(crate) struct Operands {
     pub(crate) left: *const u8,
     pub(crate) right: *const u8,
-    /// What the next calls will read: a kernel whose loads the processor does not foresee fetches from here on, 256
-    /// bytes of left and 128 of right for each depth tile. Any address will do.
+    /// What a later call will read: a kernel whose loads the processor does not foresee fetches from here on as many
+    /// cache lines for each depth tile, at least one. Any address will do.
     #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
-    pub(crate) next: [*const u8; 2],
+    pub(crate) next: *const u8,
+    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
+    pub(crate) lines: usize,
 }
 
 /// One way to multiply.
@@ -106,10 +108,13 @@ pub(crate) struct Kernel {
     pub(crate) packed: Packed,
     /// Depth tiles whose operands should stay in the second-level cache.
     pub(crate) block: usize,
-    /// Depth tiles that one call should take at most, so that its operands stay in the first-level cache.
+    /// The same where there are several blocks, whose sums stay there too.
+    pub(crate) deep_block: usize,
+    /// Depth tiles of a right panel that all row panels should use while they are in the first-level cache.
     pub(crate) step: usize,
-    /// Right panels that should use a left panel's step one after another.
-    pub(crate) group: usize,
+    /// Bytes of the left operand that should stay in the second-level cache while the weight passes by; none for a
+    /// kernel slow enough to read its operands from further away.
+    pub(crate) resident: Option<usize>,
     pub(crate) micro: Micro,
     /// Prepares the calling thread, and undoes it.
     pub(crate) enter: fn(),
@@ -164,6 +169,11 @@ impl Kernel {
     /// Bytes of one depth tile of a right panel.
     pub(crate) fn right_tile(&self) -> usize {
         self.columns() * self.depth() * self.packed.size()
+    }
+
+    /// Bytes of one tile of sums.
+    pub(crate) fn tile(&self) -> usize {
+        self.max_rows * self.columns() * size_of::<f32>()
     }
 
     /// Bytes of one row of one depth tile of a left panel.

@@ -1,6 +1,7 @@
 //! Writes operands in the layouts of the kernels.
 
 use super::{Kernel, Left, Packed};
+use crate::Isa;
 use crate::math::{per_isa, to_bf16};
 
 /// The place of one row in a left panel: its chunk of each depth tile.
@@ -20,8 +21,14 @@ impl Row {
         Self { start, chunk, step, count }
     }
 
+    /// Number of chunks.
+    #[cfg(target_arch = "x86_64")]
+    pub(super) fn count(&self) -> usize {
+        self.count
+    }
+
     #[inline(always)]
-    fn chunk<T: bytemuck::Pod>(&mut self, i: usize) -> &mut [T] {
+    pub(super) fn chunk<T: bytemuck::Pod>(&mut self, i: usize) -> &mut [T] {
         assert!(i < self.count);
         // SAFETY: chunk `i` is ours alone by the promise made to `new`; any bits are a `T`.
         let bytes = unsafe { std::slice::from_raw_parts_mut(self.start.add(i * self.step), self.chunk) };
@@ -75,8 +82,18 @@ fn quantize(x: f32) -> i32 {
 }
 
 per_isa! {
-    /// See [`left_row_body`].
-    pub(crate) fn left_row(left: Left, factor: f32, values: &[f32], out: Row) -> f32 = left_row_body
+    fn any_left_row(left: Left, factor: f32, values: &[f32], out: Row) -> f32 = left_row_body
+}
+
+/// See [`left_row_body`].
+pub(crate) fn left_row(isa: Isa, left: Left, factor: f32, values: &[f32], out: Row) -> f32 {
+    #[cfg(target_arch = "x86_64")]
+    if left == Left::Bf16 && isa >= Isa::Avx512Bf16 {
+        // SAFETY: the device's instruction set was found present when it was opened.
+        unsafe { super::avx512::bf16_row(factor, values, out) };
+        return 1.0;
+    }
+    any_left_row(isa, left, factor, values, out)
 }
 
 /// Groups of one depth tile: neighbours in depth that share 4 bytes, whatever their format.
@@ -84,57 +101,89 @@ const GROUPS: usize = 16;
 /// Columns of the widest strip.
 const STRIP: usize = 16;
 
+/// The groups of each column of a strip.
+pub(super) type Columns = [[u32; GROUPS]; STRIP];
+
 /// Writes `columns[c][group]` where a right panel wants it: by group, then by column.
-#[inline(always)]
-fn transpose(columns: &[[u32; GROUPS]; STRIP], strip: usize, out: &mut [u8]) {
+fn transpose(isa: Isa, columns: &Columns, strip: usize, out: &mut [u8]) {
     let out: &mut [u32] = bytemuck::cast_slice_mut(out);
-    if strip == STRIP {
-        let (out, _) = out.as_chunks_mut::<STRIP>();
-        for (g, out) in out.iter_mut().enumerate() {
-            for c in 0..STRIP {
-                out[c] = columns[c][g];
-            }
-        }
-    } else {
-        for (g, out) in out.chunks_exact_mut(strip).enumerate() {
-            for (out, column) in out.iter_mut().zip(columns) {
-                *out = column[g];
+    let (rows, _) = out.as_chunks_mut::<STRIP>();
+    match <&mut Columns>::try_from(rows) {
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: the device's instruction set was found present when it was opened.
+        Ok(out) if strip == STRIP && isa >= Isa::Avx512 => unsafe { super::avx512::transpose(columns, out) },
+        _ => {
+            let _ = isa;
+            for (g, out) in out.chunks_exact_mut(strip).enumerate() {
+                for (out, column) in out.iter_mut().zip(columns) {
+                    *out = column[g];
+                }
             }
         }
     }
 }
 
 #[inline(always)]
-fn right_tile_body<const FMA: bool>(
-    kernel: &Kernel,
+fn right_columns_body<const FMA: bool>(
+    packed: Packed,
     rows: &[&[f32]],
     inverse_scales: &[f32],
-    out: &mut [u8],
+    columns: &mut Columns,
 ) {
-    let mut columns = [[0u32; GROUPS]; STRIP];
     for (c, (column, row)) in columns.iter_mut().zip(rows).enumerate() {
         let mut values = [0.0f32; 64];
         values[..row.len()].copy_from_slice(row);
-        match kernel.packed {
+        match packed {
             Packed::F32 => {
                 for g in 0..GROUPS {
                     column[g] = values[g].to_bits();
                 }
             }
             Packed::Bf16 => {
-                for g in 0..GROUPS {
-                    column[g] = pair(values[2 * g], values[2 * g + 1]);
-                }
+                let column: &mut [u16] = bytemuck::cast_slice_mut(column);
+                column.iter_mut().zip(&values).for_each(|(o, &x)| *o = to_bf16(x));
             }
             Packed::Int8 => {
-                for g in 0..GROUPS {
-                    let byte = |j: usize| quantize(values[4 * g + j] * inverse_scales[c]) as u8;
-                    column[g] = u32::from_le_bytes([byte(0), byte(1), byte(2), byte(3)]);
-                }
+                let column: &mut [u8] = bytemuck::cast_slice_mut(column);
+                let inverse = inverse_scales[c];
+                column.iter_mut().zip(&values).for_each(|(o, &x)| *o = quantize(x * inverse) as u8);
             }
         }
     }
-    transpose(&columns, kernel.strip, out);
+}
+
+per_isa! {
+    fn any_right_columns(packed: Packed, rows: &[&[f32]], inverse_scales: &[f32], columns: &mut Columns) = right_columns_body
+}
+
+fn right_columns(isa: Isa, packed: Packed, rows: &[&[f32]], inverse_scales: &[f32], columns: &mut Columns) {
+    #[cfg(target_arch = "x86_64")]
+    if packed == Packed::Bf16 && isa >= Isa::Avx512Bf16 {
+        // SAFETY: the device's instruction set was found present when it was opened.
+        return unsafe { super::avx512::bf16_columns(rows, columns) };
+    }
+    any_right_columns(isa, packed, rows, inverse_scales, columns);
+}
+
+/// One depth tile of one strip of a right panel from f32 rows: column `c` of the strip holds `rows[c]`, which have at
+/// most a tile's depth of values; missing rows and values are zero. Integers are `row * inverse_scale`, rounded.
+pub(crate) fn right_tile(isa: Isa, kernel: &Kernel, rows: &[&[f32]], inverse_scales: &[f32], out: &mut [u8]) {
+    let mut columns = [[0; GROUPS]; STRIP];
+    right_columns(isa, kernel.packed, rows, inverse_scales, &mut columns);
+    transpose(isa, &columns, kernel.strip, out);
+}
+
+/// The same from at most 64 stored bytes of each column, which have the packed format already.
+pub(crate) fn copy_tile(isa: Isa, strip: usize, rows: &[&[u8]], out: &mut [u8]) {
+    let mut columns = [[0; GROUPS]; STRIP];
+    for (column, row) in columns.iter_mut().zip(rows) {
+        let bytes: &mut [u8] = bytemuck::cast_slice_mut(column);
+        match <&[u8; 4 * GROUPS]>::try_from(*row) {
+            Ok(row) => bytes.copy_from_slice(row),
+            Err(_) => bytes[..row.len()].copy_from_slice(row),
+        }
+    }
+    transpose(isa, &columns, strip, out);
 }
 
 /// Two neighbours in depth.
@@ -161,31 +210,107 @@ fn right_tile_across_body<const FMA: bool>(kernel: &Kernel, rows: &[&[f32]], out
     }
 }
 
-#[inline(always)]
-fn copy_tile_body<const FMA: bool>(strip: usize, rows: &[&[u8]], out: &mut [u8]) {
-    let mut columns = [[0u32; GROUPS]; STRIP];
-    for (column, row) in columns.iter_mut().zip(rows) {
-        let mut bytes = [0; 4 * GROUPS];
-        bytes[..row.len()].copy_from_slice(row);
-        for (g, b) in bytes.as_chunks::<4>().0.iter().enumerate() {
-            column[g] = u32::from_le_bytes(*b);
-        }
-    }
-    transpose(&columns, strip, out);
+per_isa! {
+    fn any_right_tile_across(kernel: &Kernel, rows: &[&[f32]], out: &mut [u8]) = right_tile_across_body
 }
 
-per_isa! {
-    /// One depth tile of one strip of a right panel from f32 rows: column `c` of the strip holds `rows[c]`, which
-    /// have at most a tile's depth of values; missing rows and values are zero. Integers are
-    /// `row * inverse_scale`, rounded.
-    pub(crate) fn right_tile(kernel: &Kernel, rows: &[&[f32]], inverse_scales: &[f32], out: &mut [u8]) = right_tile_body
+/// The same as [`right_tile`] where depth runs across rows: `rows[k]` holds value `k` of every column of the strip.
+/// Keys and values of attention are never integers.
+pub(crate) fn right_tile_across(isa: Isa, kernel: &Kernel, rows: &[&[f32]], out: &mut [u8]) {
+    #[cfg(target_arch = "x86_64")]
+    if kernel.packed == Packed::Bf16 && kernel.strip == STRIP && isa >= Isa::Avx512Bf16 {
+        let groups: &mut [u32] = bytemuck::cast_slice_mut(out);
+        if let Ok(groups) = groups.as_chunks_mut::<STRIP>().0.try_into() {
+            // SAFETY: the device's instruction set was found present when it was opened.
+            return unsafe { super::avx512::bf16_across(rows, groups) };
+        }
+    }
+    any_right_tile_across(isa, kernel, rows, out);
 }
-per_isa! {
-    /// The same where depth runs across rows: `rows[k]` holds value `k` of every column of the strip. Keys and
-    /// values of attention are never integers.
-    pub(crate) fn right_tile_across(kernel: &Kernel, rows: &[&[f32]], out: &mut [u8]) = right_tile_across_body
-}
-per_isa! {
-    /// The same from at most 64 stored bytes of each column, which have the packed format already.
-    pub(crate) fn copy_tile(strip: usize, rows: &[&[u8]], out: &mut [u8]) = copy_tile_body
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_instruction_set_packs_the_same_bits() {
+        let value = |i: usize| ((i * 7919 % 2003) as f32 - 1000.0) / 37.0;
+        for (rows, depth) in [(16, 32), (16, 64), (3, 32), (16, 5), (11, 31)] {
+            let data: Vec<Vec<f32>> =
+                (0..rows).map(|r| (0..depth).map(|k| value(r * 67 + k)).collect()).collect();
+            for packed in [Packed::F32, Packed::Bf16, Packed::Int8] {
+                let depth = depth.min(packed.depth());
+                let rows: Vec<&[f32]> = data.iter().map(|r| &r[..depth]).collect();
+                let scales = [2.5; STRIP];
+                let mut results = Vec::new();
+                for isa in Isa::available() {
+                    let mut columns = [[0; GROUPS]; STRIP];
+                    right_columns(isa, packed, &rows, &scales, &mut columns);
+                    let mut out = vec![0; 1024];
+                    transpose(isa, &columns, STRIP, &mut out);
+                    // Group by group, then column by column.
+                    let at = |c: usize, k: usize| {
+                        ((k / packed.group()) * STRIP + c) * 4 + k % packed.group() * packed.size()
+                    };
+                    for (c, row) in rows.iter().enumerate() {
+                        for (k, &x) in row.iter().enumerate() {
+                            let got = &out[at(c, k)..at(c, k) + packed.size()];
+                            let want = match packed {
+                                Packed::F32 => x.to_le_bytes().to_vec(),
+                                Packed::Bf16 => to_bf16(x).to_le_bytes().to_vec(),
+                                Packed::Int8 => vec![(x * 2.5).round_ties_even() as i32 as u8],
+                            };
+                            assert_eq!(got, want, "{isa} {packed:?} column {c} depth {k}");
+                        }
+                    }
+                    results.push(out);
+                }
+                assert!(results.windows(2).all(|w| w[0] == w[1]), "{packed:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn depth_across_rows_packs_the_same_bits() {
+        for (rows, columns) in [(32, 16), (31, 16), (5, 16), (32, 3), (1, 0)] {
+            let data: Vec<Vec<f32>> = (0..rows)
+                .map(|k| (0..columns).map(|c| (k * 31 + c * 7) as f32 / 9.1 - 20.0).collect())
+                .collect();
+            let rows: Vec<&[f32]> = data.iter().map(Vec::as_slice).collect();
+            for isa in
+                Isa::available().into_iter().filter(|&isa| Kernel::of(isa, Packed::Bf16).strip == STRIP)
+            {
+                let kernel = Kernel::of(isa, Packed::Bf16);
+                let mut out = vec![0xaaaa_u16; 32 * STRIP];
+                right_tile_across(isa, kernel, &rows, bytemuck::cast_slice_mut(&mut out));
+                for (k, c) in (0..32).flat_map(|k| (0..STRIP).map(move |c| (k, c))) {
+                    let want = data.get(k).and_then(|r| r.get(c)).map_or(0, |&x| to_bf16(x));
+                    assert_eq!(out[(k / 2 * STRIP + c) * 2 + k % 2], want, "{isa} depth {k} column {c}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn left_rows_of_bf16_have_the_same_bits() {
+        for n in [1usize, 15, 16, 31, 32, 33, 100] {
+            let values: Vec<f32> = (0..n).map(|i| (i as f32 - 17.3) * 0.713).collect();
+            let chunks = n.div_ceil(32) + 1;
+            for isa in Isa::available() {
+                let mut out = vec![0xaaaa_u16; chunks * 64];
+                // SAFETY: the chunks lie within `out`, every second one.
+                let row = unsafe { Row::new(out.as_mut_ptr().cast(), 64, 128, chunks) };
+                left_row(isa, Left::Bf16, 0.5, &values, row);
+                for (i, got) in out.iter().enumerate() {
+                    let k = i / 64 * 32 + i % 64;
+                    let want = match values.get(k) {
+                        _ if i % 64 >= 32 => 0xaaaa,
+                        Some(x) => to_bf16(x * 0.5),
+                        None => 0,
+                    };
+                    assert_eq!(*got, want, "{isa} {n} at {i}");
+                }
+            }
+        }
+    }
 }

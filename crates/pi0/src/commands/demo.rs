@@ -18,6 +18,7 @@ use serde::Serialize;
 use crate::device::{self, DeviceArgs};
 use crate::output;
 use crate::policy::model_facts;
+use crate::remote::Remote;
 
 /// Watch a tiny trained π0 act on a simulated table: it sees two cameras, reads the instruction, moves a gripper
 #[derive(clap::Args)]
@@ -25,7 +26,8 @@ use crate::policy::model_facts;
   pi0 demo
   pi0 demo --instruction 'put the red block in the bowl' --render terminal
   pi0 demo --episodes 200 --render none --dtype int8
-  pi0 demo --report report.json")]
+  pi0 demo --report report.json
+  pi0 serve models/demo   and, elsewhere,   pi0 demo --server ws://robot-server:8000")]
 pub struct Args {
     /// Checkpoint directory [default: models/demo, here or where this program was built]
     model: Option<PathBuf>,
@@ -49,8 +51,14 @@ pub struct Args {
     #[arg(long, value_name = "FILE.json", conflicts_with_all = ["instruction", "render", "out"])]
     report: Option<PathBuf>,
     /// Denoising steps [default: the checkpoint's]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", conflicts_with = "server")]
     steps: Option<usize>,
+    /// Ask the policy behind this server instead of running it here: openpi's protocol, as `pi0 serve` speaks it
+    #[arg(long, value_name = "ws://HOST:PORT", conflicts_with_all = ["model", "DeviceArgs"])]
+    server: Option<String>,
+    /// File whose first line is the server's API key
+    #[arg(long, value_name = "FILE", requires = "server")]
+    api_key_file: Option<PathBuf>,
     #[command(flatten)]
     device: DeviceArgs,
 }
@@ -75,11 +83,25 @@ const FILMED: usize = 6;
 /// Runs the command.
 pub fn run(args: &Args) -> Result<()> {
     let task = args.instruction.as_deref().map(str::parse::<Task>).transpose().map_err(|why| anyhow!(why))?;
+    let settings = Settings { seed: args.seed, ..Settings::DEFAULT };
+    let (mut actor, settings): (Box<dyn Actor>, _) = match &args.server {
+        Some(url) => (Box::new(Remote::connect(url, args.api_key_file.as_deref())?), settings),
+        None => {
+            let (local, image_size) = load(args)?;
+            (Box::new(local), Settings { image_size, ..settings })
+        }
+    };
+    match &args.report {
+        Some(file) => report(args, file, actor.as_mut(), &settings),
+        None => show(args, task, actor.as_mut(), &settings),
+    }
+}
+
+/// The network on a device of this machine, and the side of its pictures.
+fn load(args: &Args) -> Result<(Local, usize)> {
     let directory = model_directory(args.model.as_deref())?;
     let checkpoint = Checkpoint::open(&directory)?;
-    let settings =
-        Settings { image_size: checkpoint.config.vision.image_size, seed: args.seed, ..Settings::DEFAULT };
-    let parameters = checkpoint.parameters();
+    let (image_size, parameters) = (checkpoint.config.vision.image_size, checkpoint.parameters());
     let policy = Policy::load(&directory, model_facts(&checkpoint.config), &PolicyOptions::default())?;
     let loaded = device::load(&args.device, checkpoint)?;
     eprintln!(
@@ -88,11 +110,7 @@ pub fn run(args: &Args) -> Result<()> {
         parameters as f64 / 1e6,
         loaded.time.as_secs_f64()
     );
-    let mut actor = Local { policy, model: loaded.model, steps: args.steps };
-    match &args.report {
-        Some(file) => report(args, file, &mut actor, &settings),
-        None => show(args, task, &mut actor, &settings),
-    }
+    Ok((Local { policy, model: loaded.model, steps: args.steps }, image_size))
 }
 
 /// The checkpoint that came with the program, unless the user names another.

@@ -18,7 +18,8 @@ use crate::policy::PolicyArgs;
 /// Turn images, state and a prompt into a chunk of actions
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
-  pi0 infer models/tiny --image base_0_rgb=top.png --state 0,0.1,-0.2 --prompt 'Transfer cube'
+  pi0 infer models/tiny --image base_0_rgb=samples/aloha_top.png --state 0,0,0,0,0,0,0,0,0,0,0,0,0,0 \\
+      --prompt 'Transfer cube'
   pi0 infer pi0_base --robot aloha --image cam_high=high.png --state 0,0,0,0,0,0,0,0,0,0,0,0,0,0 \\
       --prompt 'fold the towel' --out actions.npy
   pi0 infer golden/b --inputs run.inputs.safetensors --output actions.safetensors --dump taps.safetensors")]

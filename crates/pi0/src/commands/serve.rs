@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use clap::ValueEnum;
 use pi0_model::Checkpoint;
-use pi0_server::{Bound, Served, Settings, stop_on_signal};
+use pi0_server::{Bound, Served, Settings, runtime, stop_on_signal};
 use tracing_subscriber::EnvFilter;
 
 use crate::device::{self, DeviceArgs};
@@ -86,9 +86,7 @@ fn parse_seconds(text: &str) -> Result<Duration, String> {
 pub fn run(mut args: Args) -> Result<()> {
     start_log(args.log_format);
     let settings = settings(&mut args)?;
-    // Two threads move bytes; preparing images takes others, at most as many as there are cores.
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-    runtime.block_on(async {
+    runtime()?.block_on(async {
         let bound = Bound::new(settings)?;
         let stop = stop_on_signal()?;
         let load = move || load(&args);
@@ -150,7 +148,7 @@ pub fn open(
     let loaded = device::load(device, checkpoint)
         .with_context(|| format!("cannot load {} on {}", model.display(), device.device.name()))?;
     tracing::info!(seconds = loaded.time.as_secs_f64(), device = device.device.name(), "model loaded");
-    Ok(Served { model: loaded.model, policy, device_memory: None })
+    Ok(Served { model: loaded.model, policy })
 }
 
 fn start_log(format: LogFormat) {

@@ -10,7 +10,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::{SinkExt, StreamExt};
 use pi0_cpu::{Cpu, CpuOptions};
-use pi0_device::HostTensor;
+use pi0_device::{HostTensor, MemoryMeter};
 use pi0_model::{ActionModel, Checkpoint, Config, Extent, Inputs, ModelError, Pi0, SampleOptions};
 use pi0_policy::{ModelFacts, Policy, PolicyOptions};
 use pi0_server::{
@@ -49,6 +49,10 @@ impl ActionModel for Hooked {
         }
         self.model.sample_actions(batch, options)
     }
+
+    fn memory(&self) -> Option<MemoryMeter> {
+        self.model.memory()
+    }
 }
 
 /// Loads a checkpoint on the host, as `pi0 serve` does.
@@ -67,7 +71,7 @@ pub fn load(dir: &Path, hook: Option<Hook>) -> Served {
     // One thread: tests run beside each other, and the tiny network gains nothing from more.
     let device = Cpu::new(CpuOptions { threads: Some(1), ..CpuOptions::default() }).unwrap();
     let model = Pi0::load(device, checkpoint, Extent::Cache, &|_| ()).unwrap();
-    Served { model: Box::new(Hooked { model, hook }), policy, device_memory: None }
+    Served { model: Box::new(Hooked { model, hook }), policy }
 }
 
 /// A running server.
@@ -116,9 +120,7 @@ impl Running {
 
     /// The value of a metric, 0 when it is not there.
     pub async fn metric(&self, name: &str) -> f64 {
-        let (_, body) = self.get("/metrics").await;
-        let line = body.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
-        line.map_or(0.0, |value| value.parse().unwrap())
+        value(&self.get("/metrics").await.1, name)
     }
 
     /// Stops the server; all must end well.
@@ -126,6 +128,12 @@ impl Running {
         self.stop.cancel();
         self.task.await.unwrap().unwrap();
     }
+}
+
+/// The value of a metric in the text of all, 0 when it is not there.
+pub fn value(metrics: &str, name: &str) -> f64 {
+    let line = metrics.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+    line.map_or(0.0, |value| value.parse().unwrap())
 }
 
 /// A client, careful to see what happens on the wire.

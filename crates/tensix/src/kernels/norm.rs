@@ -1,4 +1,5 @@
-//! Layer norm and RMS norm: a row of tiles stays in L1 while its statistics are taken, in f32, and applied.
+//! Layer norm and RMS norm: a row of tiles stays in L1 while its statistics are taken, in f32, and applied. One
+//! that is too wide for that is read again for each pass, tile by tile; the arithmetic and its order are the same.
 
 use super::math::{self, HALF_ROWS, TILE_ROWS};
 use super::noc::{Banks, F32_SHIFT, Noc};
@@ -28,8 +29,20 @@ const ITEM: i32 = 8;
 const STATS: u32 = 3 * TILE_ROWS;
 const WORK: u32 = HALF_ROWS + 3 * TILE_ROWS;
 
+/// Slots of the ring through which a wide row streams.
+const STREAM_DEPTH: u32 = 8;
+
 const ROW: Cursor = Cursor { count: Reg::A2, addr: Reg::A0 };
 const AFFINE: Cursor = Cursor { count: Reg::A6, addr: Reg::A5 };
+
+/// How a row of tiles gets to the unpacker.
+#[derive(Debug, Clone, Copy)]
+enum Input {
+    /// It stays in L1 for all passes, and scale and bias for all rows.
+    Resident { affine: Ring, row: Ring },
+    /// Tile by tile, anew for each pass; in the last one with its tiles of scale and bias behind it.
+    Streamed(Ring),
+}
 
 impl NormKernel {
     fn columns(&self) -> u32 {
@@ -41,21 +54,30 @@ impl NormKernel {
         1 + u32::from(self.centered)
     }
 
+    /// Passes that take statistics: one for the mean if centered, one for the squares.
+    fn statistics(&self) -> u32 {
+        1 + u32::from(self.centered)
+    }
+
     pub(crate) fn build(&self, l1_bytes: u32) -> Result<Kernel, Fault> {
         let mut plan = L1Plan::new(l1_bytes);
-        let row_bytes = self.columns() << F32_SHIFT;
-        let affine = Ring::new(&mut plan, 0, self.affine() * row_bytes, 1);
         let output = Ring::new(&mut plan, 2, 1 << F32_SHIFT, 4);
-        // Two rows if they fit, so that the next is fetched during the current one.
-        let depth = if plan.left() >= 2 * row_bytes { 2 } else { 1 };
-        let row = Ring::new(&mut plan, 1, row_bytes, depth);
-        let programs = [
-            self.reader(affine, row),
-            self.unpacker(affine, row),
-            self.math(),
-            self.packer(output),
-            self.writer(output),
-        ];
+        let row_bytes = u64::from(self.columns()) << F32_SHIFT;
+        let affine_bytes = u64::from(self.affine()) * row_bytes;
+        // Rings begin at multiples of 64 bytes, and their tiles end there.
+        let input = if affine_bytes + row_bytes <= u64::from(plan.left()) {
+            let affine = Ring::new(&mut plan, 0, affine_bytes as u32, 1);
+            // Two rows if they fit, so that the next is fetched during the current one.
+            let depth = if u64::from(plan.left()) >= 2 * row_bytes { 2 } else { 1 };
+            Input::Resident { affine, row: Ring::new(&mut plan, 1, row_bytes as u32, depth) }
+        } else {
+            Input::Streamed(Ring::new(&mut plan, 1, (1 + self.affine()) << F32_SHIFT, STREAM_DEPTH))
+        };
+        let (reader, unpacker) = match input {
+            Input::Resident { affine, row } => (self.reader(affine, row), self.unpacker(affine, row)),
+            Input::Streamed(ring) => (self.stream_reader(ring), self.stream_unpacker(ring)),
+        };
+        let programs = [reader, unpacker, self.math(), self.packer(output), self.writer(output)];
         let kind = if self.centered { "layer" } else { "rms" };
         build(format!("{kind} norm of {} columns", self.width), &plan, programs.map(Some))
     }
@@ -107,8 +129,7 @@ impl NormKernel {
         arg(&mut t0, Reg::S3, 0);
         t0.count_down(Reg::S3, |a| {
             row.await_filled(a, ROW);
-            for _ in 0..self.affine() {
-                // Statistics: a pass for the mean if centered, one for the squares.
+            for _ in 0..self.statistics() {
                 a.mv(Reg::A1, ROW.addr);
                 a.repeat(Reg::S4, self.columns(), |a| {
                     math::await_fill(a);
@@ -137,6 +158,75 @@ impl NormKernel {
             });
             unpack::sync(a);
             row.release(a, ROW);
+        });
+        t0
+    }
+
+    fn stream_reader(&self, ring: Ring) -> Asm {
+        let mut b = Asm::new();
+        Noc::Read.init(&mut b, self.banks);
+        ring.start(&mut b, ROW);
+        b.li(Reg::S2, l1::ARGS + 4 * HEAD);
+        arg(&mut b, Reg::S3, 0);
+        b.count_down(Reg::S3, |a| {
+            for pass in 0..=self.statistics() {
+                let with_affine = if pass == self.statistics() { self.affine() } else { 0 };
+                a.lw(Reg::A3, Reg::S2, 4);
+                a.li(Reg::A6, 0);
+                a.repeat(Reg::S4, self.columns(), |a| {
+                    ring.reserve(a, ROW);
+                    arg(a, Reg::A4, 2);
+                    Noc::Read.tile(a, Reg::A3, Reg::A4, ROW.addr, F32_SHIFT);
+                    for i in 0..with_affine {
+                        arg(a, Reg::A4, 3 + i);
+                        a.add_const(Reg::A1, ROW.addr, (1 + i) << F32_SHIFT, Reg::T5);
+                        Noc::Read.tile(a, Reg::A6, Reg::A4, Reg::A1, F32_SHIFT);
+                    }
+                    Noc::Read.wait(a);
+                    ring.publish(a, ROW);
+                    a.addi(Reg::A3, Reg::A3, 1);
+                    a.addi(Reg::A6, Reg::A6, 1);
+                });
+            }
+            a.addi(Reg::S2, Reg::S2, ITEM);
+        });
+        b
+    }
+
+    fn stream_unpacker(&self, ring: Ring) -> Asm {
+        let mut t0 = Asm::new();
+        unpack::init(&mut t0);
+        unpack::target(&mut t0, unpack::Target::Dst);
+        ring.start(&mut t0, ROW);
+        t0.li(Reg::S6, 0);
+        arg(&mut t0, Reg::S3, 0);
+        t0.count_down(Reg::S3, |a| {
+            for _ in 0..self.statistics() {
+                a.repeat(Reg::S4, self.columns(), |a| {
+                    ring.await_filled(a, ROW);
+                    math::await_fill(a);
+                    a.li(Reg::A3, WORK);
+                    unpack::to_dst(a, ROW.addr, Reg::A3);
+                    math::filled(a);
+                    unpack::sync(a);
+                    ring.release(a, ROW);
+                });
+            }
+            a.repeat(Reg::S4, self.columns(), |a| {
+                ring.await_filled(a, ROW);
+                math::await_fill(a);
+                a.mv(Reg::A3, Reg::S6);
+                unpack::to_dst(a, ROW.addr, Reg::A3);
+                for i in 1..=self.affine() {
+                    a.add_const(Reg::A7, ROW.addr, i << F32_SHIFT, Reg::T2);
+                    a.addi(Reg::A3, Reg::S6, (i * TILE_ROWS) as i32);
+                    unpack::to_dst(a, Reg::A7, Reg::A3);
+                }
+                math::filled(a);
+                unpack::sync(a);
+                ring.release(a, ROW);
+                a.xori(Reg::S6, Reg::S6, HALF_ROWS as i32);
+            });
         });
         t0
     }

@@ -69,6 +69,11 @@ impl Device for Tensix {
         [x.rows, x.cols]
     }
 
+    /// The token embedding table is far larger than what is ever read of it.
+    fn on_host(&self, op: OpKind) -> bool {
+        op == OpKind::Embed
+    }
+
     fn upload(&self, rows: usize, cols: usize, data: &[f32]) -> Result<Tensor> {
         if data.len() != rows * cols || data.is_empty() {
             return Err(Error::shape(OpKind::Upload, format!("{} values for {rows}x{cols}", data.len())));
@@ -116,7 +121,6 @@ impl Device for Tensix {
         if ids.is_empty() {
             return Err(Error::shape(OpKind::Embed, "no ids"));
         }
-        // The table is far larger than what is ever read of it: the rows are gathered on the host.
         let mut data = vec![0.0; ids.len() * width];
         for (row, &id) in data.chunks_exact_mut(width).zip(ids) {
             source.read(id as usize * width, row);

@@ -154,6 +154,9 @@ impl<D: Device> Device for Audited<D> {
             audit.modules.pop();
         }
     }
+    fn on_host(&self, op: OpKind) -> bool {
+        self.inner.on_host(op)
+    }
 
     fn upload(&self, rows: usize, cols: usize, data: &[f32]) -> Result<D::Tensor> {
         self.inner.upload(rows, cols, data)
