@@ -5,8 +5,8 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use pi0_device::{
-    Activation, Attention, Dense, Device, Error, HostTensor, KeyValue, MemoryMeter, Norm, NormKind, OpKind,
-    Qkv, Result, WeightSource,
+    Activation, Attention, Dense, Device, Error, HostTensor, KeyValue, MemoryMeter, Norm, OpKind, Qkv,
+    Result, WeightSource, operands,
 };
 
 use crate::kernels::{Kernel, Left, Packed};
@@ -146,24 +146,14 @@ impl fmt::Debug for Cpu {
 
 fn linear_weight<'a>(op: OpKind, x: &Tensor, weight: &'a Weight) -> Result<&'a Linear> {
     match weight {
-        Weight::Linear(w) if w.inputs == x.cols() => Ok(w),
-        Weight::Linear(w) => {
-            Err(Error::shape(op, format!("{} columns into a layer of {} inputs", x.cols(), w.inputs)))
-        }
+        Weight::Linear(w) => operands::linear(op, [x.rows(), x.cols()], w.inputs).map(|()| w),
         _ => Err(Error::shape(op, "the weight is not a linear layer's")),
     }
 }
 
 fn norm_weight<'a>(op: OpKind, x: &Tensor, weight: &'a Weight) -> Result<&'a NormWeight> {
-    let kind = if op == OpKind::LayerNorm { NormKind::Layer } else { NormKind::Rms };
     match weight {
-        Weight::Norm(n) if n.kind != kind => {
-            Err(Error::shape(op, format!("the weight belongs to a {:?} norm", n.kind)))
-        }
-        Weight::Norm(n) if n.weight.len() != x.cols() => {
-            Err(Error::shape(op, format!("{} columns, the weight has {}", x.cols(), n.weight.len())))
-        }
-        Weight::Norm(n) => Ok(n),
+        Weight::Norm(n) => operands::norm(op, [x.rows(), x.cols()], n.kind, n.weight.len()).map(|()| n),
         _ => Err(Error::shape(op, "the weight is not a norm's")),
     }
 }
@@ -215,9 +205,7 @@ impl Device for Cpu {
     }
 
     fn upload(&self, rows: usize, cols: usize, data: &[f32]) -> Result<Tensor> {
-        if rows.checked_mul(cols) != Some(data.len()) {
-            return Err(Error::shape(OpKind::Upload, format!("{} values for [{rows}, {cols}]", data.len())));
-        }
+        operands::upload([rows, cols], data.len())?;
         Ok(self.rows(rows, cols, |i, out| out.copy_from_slice(&data[i * cols..(i + 1) * cols])))
     }
 
@@ -240,10 +228,7 @@ impl Device for Cpu {
         let Weight::Embedding(table) = table else {
             return Err(Error::shape(OpKind::Embed, "the weight is not a table"));
         };
-        if let Some(id) = ids.iter().find(|&&id| id as usize >= table.rows()) {
-            let what = format!("token {id} of a table of {}", table.rows());
-            return Err(Error::shape(OpKind::Embed, what));
-        }
+        operands::embed(ids, table.rows())?;
         let cols = table.cols();
         Ok(self.rows(ids.len(), cols, |i, out| {
             table.read(ids[i] as usize * cols, out);
@@ -265,12 +250,7 @@ impl Device for Cpu {
     }
 
     fn rope(&self, x: &Tensor, positions: &[u32], head_dim: usize) -> Result<Tensor> {
-        let whole = head_dim > 0 && head_dim.is_multiple_of(2) && x.cols().is_multiple_of(head_dim);
-        if !whole || positions.len() != x.rows() {
-            let [rows, cols] = self.shape(x);
-            let what = format!("[{rows}, {cols}] in heads of {head_dim}, {} positions", positions.len());
-            return Err(Error::shape(OpKind::Rope, what));
-        }
+        operands::rope(self.shape(x), positions, head_dim)?;
         let (isa, table) = (self.isa(), self.angles.covering(positions, head_dim));
         Ok(self.rows(x.rows(), x.cols(), |i, out| {
             rope::rotate_row(isa, &table, positions[i], head_dim, x.row(i), out);
@@ -296,38 +276,27 @@ impl Device for Cpu {
     }
 
     fn geglu(&self, x: &Tensor) -> Result<Tensor> {
-        if !x.cols().is_multiple_of(2) {
-            return Err(Error::shape(OpKind::Geglu, format!("{} columns cannot be halved", x.cols())));
-        }
+        operands::geglu(self.shape(x))?;
         let isa = self.isa();
         Ok(self.rows(x.rows(), x.cols() / 2, |i, out| activate(isa, Activation::Geglu, x.row(i), out)))
     }
 
     fn add(&self, x: &Tensor, y: &Tensor) -> Result<Tensor> {
-        if y.rows() == 0 || x.cols() != y.cols() || !x.rows().is_multiple_of(y.rows()) {
-            let what = format!("{:?} and {:?}", self.shape(x), self.shape(y));
-            return Err(Error::shape(OpKind::Add, what));
-        }
+        operands::add(self.shape(x), self.shape(y))?;
         Ok(self.rows(x.rows(), x.cols(), |i, out| {
             add_scaled(self.isa(), x.row(i), y.row(i % y.rows()), 1.0, out);
         }))
     }
 
     fn add_scaled(&self, x: &Tensor, y: &Tensor, scale: f32) -> Result<Tensor> {
-        if self.shape(x) != self.shape(y) {
-            let what = format!("{:?} and {:?}", self.shape(x), self.shape(y));
-            return Err(Error::shape(OpKind::AddScaled, what));
-        }
+        operands::add_scaled(self.shape(x), self.shape(y))?;
         let isa = self.isa();
         Ok(self.rows(x.rows(), x.cols(), |i, out| add_scaled(isa, x.row(i), y.row(i), scale, out)))
     }
 
     fn concat_rows(&self, parts: &[&Tensor]) -> Result<Tensor> {
-        let cols = parts.first().map_or(0, |p| p.cols());
-        if parts.is_empty() || parts.iter().any(|p| p.cols() != cols) {
-            let shapes: Vec<_> = parts.iter().map(|p| self.shape(p)).collect();
-            return Err(Error::shape(OpKind::ConcatRows, format!("{shapes:?}")));
-        }
+        operands::concat_rows(&parts.iter().map(|p| self.shape(p)).collect::<Vec<_>>())?;
+        let cols = parts[0].cols();
         let rows = parts.iter().map(|p| p.rows()).sum();
         Ok(self.rows(rows, cols, |mut i, out| {
             for part in parts {
@@ -340,16 +309,12 @@ impl Device for Cpu {
     }
 
     fn slice_rows(&self, x: &Tensor, range: Range<usize>) -> Result<Tensor> {
-        if range.start > range.end || range.end > x.rows() {
-            return Err(Error::shape(OpKind::SliceRows, format!("rows {range:?} of {}", x.rows())));
-        }
+        operands::slice_rows(self.shape(x), &range)?;
         Ok(x.view(range, 0..x.cols()))
     }
 
     fn slice_cols(&self, x: &Tensor, range: Range<usize>) -> Result<Tensor> {
-        if range.start > range.end || range.end > x.cols() {
-            return Err(Error::shape(OpKind::SliceCols, format!("columns {range:?} of {}", x.cols())));
-        }
+        operands::slice_cols(self.shape(x), &range)?;
         Ok(x.view(0..x.rows(), range))
     }
 

@@ -340,6 +340,19 @@ impl<'a, T, W> Dense<'a, T, W> {
     pub fn new(x: &'a T, weight: &'a W) -> Self {
         Self { x, norm: None, weight, activation: None, residual: None, norm_tap: None, branch_tap: None }
     }
+
+    /// The same call with the weights inside the present ones, as a wrapper of a device passes it on.
+    pub fn with_inner<V>(&self, inner: impl Fn(&'a W) -> Result<&'a V>) -> Result<Dense<'a, T, V>> {
+        Ok(Dense {
+            x: self.x,
+            norm: self.norm.map(|n| Ok(n.map(inner(n.weight())?))).transpose()?,
+            weight: inner(self.weight)?,
+            activation: self.activation,
+            residual: self.residual,
+            norm_tap: self.norm_tap,
+            branch_tap: self.branch_tap,
+        })
+    }
 }
 
 impl<T, W> Clone for Dense<'_, T, W> {
@@ -368,6 +381,22 @@ pub struct Qkv<'a, T, W> {
     pub positions: Option<&'a [u32]>,
     /// Tap of the norm's result.
     pub norm_tap: Option<&'a str>,
+}
+
+impl<'a, T, W> Qkv<'a, T, W> {
+    /// The same call with the weights inside the present ones, as a wrapper of a device passes it on.
+    pub fn with_inner<V>(&self, inner: impl Fn(&'a W) -> Result<&'a V>) -> Result<Qkv<'a, T, V>> {
+        Ok(Qkv {
+            x: self.x,
+            norm: self.norm.map(inner(self.norm.weight())?),
+            weight: inner(self.weight)?,
+            heads: self.heads,
+            kv_heads: self.kv_heads,
+            head_dim: self.head_dim,
+            positions: self.positions,
+            norm_tap: self.norm_tap,
+        })
+    }
 }
 
 impl<T, W> Clone for Qkv<'_, T, W> {
@@ -493,9 +522,16 @@ impl<D: Device + ?Sized> Drop for Scope<'_, D> {
 /// Runs a [`Dense`] layer: fused where the device can, else composed from its base operations.
 pub fn dense<D: Device + ?Sized>(d: &D, call: &Dense<'_, D::Tensor, D::Weight>) -> Result<D::Tensor> {
     match d.dense(call) {
-        Err(e) if e.is_unsupported() => {}
-        done => return done,
+        Err(e) if e.is_unsupported() => compose_dense(d, call),
+        done => done,
     }
+}
+
+/// A [`Dense`] layer from its base operations.
+pub(crate) fn compose_dense<D: Device + ?Sized>(
+    d: &D,
+    call: &Dense<'_, D::Tensor, D::Weight>,
+) -> Result<D::Tensor> {
     let normed = normed(d, call.norm, call.x, call.norm_tap)?;
     let mut y = d.linear(normed.as_ref().unwrap_or(call.x), call.weight)?;
     y = match call.activation {
@@ -518,9 +554,16 @@ pub fn dense<D: Device + ?Sized>(d: &D, call: &Dense<'_, D::Tensor, D::Weight>) 
 /// Runs a [`Qkv`] layer: fused where the device can, else composed from its base operations.
 pub fn qkv<D: Device + ?Sized>(d: &D, call: &Qkv<'_, D::Tensor, D::Weight>) -> Result<[D::Tensor; 3]> {
     match d.qkv(call) {
-        Err(e) if e.is_unsupported() => {}
-        done => return done,
+        Err(e) if e.is_unsupported() => compose_qkv(d, call),
+        done => done,
     }
+}
+
+/// A [`Qkv`] layer from its base operations.
+pub(crate) fn compose_qkv<D: Device + ?Sized>(
+    d: &D,
+    call: &Qkv<'_, D::Tensor, D::Weight>,
+) -> Result<[D::Tensor; 3]> {
     let h = normed(d, Some(call.norm), call.x, call.norm_tap)?;
     let y = d.linear(h.as_ref().unwrap_or(call.x), call.weight)?;
     let (q_end, kv) = (call.heads * call.head_dim, call.kv_heads * call.head_dim);

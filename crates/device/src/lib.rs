@@ -15,6 +15,7 @@ mod error;
 pub mod flops;
 mod host;
 mod memory;
+pub mod operands;
 mod record;
 mod reference;
 mod source;
@@ -28,7 +29,7 @@ pub use device::{
 pub use error::{Error, Result};
 pub use host::HostTensor;
 pub use memory::{Held, MemoryMeter};
-pub use record::{Kind, Part, Place, Record};
+pub use record::{Fusion, Kind, Part, Place, Record};
 pub use reference::{Reference, ReferenceWeight};
 pub use source::{Bytes, Dtype, LinearPart, MappedFile, NormKind, TensorSource, WeightSource};
 pub use tapped::Tapped;

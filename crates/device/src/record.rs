@@ -53,9 +53,23 @@ pub struct Record {
     pub transfer_bytes: u64,
     /// Bytes of the activations and weights read and written, as f32.
     pub bytes: u64,
-    /// How long the device takes for what was forced to the host, where the trace was asked to measure it
-    /// ([`Traced::probe`](crate::Traced::probe)). Not part of `time`.
+    /// How long the device takes for the call in its stride, undisturbed by what the host did before, where the trace
+    /// was asked to measure it ([`Traced::probe`](crate::Traced::probe)) and the device can. Not part of `time`.
     pub device_time: Option<Duration>,
+}
+
+/// What a device saves by fusing: a call that had to be composed because operations in it were forced to the host,
+/// timed on the device both ways on the same operands.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Fusion {
+    /// Which fused operation.
+    pub op: OpKind,
+    /// The operations in it that were forced; the device fuses again once all of them have moved.
+    pub forced: Vec<OpKind>,
+    /// The device's time for its base operations one by one.
+    pub apart: Duration,
+    /// The device's time for the fused call.
+    pub fused: Duration,
 }
 
 impl Record {

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use crate::{
     Attention, Device, Error, HostTensor, KeyValue, NormKind, OpKind, Result, TensorSource, WeightSource,
+    operands,
 };
 
 /// The scalar device.
@@ -50,12 +51,7 @@ impl Reference {
         let ReferenceWeight::Norm { kind, weight, bias, eps } = w else {
             return Err(Error::shape(op, "the weight is not a norm's"));
         };
-        if *kind != if op == OpKind::LayerNorm { NormKind::Layer } else { NormKind::Rms } {
-            return Err(Error::shape(op, format!("the weight belongs to a {kind:?} norm")));
-        }
-        if weight.len() != x.cols() {
-            return Err(Error::shape(op, format!("{} columns, the weight has {}", x.cols(), weight.len())));
-        }
+        operands::norm(op, [x.rows(), x.cols()], *kind, weight.len())?;
         let mut out = Vec::with_capacity(x.data.len());
         for r in 0..x.rows() {
             let row = x.row(r);
@@ -99,9 +95,7 @@ impl Device for Reference {
     }
 
     fn upload(&self, rows: usize, cols: usize, data: &[f32]) -> Result<Tensor> {
-        if rows.checked_mul(cols) != Some(data.len()) {
-            return Err(Error::shape(OpKind::Upload, format!("{} values for [{rows}, {cols}]", data.len())));
-        }
+        operands::upload([rows, cols], data.len())?;
         matrix(rows, cols, data.to_vec())
     }
 
@@ -143,14 +137,9 @@ impl Device for Reference {
         let ReferenceWeight::Embedding(table) = table else {
             return Err(Error::shape(OpKind::Embed, "the weight is not a table"));
         };
+        operands::embed(ids, table.rows())?;
         let mut out = vec![0.0; ids.len() * table.cols()];
         for (&id, row) in ids.iter().zip(out.chunks_exact_mut(table.cols())) {
-            if id as usize >= table.rows() {
-                return Err(Error::shape(
-                    OpKind::Embed,
-                    format!("token {id} of a table of {}", table.rows()),
-                ));
-            }
             table.read(id as usize * table.cols(), row);
             row.iter_mut().for_each(|x| *x *= scale);
         }
@@ -161,10 +150,7 @@ impl Device for Reference {
         let ReferenceWeight::Linear { weight, bias } = weight else {
             return Err(Error::shape(OpKind::Linear, "the weight is not a linear layer's"));
         };
-        if x.cols() != weight.cols() {
-            let what = format!("{} columns into a layer of {} inputs", x.cols(), weight.cols());
-            return Err(Error::shape(OpKind::Linear, what));
-        }
+        operands::linear(OpKind::Linear, self.shape(x), weight.cols())?;
         let mut out = Vec::with_capacity(x.rows() * weight.rows());
         for r in 0..x.rows() {
             for (o, &b) in bias.iter().enumerate() {
@@ -183,12 +169,7 @@ impl Device for Reference {
     }
 
     fn rope(&self, x: &Tensor, positions: &[u32], head_dim: usize) -> Result<Tensor> {
-        let whole = head_dim > 0 && head_dim.is_multiple_of(2) && x.cols().is_multiple_of(head_dim);
-        if !whole || positions.len() != x.rows() {
-            let [rows, cols] = self.shape(x);
-            let what = format!("[{rows}, {cols}] in heads of {head_dim}, {} positions", positions.len());
-            return Err(Error::shape(OpKind::Rope, what));
-        }
+        operands::rope(self.shape(x), positions, head_dim)?;
         let half = head_dim / 2;
         let mut out = (**x).clone();
         for (r, &position) in positions.iter().enumerate() {
@@ -248,54 +229,40 @@ impl Device for Reference {
     }
 
     fn geglu(&self, x: &Tensor) -> Result<Tensor> {
-        if !x.cols().is_multiple_of(2) {
-            return Err(Error::shape(OpKind::Geglu, format!("{} columns cannot be halved", x.cols())));
-        }
+        operands::geglu(self.shape(x))?;
         let n = x.cols() / 2;
         let halves = (0..x.rows()).flat_map(|r| x.row(r)[..n].iter().zip(&x.row(r)[n..]));
         matrix(x.rows(), n, halves.map(|(&gate, &up)| gelu(gate) * up).collect())
     }
 
     fn add(&self, x: &Tensor, y: &Tensor) -> Result<Tensor> {
-        if y.rows() == 0 || x.cols() != y.cols() || !x.rows().is_multiple_of(y.rows()) {
-            return Err(Error::shape(OpKind::Add, format!("{:?} and {:?}", x.shape, y.shape)));
-        }
+        operands::add(self.shape(x), self.shape(y))?;
         let repeated = y.data.iter().cycle();
         matrix(x.rows(), x.cols(), x.data.iter().zip(repeated).map(|(x, y)| x + y).collect())
     }
 
     fn add_scaled(&self, x: &Tensor, y: &Tensor, scale: f32) -> Result<Tensor> {
-        if x.shape != y.shape {
-            return Err(Error::shape(OpKind::AddScaled, format!("{:?} and {:?}", x.shape, y.shape)));
-        }
+        operands::add_scaled(self.shape(x), self.shape(y))?;
         matrix(x.rows(), x.cols(), x.data.iter().zip(&y.data).map(|(x, y)| x + scale * y).collect())
     }
 
     fn concat_rows(&self, parts: &[&Tensor]) -> Result<Tensor> {
-        let cols = parts.first().map_or(0, |p| p.cols());
-        if parts.is_empty() || parts.iter().any(|p| p.cols() != cols) {
-            let shapes: Vec<_> = parts.iter().map(|p| &p.shape).collect();
-            return Err(Error::shape(OpKind::ConcatRows, format!("{shapes:?}")));
-        }
+        operands::concat_rows(&parts.iter().map(|p| self.shape(p)).collect::<Vec<_>>())?;
         matrix(
             parts.iter().map(|p| p.rows()).sum(),
-            cols,
+            parts[0].cols(),
             parts.iter().flat_map(|p| p.data.iter().copied()).collect(),
         )
     }
 
     fn slice_rows(&self, x: &Tensor, range: Range<usize>) -> Result<Tensor> {
-        if range.start > range.end || range.end > x.rows() {
-            return Err(Error::shape(OpKind::SliceRows, format!("rows {range:?} of {}", x.rows())));
-        }
+        operands::slice_rows(self.shape(x), &range)?;
         let cols = x.cols();
         matrix(range.len(), cols, x.data[range.start * cols..range.end * cols].to_vec())
     }
 
     fn slice_cols(&self, x: &Tensor, range: Range<usize>) -> Result<Tensor> {
-        if range.start > range.end || range.end > x.cols() {
-            return Err(Error::shape(OpKind::SliceCols, format!("columns {range:?} of {}", x.cols())));
-        }
+        operands::slice_cols(self.shape(x), &range)?;
         let rows = (0..x.rows()).flat_map(|r| x.row(r)[range.clone()].iter().copied());
         matrix(x.rows(), range.len(), rows.collect())
     }

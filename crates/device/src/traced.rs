@@ -8,7 +8,8 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::record::{Part, Place, Record};
+use crate::device::{compose_dense, compose_qkv};
+use crate::record::{Fusion, Part, Place, Record};
 use crate::{
     Activation, Attention, Dense, Device, HostTensor, KeyValue, MemoryMeter, OpKind, Qkv, Result,
     WeightSource, flops,
@@ -23,6 +24,9 @@ pub enum Fallback {
     /// Download the operands, run on the host device, upload the result, and record all of it.
     RunOnHost,
 }
+
+/// From here on a call is long: waking a device takes a tenth of it at most.
+const LONG: Duration = Duration::from_millis(5);
 
 /// Runs on `D`, records every call, and may fall back to `H`.
 pub struct Traced<D: Device, H: Device> {
@@ -41,6 +45,7 @@ struct State {
     path: Arc<str>,
     outer: Vec<Arc<str>>,
     records: Vec<Record>,
+    fusions: Vec<Fusion>,
 }
 
 /// A weight on either side, packed for the host only when a fallback needs it.
@@ -68,14 +73,14 @@ struct Outcome {
 }
 
 impl Outcome {
-    fn on_device(result: [usize; 2]) -> Self {
-        Self { result, place: Place::Device, moved: (Duration::ZERO, 0), device_time: None }
+    fn on_device(result: [usize; 2], device_time: Option<Duration>) -> Self {
+        Self { result, place: Place::Device, moved: (Duration::ZERO, 0), device_time }
     }
 
     /// By the device, but on the host: the result was uploaded, in a part of the time that only the device knows.
     fn on_host_by_design(result: [usize; 2]) -> Self {
         let moved = (Duration::ZERO, 4 * (result[0] * result[1]) as u64);
-        Self { place: Place::Host, moved, ..Self::on_device(result) }
+        Self { place: Place::Host, moved, ..Self::on_device(result, None) }
     }
 }
 
@@ -122,8 +127,9 @@ impl<D: Device, H: Device> Traced<D, H> {
         self
     }
 
-    /// From now on (or no longer) also runs each forced operation on the device, on the same operands, to learn its
-    /// [`device_time`](Record::device_time). The result is thrown away.
+    /// From now on (or no longer) also times each operation on the device apart from the inference, on the same
+    /// operands, to learn its [`device_time`](Record::device_time); and each fused call that was composed because of
+    /// the force, to learn what its [fusion](Fusion) saves. The results are thrown away.
     pub fn probe(&self, on: bool) {
         self.probing.set(on);
     }
@@ -131,6 +137,11 @@ impl<D: Device, H: Device> Traced<D, H> {
     /// The records since the last call.
     pub fn take(&self) -> Vec<Record> {
         std::mem::take(&mut self.state.borrow_mut().records)
+    }
+
+    /// The fused calls that were composed, while [probing](Self::probe), since the last call.
+    pub fn take_fusions(&self) -> Vec<Fusion> {
+        std::mem::take(&mut self.state.borrow_mut().fusions)
     }
 
     /// The traced device.
@@ -172,31 +183,23 @@ impl<D: Device, H: Device> Traced<D, H> {
         op: OpKind,
         shapes: Vec<[usize; 2]>,
         flop: &dyn Fn([usize; 2]) -> u64,
-        on_device: impl FnOnce(&D) -> Result<D::Tensor>,
+        on_device: impl Fn(&D) -> Result<D::Tensor>,
         on_host: impl FnOnce(&H, &mut Ferry<'_, D, H>) -> Result<H::Tensor>,
     ) -> Result<D::Tensor> {
         let call = Call { op, parts: vec![op], shapes, flop: &|_, result| flop(result) };
         let forced = self.forced.contains(&op);
-        let mut device_time = None;
-        if !forced || self.probing.get() {
+        let device_time = self.probed(|| on_device(&self.device), |y| y)?;
+        if !forced {
             let start = Instant::now();
             match on_device(&self.device) {
-                Err(e) if e.is_unsupported() && (forced || self.fallback == Fallback::RunOnHost) => {}
+                Err(e) if e.is_unsupported() && self.fallback == Fallback::RunOnHost => {}
                 Err(e) => return Err(e),
-                Ok(y) if forced => {
-                    self.device.download(&y)?;
-                    let waited = start.elapsed();
-                    // Now that it is there, a second download costs the move alone.
-                    let start = Instant::now();
-                    self.device.download(&y)?;
-                    device_time = Some(waited.saturating_sub(start.elapsed()));
-                }
                 Ok(y) => {
                     let time = start.elapsed();
                     let result = self.device.shape(&y);
                     let outcome = match self.device.on_host(op) {
                         true => Outcome::on_host_by_design(result),
-                        false => Outcome::on_device(result),
+                        false => Outcome::on_device(result, device_time),
                     };
                     self.push(call, start, time, outcome);
                     return Ok(y);
@@ -214,11 +217,80 @@ impl<D: Device, H: Device> Traced<D, H> {
         Ok(y)
     }
 
+    /// How long the device takes for `f` in its stride, if it can at all. After work of the host its threads sleep, its
+    /// clocks are low and its caches hold other things; in an inference that stays on the device they are not. So the
+    /// second call counts. Only where the first was long is it taken instead: waking is lost in it, and a second call
+    /// would find large weights in caches that cannot hold those of a whole model.
+    fn time_on_device<T>(
+        &self,
+        f: impl Fn() -> Result<T>,
+        result: impl Fn(&T) -> &D::Tensor,
+    ) -> Result<Option<Duration>> {
+        // One row waits for all, and costs little to move.
+        let wait = |y: &T| -> Result<()> {
+            let y = result(y);
+            match self.device.slice_rows(y, 0..1) {
+                Ok(row) => self.device.download(&row)?,
+                Err(_) => self.device.download(y)?,
+            };
+            Ok(())
+        };
+        let timed = || -> Result<Duration> {
+            let start = Instant::now();
+            let y = f()?;
+            wait(&y)?;
+            let waited = start.elapsed();
+            // Now that it is there, waiting again costs the move alone.
+            let start = Instant::now();
+            wait(&y)?;
+            Ok(waited.saturating_sub(start.elapsed()))
+        };
+        match timed() {
+            Ok(first) if first >= LONG => Ok(Some(first)),
+            Ok(_) => timed().map(Some),
+            Err(e) if e.is_unsupported() => Ok(None),
+            Err(e) => Err(e),
+        }
+    }
+
+    /// The same, while probing.
+    fn probed<T>(
+        &self,
+        f: impl Fn() -> Result<T>,
+        result: impl Fn(&T) -> &D::Tensor,
+    ) -> Result<Option<Duration>> {
+        if self.probing.get() { self.time_on_device(f, result) } else { Ok(None) }
+    }
+
+    /// Where parts of a fused operation are forced to the host: measures, if asked to, what fusing them is worth, and
+    /// refuses the call, so that it is composed.
+    fn refuse_forced<T>(
+        &self,
+        op: OpKind,
+        parts: &[OpKind],
+        fused: impl Fn() -> Result<T>,
+        apart: impl Fn() -> Result<T>,
+        result: impl Fn(&T) -> &D::Tensor,
+    ) -> Result<()> {
+        let mut forced: Vec<OpKind> = parts.iter().copied().filter(|p| self.forced.contains(p)).collect();
+        forced.sort();
+        forced.dedup();
+        let Some(first) = forced.first() else { return Ok(()) };
+        let refused = crate::Error::unsupported(self.name(), op, format!("{first} is forced to the host"));
+        if self.probing.get()
+            && let Some(fused) = self.time_on_device(fused, &result)?
+            && let Some(apart) = self.time_on_device(apart, &result)?
+        {
+            self.state.borrow_mut().fusions.push(Fusion { op, forced, apart, fused });
+        }
+        Err(refused)
+    }
+
     fn pointwise(
         &self,
         op: OpKind,
         x: &D::Tensor,
-        on_device: impl FnOnce(&D) -> Result<D::Tensor>,
+        on_device: impl Fn(&D) -> Result<D::Tensor>,
         on_host: impl FnOnce(&H, &H::Tensor) -> Result<H::Tensor>,
     ) -> Result<D::Tensor> {
         self.run(op, vec![self.shape(x)], &|r| flops::pointwise(op, r), on_device, |h, f| {
@@ -230,15 +302,7 @@ impl<D: Device, H: Device> Traced<D, H> {
         let time = start.elapsed();
         let moved = (time, 4 * (shape[0] * shape[1]) as u64);
         let call = Call { op, parts: vec![op], shapes: vec![], flop: &|_, _| 0 };
-        self.push(call, start, time, Outcome { moved, ..Outcome::on_device(shape) });
-    }
-
-    /// Refuses a fused operation of which a part is forced to the host, so that it is composed.
-    fn check_forced(&self, op: OpKind, parts: &[OpKind]) -> Result<()> {
-        match parts.iter().find(|p| self.forced.contains(p)) {
-            Some(p) => Err(crate::Error::unsupported(self.name(), op, format!("{p} is forced to the host"))),
-            None => Ok(()),
-        }
+        self.push(call, start, time, Outcome { moved, ..Outcome::on_device(shape, None) });
     }
 }
 
@@ -400,29 +464,33 @@ impl<D: Device, H: Device> Device for Traced<D, H> {
         )
     }
     fn slice_rows(&self, x: &D::Tensor, range: Range<usize>) -> Result<D::Tensor> {
-        let (a, b) = (range.clone(), range);
-        self.pointwise(OpKind::SliceRows, x, |d| d.slice_rows(x, a), |h, x| h.slice_rows(x, b))
+        let on_host = range.clone();
+        self.pointwise(
+            OpKind::SliceRows,
+            x,
+            |d| d.slice_rows(x, range.clone()),
+            |h, x| h.slice_rows(x, on_host),
+        )
     }
     fn slice_cols(&self, x: &D::Tensor, range: Range<usize>) -> Result<D::Tensor> {
-        let (a, b) = (range.clone(), range);
-        self.pointwise(OpKind::SliceCols, x, |d| d.slice_cols(x, a), |h, x| h.slice_cols(x, b))
+        let on_host = range.clone();
+        self.pointwise(
+            OpKind::SliceCols,
+            x,
+            |d| d.slice_cols(x, range.clone()),
+            |h, x| h.slice_cols(x, on_host),
+        )
     }
 
     fn dense(&self, call: &Dense<'_, D::Tensor, Self::Weight>) -> Result<D::Tensor> {
         let parts = call.parts();
-        self.check_forced(OpKind::Dense, &parts)?;
         let [out, inputs] = call.weight.source.dims();
         let mut shapes = vec![self.shape(call.x), [out, inputs]];
         shapes.extend(call.residual.map(|r| self.shape(r)));
-        let inner = Dense {
-            x: call.x,
-            norm: call.norm.map(|n| Ok(n.map(n.weight().device()?))).transpose()?,
-            weight: call.weight.device()?,
-            activation: call.activation,
-            residual: call.residual,
-            norm_tap: call.norm_tap,
-            branch_tap: call.branch_tap,
-        };
+        let inner = call.with_inner(|w| w.device())?;
+        let (fused, apart) = (|| self.device.dense(&inner), || compose_dense(&self.device, &inner));
+        self.refuse_forced(OpKind::Dense, &parts, fused, apart, |y| y)?;
+        let device_time = self.probed(fused, |y| y)?;
         let start = Instant::now();
         let y = self.device.dense(&inner)?;
         let time = start.elapsed();
@@ -433,24 +501,18 @@ impl<D: Device, H: Device> Device for Traced<D, H> {
             _ => flops::pointwise(part, result),
         };
         let call = Call { op: OpKind::Dense, parts, shapes, flop: &flop };
-        self.push(call, start, time, Outcome::on_device(self.device.shape(&y)));
+        self.push(call, start, time, Outcome::on_device(self.device.shape(&y), device_time));
         Ok(y)
     }
 
     fn qkv(&self, call: &Qkv<'_, D::Tensor, Self::Weight>) -> Result<[D::Tensor; 3]> {
         let parts = call.parts();
-        self.check_forced(OpKind::Qkv, &parts)?;
         let [out, inputs] = call.weight.source.dims();
-        let inner = Qkv {
-            x: call.x,
-            norm: call.norm.map(call.norm.weight().device()?),
-            weight: call.weight.device()?,
-            heads: call.heads,
-            kv_heads: call.kv_heads,
-            head_dim: call.head_dim,
-            positions: call.positions,
-            norm_tap: call.norm_tap,
-        };
+        let inner = call.with_inner(|w| w.device())?;
+        let (fused, apart) = (|| self.device.qkv(&inner), || compose_qkv(&self.device, &inner));
+        // v is computed last, if there is an order.
+        self.refuse_forced(OpKind::Qkv, &parts, fused, apart, |[_, _, v]| v)?;
+        let device_time = self.probed(fused, |[_, _, v]| v)?;
         let start = Instant::now();
         let y = self.device.qkv(&inner)?;
         let time = start.elapsed();
@@ -465,7 +527,7 @@ impl<D: Device, H: Device> Device for Traced<D, H> {
             _ => flops::pointwise(part, x),
         };
         let record = Call { op: OpKind::Qkv, parts, shapes: vec![x, [out, inputs]], flop: &flop };
-        self.push(record, start, time, Outcome::on_device([x[0], out]));
+        self.push(record, start, time, Outcome::on_device([x[0], out], device_time));
         Ok(y)
     }
 }

@@ -1,6 +1,7 @@
 //! `Traced` and `Tapped`: what they record, and what they let through.
 
 use std::ops::Range;
+use std::time::Duration;
 
 use pi0_device::{
     Dense, Device, Error, Fallback, HostTensor, LinearPart, Norm, NormKind, OpKind, Place, Reference, Result,
@@ -50,6 +51,43 @@ impl Device for Young {
     }
     fn slice_rows(&self, _: &T, range: Range<usize>) -> Result<T> {
         Err(Error::Failed { device: "young", what: format!("broke at {range:?}") })
+    }
+}
+
+/// The reference with a fused operation, a slow one.
+struct Fusing;
+
+impl Device for Fusing {
+    type Tensor = T;
+    type Weight = W;
+
+    fn name(&self) -> &'static str {
+        "fusing"
+    }
+    fn shape(&self, x: &T) -> [usize; 2] {
+        Reference.shape(x)
+    }
+    fn upload(&self, rows: usize, cols: usize, data: &[f32]) -> Result<T> {
+        Reference.upload(rows, cols, data)
+    }
+    fn download(&self, x: &T) -> Result<HostTensor> {
+        Reference.download(x)
+    }
+    fn prepare(&self, source: &WeightSource) -> Result<W> {
+        Reference.prepare(source)
+    }
+    fn linear(&self, x: &T, weight: &W) -> Result<T> {
+        Reference.linear(x, weight)
+    }
+    fn rms_norm(&self, x: &T, weight: &W) -> Result<T> {
+        Reference.rms_norm(x, weight)
+    }
+    fn add(&self, x: &T, y: &T) -> Result<T> {
+        Reference.add(x, y)
+    }
+    fn dense(&self, call: &Dense<'_, T, W>) -> Result<T> {
+        std::thread::sleep(Duration::from_millis(3));
+        dense(&Reference, call)
     }
 }
 
@@ -129,6 +167,23 @@ fn operations_can_be_forced_to_the_host() {
     assert_eq!(layer(&d).unwrap(), layer(&Reference).unwrap());
     let places: Vec<_> = d.take().iter().filter(|r| r.op == OpKind::Linear).map(|r| r.place).collect();
     assert_eq!(places, [Place::Forced]);
+}
+
+#[test]
+fn a_probe_times_the_device_and_what_fusing_saves() {
+    let d = Traced::new(Fusing, Reference, Fallback::Fail).force_to_host(vec![OpKind::Linear]);
+    d.probe(true);
+    assert_eq!(layer(&d).unwrap(), layer(&Reference).unwrap());
+    let records = d.take();
+    assert!(records.iter().all(|r| r.device_time.is_some() == r.op.kind().is_some()), "{records:?}");
+    let fusions = d.take_fusions();
+    assert_eq!(fusions.len(), 1);
+    assert_eq!((fusions[0].op, &fusions[0].forced[..]), (OpKind::Dense, &[OpKind::Linear][..]));
+    // The fused call sleeps for longer than the rest takes.
+    assert!(fusions[0].fused >= Duration::from_millis(3) && fusions[0].apart < fusions[0].fused);
+    d.probe(false);
+    layer(&d).unwrap();
+    assert!(d.take().iter().all(|r| r.device_time.is_none()) && d.take_fusions().is_empty());
 }
 
 #[test]

@@ -226,15 +226,45 @@ pub struct CoverageResults {
     pub overhead: Option<Overhead>,
 }
 
-/// Median time of an inference with the trace and without it.
+/// What the trace costs.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Overhead {
-    /// With.
-    pub traced_seconds: f64,
-    /// Without: the model runs on the bare device.
-    pub plain_seconds: f64,
-    /// Calls recorded.
+    /// How often each was measured.
+    pub rounds: usize,
+    /// Calls recorded in one inference.
     pub records: usize,
+    /// Median time on the bare device.
+    pub plain_seconds: f64,
+    /// With the trace against without.
+    pub traced: Ratio,
+    /// Without against without: what the method cannot tell from nothing.
+    pub control: Ratio,
+}
+
+/// How two times measured in turn relate, less 1.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Ratio {
+    /// Of all pairs.
+    pub median: f64,
+    /// Lower end of the median's 95 % confidence interval.
+    pub low: f64,
+    /// Upper end.
+    pub high: f64,
+}
+
+impl Ratio {
+    /// From at least one pair. The interval is that of order statistics: it assumes no distribution.
+    pub fn of(mut pairs: Vec<f64>) -> Self {
+        pairs.sort_by(f64::total_cmp);
+        let (n, last) = (pairs.len() as f64, pairs.len() - 1);
+        let reach = 0.98 * n.sqrt();
+        let at = |rank: f64| pairs[(rank.max(0.0) as usize).min(last)];
+        Self {
+            median: (pairs[last / 2] + pairs[pairs.len() / 2]) / 2.0,
+            low: at((n / 2.0 - reach).floor() - 1.0),
+            high: at((n / 2.0 + reach).ceil()),
+        }
+    }
 }
 
 /// The inference that was measured.
@@ -316,6 +346,8 @@ pub struct Fallback {
     pub host_seconds: f64,
     /// Time of its transfers.
     pub transfer_seconds: f64,
+    /// Time that operations on the device lose because this one ran on the host before them.
+    pub disturbance_seconds: f64,
     /// Time that the device would take.
     pub device_seconds: f64,
     /// How that is known.
@@ -384,5 +416,18 @@ impl CoverageResults {
             total_ops: self.rows.iter().map(|r| r.device.ops + r.host.ops).sum(),
             total_flop: self.rows.iter().map(|r| r.device.flop + r.host.flop).sum(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_interval_of_a_median() {
+        // Of 100 values in order, the 40th and the 61st (Conover, Practical Nonparametric Statistics).
+        let r = Ratio::of((1..=100).rev().map(f64::from).collect());
+        assert_eq!((r.low, r.median, r.high), (40.0, 50.5, 61.0));
+        assert_eq!(Ratio::of(vec![0.5]), Ratio { median: 0.5, low: 0.5, high: 0.5 });
     }
 }

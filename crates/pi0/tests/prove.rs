@@ -158,12 +158,17 @@ fn the_report_stands_alone() {
     let path = |name: &str| dir.path().join(name).to_str().unwrap().to_string();
     let (coverage, html) = (path("coverage.json"), path("report.html"));
     let run = ["coverage", "--cameras", "1", "--tokens", "3", "--steps", "2", "--runs", "1"];
-    ok(&[&run[..], &["--host-ops", "silu", "--json", &coverage]].concat());
-    ok(&["report", "--html", &html, "--check", &baseline("check-cpu-f32.json"), "--coverage", &coverage]);
+    ok(&[&run[..], &["--host-ops", "norm,silu", "--json", &coverage]].concat());
+    let (model, bench) = (repository().join("models/tiny"), path("bench.json"));
+    let run = ["--cameras", "1", "--tokens", "3", "--steps", "2", "--repeat", "1", "--json", &bench];
+    ok(&[&["bench", model.to_str().unwrap()], &run[..]].concat());
+    let given = ["--coverage", &coverage, "--bench", &bench];
+    ok(&[&["report", "--html", &html, "--check", &baseline("check-cpu-f32.json")], &given[..]].concat());
     let page = std::fs::read_to_string(&html).unwrap();
-    for word in
-        ["gemma.expert.rope", "1 − PCC", "step1", "Transfers across the bus", "What to move next", "commit"]
-    {
+    for word in ["gemma.expert.rope", "1 − PCC", "step1", "Transfers across the bus", "What to move next"] {
+        assert!(page.contains(word), "{word}");
+    }
+    for word in ["commit", "Benchmark", "against the reference's", "GFLOP/s", "layer_norm+linear+gelu"] {
         assert!(page.contains(word), "{word}");
     }
     for word in ["http:", "https:", "src=", "<script", "<link", "@import", "url(", "NaN"] {
@@ -172,28 +177,49 @@ fn the_report_stands_alone() {
     screenshot(&html, dir.path());
 }
 
-/// Renders the page in a real browser, where `PI0_CHROMIUM` names one, and looks whether anything was drawn.
+/// Lays the page out in a real browser, where `PI0_CHROMIUM` names one: on the screen and printed, something is drawn,
+/// and no label is cut off or written over another.
 fn screenshot(html: &str, dir: &Path) {
     let Some(chromium) = std::env::var_os("PI0_CHROMIUM") else {
         eprintln!("skipped: screenshot of the report (set PI0_CHROMIUM=/usr/bin/chromium)");
         return;
     };
+    let render = |html: &str, args: &[String]| {
+        let out = std::process::Command::new(&chromium)
+            .args(["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"])
+            .args(["--disable-background-networking", "--disable-component-update", "--disable-sync"])
+            .args(["--hide-scrollbars", "--window-size=1100,2400"])
+            .arg(format!("--user-data-dir={}", dir.join("profile").display()))
+            .args(args)
+            .arg(format!("file://{html}"))
+            .output()
+            .unwrap();
+        assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+        String::from_utf8(out.stdout).unwrap()
+    };
+
     let png = dir.join("report.png");
-    let out = std::process::Command::new(chromium)
-        .args(["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"])
-        .args(["--disable-background-networking", "--disable-component-update", "--disable-sync"])
-        .args(["--hide-scrollbars", "--window-size=1100,2400"])
-        .arg(format!("--user-data-dir={}", dir.join("profile").display()))
-        .arg(format!("--screenshot={}", png.display()))
-        .arg(format!("file://{html}"))
-        .output()
-        .unwrap();
-    assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+    render(html, &[format!("--screenshot={}", png.display())]);
     let image = std::fs::read(&png).unwrap();
     assert_eq!(image[1..4], *b"PNG");
     assert_eq!(image[16..20], 1100u32.to_be_bytes(), "width");
     // Text, panels and the colours of charts compress badly: a blank or broken page is a few kB.
     assert!(image.len() > 100_000, "{} bytes", image.len());
+
+    let pdf = dir.join("report.pdf");
+    render(html, &[format!("--print-to-pdf={}", pdf.display())]);
+    let pdf = std::fs::read(&pdf).unwrap();
+    assert!(pdf.starts_with(b"%PDF") && pdf.len() > 50_000, "{} bytes", pdf.len());
+
+    // The page itself has no script; a copy of it measures its own labels.
+    let measured = dir.join("measured.html");
+    let page = std::fs::read_to_string(html).unwrap();
+    std::fs::write(&measured, page + "<script>" + include_str!("layout.js") + "</script>").unwrap();
+    let dom = render(measured.to_str().unwrap(), &["--dump-dom".into()]);
+    let found = dom.split("<pre id=\"layout\">").nth(1).and_then(|rest| rest.split("</pre>").next()).unwrap();
+    let (labels, problems) = found.split_once('\n').unwrap();
+    assert!(labels.parse::<usize>().unwrap() > 50, "{labels} labels");
+    assert_eq!(problems, "", "labels of charts");
 }
 
 /// Speed belongs in benchmarks: this runs where someone asks for it, on a quiet machine, with `--release`.
@@ -205,13 +231,21 @@ fn predictions_come_true() {
         );
         return;
     }
+    let mut wrong = Vec::new();
     for kind in ["linear", "attention", "activation", "normalization", "concat"] {
         let results = json(&["coverage", "--host-ops", kind, "--verify", "--runs", "7", "--json", "-"]);
-        let v = &results["verified"];
-        let error = v["error"].as_f64().unwrap();
-        let (forced, predicted) = (&v["forced_seconds"], &v["predicted_seconds"]);
-        let measured = &v["measured_seconds"];
-        println!("{kind}: forced {forced} s, predicted {predicted} s, measured {measured} s: {error:+.3}");
-        assert!(error.abs() <= 0.15, "{kind}: {error}");
+        let v = |key: &str| results["verified"][key].as_f64().unwrap();
+        let ms = ["forced_seconds", "predicted_seconds", "measured_seconds"].map(|key| 1e3 * v(key));
+        let error = 100.0 * v("error");
+        println!(
+            "{kind}: forced {:.2} ms, predicted {:.2}, measured {:.2}: {error:+.1} %",
+            ms[0], ms[1], ms[2]
+        );
+        // Where the host takes twenty times the inference and more, what is left of it is a small difference of large
+        // times, and all of the device runs disturbed: shown, not judged.
+        if ms[0] < 20.0 * ms[2] && error.abs() > 15.0 {
+            wrong.push(format!("{kind}: {error:+.1} %"));
+        }
     }
+    assert!(wrong.is_empty(), "{wrong:?}");
 }

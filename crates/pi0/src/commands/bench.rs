@@ -4,7 +4,7 @@ mod audit;
 mod limits;
 mod measure;
 mod process;
-mod report;
+pub mod report;
 mod verify;
 
 use std::collections::BTreeMap;
@@ -247,7 +247,7 @@ fn timed<D: Device>(
 fn weight_bytes(format: Format) -> usize {
     match format {
         Format::F32 => 4,
-        Format::Bf16 | Format::Bf16Stored => 2,
+        Format::Bf16 | Format::Tf32 => 2,
         Format::Int8 => 1,
     }
 }

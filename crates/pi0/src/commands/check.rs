@@ -53,7 +53,7 @@ pub struct Args {
     /// Fail where the device lacks an operation instead of running it on the host
     #[arg(long)]
     pub strict: bool,
-    /// Number format that the thresholds are for: f32, bf16, int8 or bf16-stored [default: the device's]
+    /// Number format that the thresholds are for: f32, bf16, int8 or tf32 [default: the device's]
     #[arg(long, value_name = "FORMAT")]
     pub thresholds: Option<Format>,
     /// Who is right: plain loops in f64, or the CPU device in f32 where that takes too long
@@ -180,7 +180,7 @@ pub fn default_format(args: &DeviceArgs, checkpoint: Option<&Checkpoint>) -> For
                 if bf16 { Format::Bf16 } else { Format::F32 }
             }
         },
-        DeviceKind::Tensix => Format::Bf16Stored,
+        DeviceKind::Tensix => Format::Tf32,
     }
 }
 

@@ -15,14 +15,15 @@ use crate::results::{CheckResults, CoverageResults, Results};
   pi0 check --dtype f32 --json now.json && pi0 compare baselines/check-cpu-f32.json now.json
 
 Worse is: a module that no longer passes or is missing, an error that grew by more than the factor, an operation
-that moved to the host. Times are shown and never judged.")]
+that moved to the host. Between different devices or number formats errors differ by nature and are only shown. Times
+are never judged.")]
 pub struct Args {
     /// Results before
     before: PathBuf,
     /// Results now
     now: PathBuf,
     /// How much an error may grow: rounding differs between processors
-    #[arg(long, value_name = "N", default_value_t = 4.0)]
+    #[arg(long, value_name = "N", default_value_t = 4.0, value_parser = parse_factor)]
     factor: f64,
     /// Write the differences as JSON to this file (`-` for standard output)
     #[arg(long, value_name = "FILE")]
@@ -36,6 +37,13 @@ struct Difference {
     before: String,
     now: String,
     worse: bool,
+}
+
+fn parse_factor(text: &str) -> Result<f64, String> {
+    match text.parse() {
+        Ok(factor) if factor >= 1.0 => Ok(factor),
+        _ => Err("wanted a number from 1".into()),
+    }
 }
 
 /// Runs the command.
@@ -81,6 +89,7 @@ fn checks(a: &CheckResults, b: &CheckResults, factor: f64) -> Vec<Difference> {
         };
         modules.chain(lines("tap", &r.taps)).chain(lines("golden", &r.golden)).collect()
     };
+    let alike = a.format == b.format && a.environment.device == b.environment.device;
     let (a, b) = (collect(a), collect(b));
     let show = |r: &(bool, Option<f64>)| {
         let error = r.1.map_or("no number".into(), |e| format!("{e:.1e}"));
@@ -92,7 +101,7 @@ fn checks(a: &CheckResults, b: &CheckResults, factor: f64) -> Vec<Difference> {
             None => ("missing".into(), true),
             Some(now) => {
                 let grew = match (before.1, now.1) {
-                    (Some(x), Some(y)) => y > x * factor + NOISE,
+                    (Some(x), Some(y)) => alike && y > x * factor + NOISE,
                     (Some(_), None) => true,
                     _ => false,
                 };
@@ -182,5 +191,8 @@ mod tests {
         assert_eq!(worse(result(false, Some(1e-6))), 2);
         assert_eq!(worse(result(true, None)), 2);
         assert_eq!(worse(CheckResults { modules: vec![], ..result(true, Some(1e-7)) }), 1);
+        // Another number format rounds otherwise; only its verdict counts.
+        let bf16 = |passed| CheckResults { format: "bf16".into(), ..result(passed, Some(1e-2)) };
+        assert_eq!((worse(bf16(true)), worse(bf16(false))), (0, 2));
     }
 }

@@ -1,7 +1,7 @@
 //! `pi0 coverage`: what runs on the device, what on the host, and what moving it would give.
 
 use std::path::{Path, PathBuf};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Result, anyhow, bail};
 use pi0_cpu::{Cpu, CpuOptions};
@@ -9,9 +9,9 @@ use pi0_device::{Device, Fallback, OpKind, Record, Reference, Traced};
 use pi0_model::cases::random_inputs;
 use pi0_model::{Checkpoint, Config, Extent, Inputs, Pi0, SampleOptions, synth};
 
-use crate::coverage::{self, roadmap};
+use crate::coverage::{self, Probe, roadmap};
 use crate::device::{self, DeviceArgs, DeviceKind, Visitor};
-use crate::results::{CoverageResults, Environment, Overhead, Results, Share, Verified, Workload};
+use crate::results::{CoverageResults, Environment, Overhead, Ratio, Results, Share, Verified, Workload};
 use crate::{host_ops, output};
 
 /// Trace a real inference: what ran on the device and on the host, and what to move next
@@ -103,6 +103,11 @@ pub fn results(args: &Args) -> Result<CoverageResults> {
     device::with_device(&args.device, Run { args, checkpoint, batch, forced, workload, environment })
 }
 
+/// Rounds of `--overhead`: as many as fit into the time.
+const MOST_ROUNDS: usize = 300;
+const LEAST_ROUNDS: usize = 8;
+const ROUNDS_TIME: Duration = Duration::from_secs(20);
+
 struct Run<'a> {
     args: &'a Args,
     checkpoint: Checkpoint,
@@ -153,48 +158,77 @@ impl Run<'_> {
         Ok((time, model.device().take()))
     }
 
+    /// What the trace costs: the same inference traced, on the bare device, and there again as a control, in turn and
+    /// in changing order, so that what else the machine does meets all alike.
+    fn overhead<D: Device, H: Device>(&self, device: &D, subject: &Subject<'_, D, H>) -> Result<Overhead> {
+        let bare = device::pack(device, self.checkpoint.clone(), Extent::Cache)?;
+        let plain = || -> Result<f64> {
+            let start = Instant::now();
+            bare.sample_actions(&self.batch, &self.options())?;
+            Ok(start.elapsed().as_secs_f64())
+        };
+        plain()?;
+        let (mut times, mut records) = (Vec::new(), 0);
+        let began = Instant::now();
+        while times.len() < MOST_ROUNDS && (times.len() < LEAST_ROUNDS || began.elapsed() < ROUNDS_TIME) {
+            let mut round = [0.0; 3];
+            for turn in 0..3 {
+                let which = (times.len() + turn) % 3;
+                round[which] = match which {
+                    0 => {
+                        let (time, taken) = self.sample(subject)?;
+                        records = taken.len();
+                        time
+                    }
+                    _ => plain()?,
+                };
+            }
+            times.push(round);
+        }
+        let ratio = |a: usize, b: usize| Ratio::of(times.iter().map(|t| t[a] / t[b] - 1.0).collect());
+        let mut plain_times: Vec<f64> = times.iter().map(|t| t[1]).collect();
+        plain_times.sort_by(f64::total_cmp);
+        Ok(Overhead {
+            rounds: times.len(),
+            records,
+            plain_seconds: plain_times[times.len() / 2],
+            traced: ratio(0, 1),
+            control: ratio(2, 1),
+        })
+    }
+
     fn measure<D: Device, H: Device>(self, device: &D, host: &H) -> Result<CoverageResults> {
         let subject = self.load(device, host, &self.forced)?;
         let free = match self.args.verify {
             true => Some(self.load(device, host, &[])?),
             false => None,
         };
-        let plain = match self.args.overhead {
-            true => Some(device::pack(device, self.checkpoint.clone(), Extent::Cache)?),
-            false => None,
-        };
-        let (mut runs, mut probed, mut free_times) = (Vec::new(), Vec::new(), Vec::new());
-        let mut plain_times = Vec::new();
+        let (mut runs, mut probes, mut free_times) = (Vec::new(), Vec::new(), Vec::new());
         // One after the other, so that what else the machine does meets all alike.
         for _ in 0..self.workload.runs {
             runs.push(self.sample(&subject)?);
             if !self.forced.is_empty() {
                 subject.device().probe(true);
-                probed.extend(self.sample(&subject)?.1);
+                let (_, records) = self.sample(&subject)?;
                 subject.device().probe(false);
+                probes.push(Probe { records, fusions: subject.device().take_fusions() });
             }
             if let Some(free) = &free {
                 free_times.push(self.sample(free)?.0);
             }
-            if let Some(plain) = &plain {
-                let start = Instant::now();
-                plain.sample_actions(&self.batch, &self.options())?;
-                plain_times.push(start.elapsed().as_secs_f64());
-            }
         }
         runs.sort_by(|a, b| a.0.total_cmp(&b.0));
         free_times.sort_by(f64::total_cmp);
-        plain_times.sort_by(f64::total_cmp);
         let (total, records) = runs.swap_remove(runs.len() / 2);
 
         let rows = coverage::rows(&records);
-        let items = coverage::fallbacks(&records, &probed);
+        let (items, savings) = coverage::fallbacks(&records, &probes);
         let sum = |f: fn(&Share) -> u64| {
             (rows.iter().map(|r| f(&r.device)).sum::<u64>(), rows.iter().map(|r| f(&r.host)).sum::<u64>())
         };
         let (on_device, on_host) = sum(|s| s.ops);
         let verified = free_times.get(free_times.len() / 2).map(|&measured| {
-            let predicted = roadmap::predicted(total, &items);
+            let predicted = roadmap::predicted(total, &items, &savings);
             Verified {
                 forced_seconds: total,
                 predicted_seconds: predicted,
@@ -202,14 +236,10 @@ impl Run<'_> {
                 error: predicted / measured - 1.0,
             }
         });
-        let overhead = plain_times.get(plain_times.len() / 2).map(|&plain_seconds| Overhead {
-            traced_seconds: total,
-            plain_seconds,
-            records: records.len(),
-        });
+        let overhead = self.args.overhead.then(|| self.overhead(device, &subject)).transpose()?;
         Ok(CoverageResults {
             overhead,
-            roadmap: roadmap::roadmap(total, on_device + on_host, on_device, items),
+            roadmap: roadmap::roadmap(total, on_device + on_host, on_device, items, &savings),
             transfers: coverage::transfers(&records),
             stages: coverage::stages(&records),
             total_seconds: total,
@@ -267,41 +297,22 @@ fn table(r: &CoverageResults) -> String {
     }
     if !r.roadmap.is_empty() {
         text += "\n";
-        let header = [
-            "to move",
-            "priority",
-            "calls",
-            "host ms",
-            "transfer ms",
-            "device ms",
-            "known by",
-            "alone",
-            "with all above",
-            "coverage",
-        ];
-        let rows = r.roadmap.iter().map(|f| {
-            vec![
-                f.op.clone(),
-                f.priority.clone(),
-                f.count.to_string(),
-                ms(f.host_seconds),
-                ms(f.transfer_seconds),
-                ms(f.device_seconds),
-                f.basis.clone(),
-                format!("{:.2}x", f.speedup),
-                format!("{:.2}x", f.cumulative_speedup),
-                format!("{:.1} %", 100.0 * f.coverage),
-            ]
-        });
-        text += &output::table(&header.map(String::from), rows);
+        let rows = r.roadmap.iter().map(|f| roadmap::cells(f).to_vec());
+        text += &output::table(&roadmap::COLUMNS.map(String::from), rows);
     }
     if let Some(o) = &r.overhead {
+        let percent = |ratio: &Ratio| {
+            let [low, median, high] = [ratio.low, ratio.median, ratio.high].map(|x| 100.0 * x);
+            format!("{median:+.2} % (95 % confidence: {low:+.2} to {high:+.2})")
+        };
         text += &format!(
-            "\nwith the trace {} ms, without {} ms: {:+.2} % for {} records\n",
-            ms(o.traced_seconds),
-            ms(o.plain_seconds),
-            100.0 * (o.traced_seconds / o.plain_seconds - 1.0),
-            o.records
+            "\ntracing {} records costs {}; two runs on the bare device, which records nothing, differ by {}; \
+             {} of each in turn, {} ms\n",
+            o.records,
+            percent(&o.traced),
+            percent(&o.control),
+            o.rounds,
+            ms(o.plain_seconds)
         );
     }
     if let Some(v) = &r.verified {

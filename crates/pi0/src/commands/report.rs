@@ -77,9 +77,10 @@ pub fn run(args: &Args) -> Result<()> {
         }
     };
     let bench = args.bench.iter().map(|path| {
-        let in_file = || format!("cannot read benchmark results from {}", path.display());
-        let text = std::fs::read_to_string(path).with_context(in_file)?;
-        serde_json::from_str(&text).with_context(in_file)
+        let text =
+            std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+        serde_json::from_str(&text)
+            .with_context(|| format!("{} holds no results of pi0 bench", path.display()))
     });
     let report = Report { check, coverage, bench: bench.collect::<Result<_>>()? };
     std::fs::write(&args.html, page(&report))

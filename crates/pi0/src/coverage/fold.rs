@@ -2,9 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use pi0_device::{Kind, OpKind, Record};
+use pi0_device::{Fusion, Kind, OpKind, Record};
 
-use super::roadmap::{Basis, Item, Rates};
+use super::roadmap::{Basis, Item, Rates, Saving};
 use crate::results::{Row, Share, Stage, Transfer};
 
 /// A module path without layer and step numbers: `step3.suffix.layer7` is `suffix.layer`.
@@ -75,9 +75,17 @@ pub fn transfers(records: &[Record]) -> Vec<Transfer> {
     list
 }
 
-/// Operations that ran on the host, with what they cost and what the device would take: measured where `probed`
-/// (records of a run that timed the device too) has it, else at the device's rate for its other operations.
-pub fn fallbacks(records: &[Record], probed: &[Record]) -> Vec<Item> {
+/// What runs that timed the device too have found out ([`Traced::probe`](pi0_device::Traced::probe)).
+pub struct Probe {
+    /// Records with device times.
+    pub records: Vec<Record>,
+    /// Fused calls that the force broke up.
+    pub fusions: Vec<Fusion>,
+}
+
+/// Operations that ran on the host, with what they cost and what the device would take: the median of the probes
+/// where they timed it, else at the device's rate for its other operations. And what is saved by fusing again.
+pub fn fallbacks(records: &[Record], probes: &[Probe]) -> (Vec<Item>, Vec<Saving>) {
     let rates = Rates::measured(records);
     let mut items: Vec<Item> = Vec::new();
     for r in records.iter().filter(|r| r.on_host()) {
@@ -97,17 +105,53 @@ pub fn fallbacks(records: &[Record], probed: &[Record]) -> Vec<Item> {
         item.basis = rates.basis(r.op);
     }
     for item in &mut items {
-        let times: Vec<f64> = probed
-            .iter()
-            .filter(|r| r.op == item.op)
-            .filter_map(|r| Some(r.device_time?.as_secs_f64()))
-            .collect();
-        if times.len() as u64 >= item.count && !times.is_empty() {
-            item.device = times.iter().sum::<f64>() * item.count as f64 / times.len() as f64;
+        let sum = |p: &Probe| -> Option<f64> {
+            p.records
+                .iter()
+                .filter(|r| r.on_host() && r.op == item.op)
+                .map(|r| Some(r.device_time?.as_secs_f64()))
+                .sum()
+        };
+        if let Some(times) = probes.iter().map(sum).collect::<Option<Vec<f64>>>()
+            && let Some(time) = median(times)
+        {
+            item.device = time;
             item.basis = Basis::Measured;
         }
     }
-    items
+    for item in &mut items {
+        // Operations of the device right after this one: how long they took, and in their stride.
+        let after = |i: &usize| {
+            let [before, r] = [&records[i - 1], &records[*i]];
+            let moves = matches!(r.op, OpKind::Upload | OpKind::Download);
+            before.on_host() && before.op == item.op && !r.on_host() && !moves
+        };
+        let after: Vec<usize> = (1..records.len()).filter(after).collect();
+        let disturbed: f64 = after.iter().map(|&i| records[i].time.as_secs_f64()).sum();
+        let in_stride = |p: &Probe| -> Option<f64> {
+            after.iter().map(|&i| Some(p.records.get(i)?.device_time?.as_secs_f64())).sum()
+        };
+        let in_stride = probes.iter().map(in_stride).collect::<Option<Vec<f64>>>().and_then(median);
+        // Less than nothing is noise.
+        item.disturbance = in_stride.map_or(0.0, |seconds| (disturbed - seconds).max(0.0));
+    }
+    let mut savings: Vec<Saving> = Vec::new();
+    for fusion in probes.iter().flat_map(|p| &p.fusions) {
+        if !savings.iter().any(|s| s.ops == fusion.forced) {
+            let sum = |p: &Probe| {
+                let broken_up = p.fusions.iter().filter(|f| f.forced == fusion.forced);
+                broken_up.map(|f| f.apart.as_secs_f64() - f.fused.as_secs_f64()).sum()
+            };
+            let seconds = median(probes.iter().map(sum).collect()).unwrap_or(0.0);
+            savings.push(Saving { ops: fusion.forced.clone(), seconds });
+        }
+    }
+    (items, savings)
+}
+
+fn median(mut values: Vec<f64>) -> Option<f64> {
+    values.sort_by(f64::total_cmp);
+    values.get(values.len() / 2).copied()
 }
 
 /// The stages of an inference: vision, prefix, preparation of the suffix, then each denoising step.

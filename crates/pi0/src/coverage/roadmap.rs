@@ -21,6 +21,9 @@ pub struct Item {
     pub device: f64,
     /// How that is known.
     pub basis: Basis,
+    /// That operations on the device lose because this one ran on the host right before them: threads fell asleep,
+    /// caches hold other things.
+    pub disturbance: f64,
 }
 
 /// How the device's time for an operation is known.
@@ -48,14 +51,24 @@ impl Basis {
     }
 }
 
+/// What the device saves by fusing calls that had to be composed while these operations were on the host.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Saving {
+    /// All of these must have moved.
+    pub ops: Vec<OpKind>,
+    /// Of a whole inference. Negative where the device is faster without fusing.
+    pub seconds: f64,
+}
+
 impl Item {
     pub(super) fn new(op: OpKind) -> Self {
-        Self { op, modules: vec![], count: 0, host: 0.0, transfer: 0.0, device: 0.0, basis: Basis::None }
+        let (host, transfer, device, disturbance) = (0.0, 0.0, 0.0, 0.0);
+        Self { op, modules: vec![], count: 0, host, transfer, device, basis: Basis::None, disturbance }
     }
 
     /// What the inference spends on it now.
     fn cost(&self) -> f64 {
-        self.host + self.transfer
+        self.host + self.transfer + self.disturbance
     }
 }
 
@@ -136,21 +149,29 @@ impl Rates {
 }
 
 /// Time of an inference of `total` seconds once all of `items` have moved.
-pub fn predicted(total: f64, items: &[Item]) -> f64 {
+pub fn predicted(total: f64, items: &[Item], savings: &[Saving]) -> f64 {
     let change: f64 = items.iter().map(|i| i.device - i.cost()).sum();
+    let moved = |op: &OpKind| items.iter().any(|i| i.op == *op);
+    let fused: f64 = savings.iter().filter(|s| s.ops.iter().all(moved)).map(|s| s.seconds).sum();
     // What is left cannot be less than what the moved operations take.
-    (total + change).max(items.iter().map(|i| i.device).sum())
+    (total + change - fused).max(items.iter().map(|i| i.device).sum::<f64>() - fused)
 }
 
 /// Ranks the fallbacks of an inference of `total` seconds, of whose `ops` base operations `on_device` are on the
 /// device.
-pub fn roadmap(total: f64, ops: u64, on_device: u64, mut items: Vec<Item>) -> Vec<Fallback> {
+pub fn roadmap(
+    total: f64,
+    ops: u64,
+    on_device: u64,
+    mut items: Vec<Item>,
+    savings: &[Saving],
+) -> Vec<Fallback> {
     items.sort_by(|a, b| b.cost().total_cmp(&a.cost()));
     let mut moved = on_device;
     (0..items.len())
         .map(|i| {
             let item = &items[i];
-            let speedup = total / predicted(total, std::slice::from_ref(item));
+            let speedup = total / predicted(total, std::slice::from_ref(item), savings);
             moved += item.count;
             Fallback {
                 op: item.op.name().into(),
@@ -158,15 +179,49 @@ pub fn roadmap(total: f64, ops: u64, on_device: u64, mut items: Vec<Item>) -> Ve
                 count: item.count,
                 host_seconds: item.host,
                 transfer_seconds: item.transfer,
+                disturbance_seconds: item.disturbance,
                 device_seconds: item.device,
                 basis: item.basis.name().into(),
                 speedup,
-                cumulative_speedup: total / predicted(total, &items[..=i]),
+                cumulative_speedup: total / predicted(total, &items[..=i], savings),
                 coverage: if ops == 0 { 0.0 } else { moved as f64 / ops as f64 },
                 priority: priority(speedup).into(),
             }
         })
         .collect()
+}
+
+/// Columns of the table of fallbacks; times are milliseconds.
+pub const COLUMNS: [&str; 11] = [
+    "to move",
+    "priority",
+    "calls",
+    "host ms",
+    "transfer ms",
+    "disturbs ms",
+    "device ms",
+    "known by",
+    "alone",
+    "with all above",
+    "coverage",
+];
+
+/// Cells of one fallback, under [`COLUMNS`].
+pub fn cells(f: &Fallback) -> [String; 11] {
+    let ms = |seconds: f64| format!("{:.2}", seconds * 1e3);
+    [
+        f.op.clone(),
+        f.priority.clone(),
+        f.count.to_string(),
+        ms(f.host_seconds),
+        ms(f.transfer_seconds),
+        ms(f.disturbance_seconds),
+        ms(f.device_seconds),
+        f.basis.clone(),
+        format!("{:.2}×", f.speedup),
+        format!("{:.2}×", f.cumulative_speedup),
+        format!("{:.1} %", 100.0 * f.coverage),
+    ]
 }
 
 /// HIGH from a tenth off the inference's time, MEDIUM from a hundredth.
@@ -182,9 +237,9 @@ fn priority(speedup: f64) -> &'static str {
 mod tests {
     use std::time::Duration;
 
-    use pi0_device::{Part, Place};
+    use pi0_device::{Fusion, Part, Place};
 
-    use super::super::fallbacks;
+    use super::super::{Probe, fallbacks};
     use super::*;
 
     fn record(op: OpKind, place: Place, ms: u64, transfer: u64, flop: u64) -> Record {
@@ -213,7 +268,7 @@ mod tests {
             record(OpKind::Linear, Place::Device, 5, 0, 1000),
             record(OpKind::Add, Place::Device, 15, 0, 0),
         ];
-        let plan = roadmap(0.1, 4, 2, fallbacks(&records, &[]));
+        let plan = roadmap(0.1, 4, 2, fallbacks(&records, &[]).0, &[]);
         let (linear, silu) = (&plan[0], &plan[1]);
         assert_eq!((linear.op.as_str(), linear.basis.as_str()), ("linear", "rate of its kind"));
         // Twice the FLOP of what took 5 ms.
@@ -235,15 +290,31 @@ mod tests {
             record(OpKind::Linear, Place::Device, 5, 0, 1000),
         ];
         let probed = Record { device_time: Some(Duration::from_millis(4)), ..records[0].clone() };
-        let items = fallbacks(&records, &[probed.clone(), probed]);
+        // In its stride the device takes 3 of the 5 ms for the product that was its own all along.
+        let in_stride = Record { device_time: Some(Duration::from_millis(3)), ..records[1].clone() };
+        let probe = |fusions| Probe { records: vec![probed.clone(), in_stride.clone()], fusions };
+        let (items, savings) = fallbacks(&records, &[probe(vec![]), probe(vec![])]);
         assert_eq!((items[0].basis, items[0].device), (Basis::Measured, 0.004));
-        assert!((predicted(0.075, &items) - 0.009).abs() < 1e-12);
+        assert!((items[0].disturbance - 0.002).abs() < 1e-12);
+        assert!((predicted(0.075, &items, &savings) - 0.007).abs() < 1e-12);
+
+        // The device takes 7 ms for the layer in pieces, 5 fused; but not as long as its norm is on the host.
+        let fusion = |forced| Fusion {
+            op: OpKind::Dense,
+            forced,
+            apart: Duration::from_millis(7),
+            fused: Duration::from_millis(5),
+        };
+        let fusions = vec![fusion(vec![OpKind::Linear]), fusion(vec![OpKind::RmsNorm, OpKind::Linear])];
+        let (items, savings) = fallbacks(&records, &[probe(fusions)]);
+        assert_eq!(savings.len(), 2);
+        assert!((predicted(0.075, &items, &savings) - 0.005).abs() < 1e-12);
     }
 
     #[test]
     fn nothing_is_gained_from_a_device_that_ran_nothing() {
         let records = [record(OpKind::Linear, Place::Host, 70, 10, 2000)];
-        let plan = roadmap(0.07, 1, 0, fallbacks(&records, &[]));
+        let plan = roadmap(0.07, 1, 0, fallbacks(&records, &[]).0, &[]);
         assert_eq!(plan[0].basis, "as on the host");
         assert!((plan[0].speedup - 70.0 / 60.0).abs() < 1e-9);
     }

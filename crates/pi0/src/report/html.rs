@@ -62,3 +62,14 @@ pub fn table(header: &[&str], rows: &[Vec<Cell>]) -> String {
         rows.iter().map(|r| format!("<tr>{}</tr>\n", r.iter().map(Cell::html).collect::<String>())).collect();
     format!("<table><thead><tr>{head}</tr></thead><tbody>\n{body}</tbody></table>\n")
 }
+
+/// A chart with its title.
+pub fn figure(title: &str, chart: &str) -> String {
+    format!("<figure><figcaption>{}</figcaption>{chart}</figure>", escape(title))
+}
+
+/// Names and what they stand for.
+pub fn facts(rows: &[(&str, String)]) -> String {
+    let line = |(k, v): &(&str, String)| format!("<dt>{}</dt><dd>{}</dd>", escape(k), escape(v));
+    format!("<dl>{}</dl>", rows.iter().map(line).collect::<String>())
+}

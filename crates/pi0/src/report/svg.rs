@@ -107,8 +107,13 @@ pub struct Bar {
 
 /// Horizontal bars over a common linear scale; `names` are those of the pieces.
 pub fn bars(unit: &str, names: &[&str], rows: &[Bar]) -> String {
-    let (left, right, row_height) = (118.0, 92.0, 19.0);
-    let width = 940.0;
+    // Letters of 11 pixels are some 6.4 wide on average.
+    let room = |texts: &mut dyn Iterator<Item = &String>| {
+        6.4 * texts.map(|t| t.chars().count()).max().unwrap_or(0) as f64 + 12.0
+    };
+    let left = room(&mut rows.iter().map(|b| &b.name)).max(118.0);
+    let right = room(&mut rows.iter().map(|b| &b.label)).max(60.0);
+    let (width, row_height) = (940.0, 19.0);
     let end = |b: &Bar| b.start + b.pieces.iter().map(|p| p.1).sum::<f64>();
     let last = rows.iter().map(end).fold(0.0, f64::max);
     let scale = if last > 0.0 { (width - left - right) / last } else { 0.0 };

@@ -276,15 +276,7 @@ impl<D: Device> Device for Audited<D> {
     }
 
     fn dense(&self, call: &Dense<'_, D::Tensor, Self::Weight>) -> Result<D::Tensor> {
-        let y = self.inner.dense(&Dense {
-            x: call.x,
-            norm: call.norm.map(|n| n.map(&n.weight().packed)),
-            weight: &call.weight.packed,
-            activation: call.activation,
-            residual: call.residual,
-            norm_tap: call.norm_tap,
-            branch_tap: call.branch_tap,
-        })?;
+        let y = self.inner.dense(&call.with_inner(|w| Ok(&w.packed))?)?;
         self.check(OpKind::Dense, &y, |rows| {
             let norm = call.norm.map(|n| reference(&n.weight().source)).transpose()?;
             // The longer operand's rows are the result's; those of the shorter repeat.
@@ -303,16 +295,7 @@ impl<D: Device> Device for Audited<D> {
     }
 
     fn qkv(&self, call: &Qkv<'_, D::Tensor, Self::Weight>) -> Result<[D::Tensor; 3]> {
-        let y = self.inner.qkv(&Qkv {
-            x: call.x,
-            norm: call.norm.map(&call.norm.weight().packed),
-            weight: &call.weight.packed,
-            heads: call.heads,
-            kv_heads: call.kv_heads,
-            head_dim: call.head_dim,
-            positions: call.positions,
-            norm_tap: call.norm_tap,
-        })?;
+        let y = self.inner.qkv(&call.with_inner(|w| Ok(&w.packed))?)?;
         let Some(rows) = self.sample(self.shape(call.x)[0]) else { return Ok(y) };
         let norm = reference(&call.norm.weight().source)?;
         let positions = call.positions.map(|p| picked_positions(p, &rows));

@@ -3,12 +3,12 @@
 use anyhow::Result;
 use pi0_cpu::peak::Peaks;
 use pi0_model::cases::Format;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::device::{DeviceArgs, DeviceKind};
 
 /// Measured limits of the CPU, on the threads that the device uses.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Limits {
     /// GFLOP/s in f32.
     pub f32: Option<f64>,
@@ -47,7 +47,7 @@ impl Limits {
     pub fn of(&self, format: Format) -> Option<f64> {
         match format {
             Format::F32 => self.f32,
-            Format::Bf16 | Format::Bf16Stored => self.bf16,
+            Format::Bf16 | Format::Tf32 => self.bf16,
             Format::Int8 => self.int8,
         }
     }

@@ -3,10 +3,10 @@
 use std::time::Duration;
 
 use pi0_device::{OpKind, Part, Record};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// The parts of an inference.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Stage {
     /// Images to image tokens.
@@ -68,7 +68,7 @@ impl Key {
 }
 
 /// Work and time of one kind of operation, a stage or everything, in one inference.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Line {
     /// The stage it belongs to; none for the total.
     pub stage: Option<Stage>,
@@ -93,7 +93,7 @@ pub struct Line {
 }
 
 /// Statistics of one quantity over the repeats.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Spread {
     /// The middle one; the mean of the middle two.
     pub median: f64,
@@ -135,7 +135,7 @@ pub struct Yardstick {
 }
 
 /// The lines of the tables.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Tables {
     /// The whole inference.
     pub total: Line,

@@ -1,15 +1,23 @@
 //! The result of a benchmark, for people and for machines.
 
 use pi0_model::Inputs;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::limits::Limits;
 use super::measure::{Line, Spread, Tables};
-use super::verify::Verdict;
+use super::verify::{Method, Verdict};
 use crate::output;
 
+/// Columns of the table of stages; times are milliseconds.
+pub const STAGE_COLUMNS: [&str; 9] =
+    ["stage", "ms", "min", "spread", "GFLOP", "GFLOP/s", "of peak", "MB", "GB/s"];
+
+/// Columns of the table of operations.
+pub const OPERATION_COLUMNS: [&str; 11] =
+    ["operation", "rows", "calls", "ms", "min", "spread", "GFLOP", "GFLOP/s", "of peak", "MB", "GB/s"];
+
 /// Everything that `pi0 bench` finds out.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, Deserialize)]
 pub struct Report {
     /// The checkpoint.
     pub model: String,
@@ -41,7 +49,7 @@ pub struct Report {
 }
 
 /// The sizes of a batch.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, Deserialize)]
 pub struct Shape {
     /// Robots.
     pub batch: usize,
@@ -68,6 +76,25 @@ impl Shape {
 impl Report {
     /// For people.
     pub fn text(&self) -> String {
+        let (stages, operations) = (self.stages(), self.operations());
+        let header = |columns: &[&str]| columns.iter().map(|c| c.to_string()).collect::<Vec<_>>();
+        format!(
+            "{}\n{}\n\n{}\n{}",
+            output::facts(&self.facts()),
+            self.runs(),
+            output::table(&header(&STAGE_COLUMNS), stages),
+            output::table(&header(&OPERATION_COLUMNS), operations)
+        )
+    }
+
+    /// How the times were taken.
+    pub fn runs(&self) -> String {
+        let runs = count(self.repeat, "timed inference");
+        format!("{runs}; times are medians, spread is (max - min) / median")
+    }
+
+    /// What ran, and all that is no table.
+    pub fn facts(&self) -> Vec<(&'static str, String)> {
         let i = &self.inputs;
         let inputs = format!(
             "{}: {}, {}, {}",
@@ -94,32 +121,19 @@ impl Report {
         let (loading, running) = (memory(self.memory_loading), memory(self.memory_running));
         facts.push(("private memory", format!("at most {loading} loading, {running} running")));
         facts.extend(self.limits.as_ref().map(|l| ("limits", l.text())));
-        let header = ["stage", "ms", "min", "spread", "GFLOP", "GFLOP/s", "of peak", "MB", "GB/s"];
-        let stages = self.tables.stages.iter().chain([&self.tables.total]);
-        let stages = output::table(&header.map(String::from), stages.map(|l| cells(&l.name, None, l)));
-        let header = [
-            "operation",
-            "rows",
-            "calls",
-            "ms",
-            "min",
-            "spread",
-            "GFLOP",
-            "GFLOP/s",
-            "of peak",
-            "MB",
-            "GB/s",
-        ];
-        let operations = self.tables.operations.iter().map(|l| {
-            let stage = l.stage.map_or("", |s| s.name());
-            cells(&format!("{stage} {}", l.name), Some(l), l)
-        });
-        let operations = output::table(&header.map(String::from), operations);
-        let runs = count(self.repeat, "timed inference");
-        format!(
-            "{}\n{runs}; times are medians, spread is (max - min) / median\n\n{stages}\n{operations}",
-            output::facts(&facts)
-        )
+        facts
+    }
+
+    /// Cells of the stages and the total, under [`STAGE_COLUMNS`].
+    pub fn stages(&self) -> Vec<Vec<String>> {
+        let lines = self.tables.stages.iter().chain([&self.tables.total]);
+        lines.map(|l| cells(&l.name, None, l)).collect()
+    }
+
+    /// Cells of the operations, under [`OPERATION_COLUMNS`].
+    pub fn operations(&self) -> Vec<Vec<String>> {
+        let name = |l: &Line| format!("{} {}", l.stage.map_or("", |s| s.name()), l.name);
+        self.tables.operations.iter().map(|l| cells(&name(l), Some(l), l)).collect()
     }
 
     fn checked(&self) -> String {
@@ -131,9 +145,11 @@ impl Report {
         });
         let results = v.compared.iter().map(|c| c.count).sum();
         let how = match v.method {
-            "golden" => "the actions against the stored ones".into(),
-            "reference" => "the actions against the reference's".into(),
-            _ => format!("{} of a whole inference against the reference", count(results, "operation")),
+            Method::Golden => "the actions against the stored ones".into(),
+            Method::Reference => "the actions against the reference's".into(),
+            Method::Operations => {
+                format!("{} of a whole inference against the reference", count(results, "operation"))
+            }
         };
         format!("{how} in {:.1} s; {worst}", v.seconds)
     }

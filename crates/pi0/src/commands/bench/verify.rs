@@ -8,7 +8,7 @@ use pi0_device::{Agreement, Bound, Device, HostTensor, OpKind, Reference, Traced
 use pi0_model::cases::{Format, Module, bound};
 use pi0_model::golden::read_tensors;
 use pi0_model::{Checkpoint, Config, Extent, Inputs, Pi0, SampleOptions};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::audit::{Audited, Finding, Findings};
 
@@ -22,19 +22,30 @@ const WHOLE: u64 = 10_000_000_000;
 const LEAST_PCC: f64 = 0.995;
 
 /// How the actions were checked, and what was found.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Verdict {
-    /// `golden`: against stored actions; `reference`: against the reference's own inference; `operations`: each
-    /// operation against the reference on sampled rows.
-    pub method: &'static str,
+    /// Against what.
+    pub method: Method,
     /// One line for what was compared: the actions, or each kind of operation.
     pub compared: Vec<Compared>,
     /// Seconds spent.
     pub seconds: f64,
 }
 
+/// What the actions were checked against.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Method {
+    /// Stored actions.
+    Golden,
+    /// The reference's own inference.
+    Reference,
+    /// The reference on sampled rows of each operation.
+    Operations,
+}
+
 /// Results against what they should be.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Compared {
     /// The actions, or the kind of operation.
     pub what: String,
@@ -91,9 +102,9 @@ pub struct Subject<'a> {
 pub fn verify<D: Device>(model: &Model<D>, subject: &Subject<'_>) -> Result<Verdict> {
     let start = Instant::now();
     let (method, compared) = match subject.golden {
-        Some(path) => ("golden", vec![against_golden(subject, path)?]),
-        None if subject.flop <= WHOLE => ("reference", vec![against_reference(subject)?]),
-        None => ("operations", operations(model, subject)?),
+        Some(path) => (Method::Golden, vec![against_golden(subject, path)?]),
+        None if subject.flop <= WHOLE => (Method::Reference, vec![against_reference(subject)?]),
+        None => (Method::Operations, operations(model, subject)?),
     };
     if let Some(c) = compared.iter().find(|c| !c.passed) {
         let place = c.module.as_ref().map_or(String::new(), |m| format!(" in {m}"));
