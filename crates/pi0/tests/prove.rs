@@ -231,19 +231,28 @@ fn predictions_come_true() {
         );
         return;
     }
+    // Where the host takes twenty times the inference and more, what is left of it is a small difference of large
+    // times, and all of the device runs disturbed: the prediction of such kinds is a rough one, and told so in
+    // docs/accuracy.md.
+    let (sound, rough) = (15.0, 40.0);
+    let kinds = [
+        ("activation", sound),
+        ("normalization", sound),
+        ("concat", sound),
+        ("attention", rough),
+        ("linear", rough),
+    ];
     let mut wrong = Vec::new();
-    for kind in ["linear", "attention", "activation", "normalization", "concat"] {
+    for (kind, bound) in kinds {
         let results = json(&["coverage", "--host-ops", kind, "--verify", "--runs", "7", "--json", "-"]);
         let v = |key: &str| results["verified"][key].as_f64().unwrap();
         let ms = ["forced_seconds", "predicted_seconds", "measured_seconds"].map(|key| 1e3 * v(key));
         let error = 100.0 * v("error");
         println!(
-            "{kind}: forced {:.2} ms, predicted {:.2}, measured {:.2}: {error:+.1} %",
+            "{kind}: forced {:.2} ms, predicted {:.2}, measured {:.2}: {error:+.1} %, bound {bound} %",
             ms[0], ms[1], ms[2]
         );
-        // Where the host takes twenty times the inference and more, what is left of it is a small difference of large
-        // times, and all of the device runs disturbed: shown, not judged.
-        if ms[0] < 20.0 * ms[2] && error.abs() > 15.0 {
+        if error.abs() > bound {
             wrong.push(format!("{kind}: {error:+.1} %"));
         }
     }

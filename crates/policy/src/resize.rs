@@ -80,16 +80,18 @@ impl Resize {
         };
         let bars = if self.pad == Pad::Center3 { -3.0 } else { -1.0 };
         let mut out = vec![bars; 3 * size * size];
+        let table = std::array::from_fn::<f32, 256, _>(|i| i as f32 / 255.0 * 2.0 - 1.0);
         match self.filter {
             // Nothing to resample, as openpi does: robots that resize their images themselves send these.
             Filter::Pillow if (view.height, view.width) == (spot.height, spot.width) => match view.pixels {
-                Pixels::U8(data) => copy(&mut out, size, spot, &view, data, |x| x),
-                Pixels::F32(data) => copy(&mut out, size, spot, &view, data, |x| (255.0 * x) as u8),
+                Pixels::U8(data) => copy(&mut out, size, spot, &view, data, |x| table[usize::from(x)]),
+                Pixels::F32(data) => {
+                    copy(&mut out, size, spot, &view, data, |x| table[usize::from((255.0 * x) as u8)]);
+                }
             },
             Filter::Pillow => {
                 let source = view.to_rgb8();
                 let small = pillow(&source, view.height, view.width, spot.height, spot.width);
-                let table = std::array::from_fn::<f32, 256, _>(|i| i as f32 / 255.0 * 2.0 - 1.0);
                 place(&mut out, size, spot, |c, y, x| table[small[(y * spot.width + x) * 3 + c] as usize]);
             }
             Filter::Torch => {
@@ -116,24 +118,34 @@ fn place(out: &mut [f32], size: usize, spot: Letterbox, sample: impl Fn(usize, u
     }
 }
 
-/// Writes an image that already has its size to its place, row by row so that the compiler can vectorize.
+/// Writes an image that already has its size to its place, `scale` applied to every sample.
 fn copy<T: Copy>(
     out: &mut [f32],
     size: usize,
     spot: Letterbox,
     view: &ImageView<'_>,
     data: &[T],
-    byte: impl Fn(T) -> u8,
+    scale: impl Fn(T) -> f32,
 ) {
     let [channel, row, column] = view.strides();
-    let scale = |sample: &T| f32::from(byte(*sample)) / 255.0 * 2.0 - 1.0;
-    for (c, y) in (0..3).flat_map(|c| (0..spot.height).map(move |y| (c, y))) {
-        let start = (c * size + spot.top + y) * size + spot.left;
-        let out = &mut out[start..start + spot.width];
-        let samples = &data[c * channel + y * row..];
-        match column {
-            1 => out.iter_mut().zip(samples).for_each(|(out, sample)| *out = scale(sample)),
-            n => out.iter_mut().zip(samples.iter().step_by(n)).for_each(|(out, sample)| *out = scale(sample)),
+    let (red, rest) = out.split_at_mut(size * size);
+    let (green, blue) = rest.split_at_mut(size * size);
+    for y in 0..spot.height {
+        let start = (spot.top + y) * size + spot.left;
+        let mut planes =
+            [&mut *red, &mut *green, &mut *blue].map(|plane| &mut plane[start..start + spot.width]);
+        if (channel, column) == (1, 3) {
+            // A pixel's three values lie together: read once, written to three places.
+            let [red, green, blue] = planes;
+            let pixels = data[y * row..].as_chunks::<3>().0;
+            for (((pixel, red), green), blue) in pixels.iter().zip(red).zip(green).zip(blue) {
+                [*red, *green, *blue] = pixel.map(&scale);
+            }
+            continue;
+        }
+        for (c, plane) in planes.iter_mut().enumerate() {
+            let samples = data[c * channel + y * row..].iter().step_by(column);
+            plane.iter_mut().zip(samples).for_each(|(out, &sample)| *out = scale(sample));
         }
     }
 }
