@@ -15,6 +15,31 @@ pub(crate) struct Softmax {
     pub(crate) sum: [f32; MOST_ROWS],
 }
 
+impl Softmax {
+    /// Row `r` has another block, with maximum `max` and sum `sum`: what came before fades to the new maximum.
+    #[inline(always)]
+    fn advance<const FMA: bool>(
+        &mut self,
+        r: usize,
+        (max, sum): (f32, f32),
+        BlockLayout { columns, tile, first, .. }: BlockLayout,
+        sums: &mut [f32],
+    ) {
+        if first {
+            self.sum[r] = sum;
+        } else {
+            let fade = exp::<FMA>(self.max[r] - max);
+            self.sum[r] = self.sum[r] * fade + sum;
+            if fade != 1.0 {
+                for sums in sums.chunks_exact_mut(tile) {
+                    sums[r * columns..(r + 1) * columns].iter_mut().for_each(|s| *s *= fade);
+                }
+            }
+        }
+        self.max[r] = max;
+    }
+}
+
 impl Default for Softmax {
     fn default() -> Self {
         Self { max: [f32::NEG_INFINITY; MOST_ROWS], sum: [0.0; MOST_ROWS] }
@@ -47,7 +72,7 @@ fn softmax_body<const FMA: bool>(
     weights: &mut [u8],
     sums: &mut [f32],
 ) {
-    let BlockLayout { rows, padded, count, columns, tile, chunk, tiles, first } = layout;
+    let BlockLayout { rows, padded, count, columns, tile, chunk, tiles, .. } = layout;
     let mut row = [0.0f32; MOST_KEYS];
     for r in 0..rows {
         for (to, from) in row.chunks_exact_mut(columns).zip(scores.chunks_exact(tile)) {
@@ -57,18 +82,7 @@ fn softmax_body<const FMA: bool>(
         let max = maximum(row, state.max[r]);
         row.iter_mut().for_each(|x| *x = exp::<FMA>(*x - max));
         let sum = sum_by(row, |x| x);
-        if first {
-            state.sum[r] = sum;
-        } else {
-            let fade = exp::<FMA>(state.max[r] - max);
-            state.sum[r] = state.sum[r] * fade + sum;
-            if fade != 1.0 {
-                for sums in sums.chunks_exact_mut(tile) {
-                    sums[r * columns..(r + 1) * columns].iter_mut().for_each(|s| *s *= fade);
-                }
-            }
-        }
-        state.max[r] = max;
+        state.advance::<FMA>(r, (max, sum), layout, sums);
         // SAFETY: chunk `r` of each depth tile lies within the weights, which hold `padded` rows of a block.
         let to = unsafe { pack::Row::new(weights[r * chunk..].as_mut_ptr(), chunk, padded * chunk, tiles) };
         pack::left_row_body::<FMA>(left, 1.0, row, to);
@@ -171,7 +185,7 @@ mod x86 {
         weights: &mut [u8],
         sums: &mut [f32],
     ) {
-        let BlockLayout { rows, padded, count, columns, tile, chunk, tiles, first } = layout;
+        let BlockLayout { rows, padded, count, columns, tile, chunk, tiles, .. } = layout;
         assert!(columns == 32 && chunk == 64 && rows <= padded && count <= 16 * VECTORS);
         assert!(rows * columns <= tile && scores.len() >= (VECTORS / 2 - 1) * tile + rows * columns);
         assert!(tiles <= VECTORS / 2 && weights.len() >= tiles * padded * chunk);
@@ -200,18 +214,7 @@ mod x86 {
                     _mm512_storeu_si512(to.cast(), std::mem::transmute::<__m512bh, __m512i>(both));
                 }
             }
-            if first {
-                state.sum[r] = sum;
-            } else {
-                let fade = crate::math::exp::<true>(state.max[r] - max);
-                state.sum[r] = state.sum[r] * fade + sum;
-                if fade != 1.0 {
-                    for sums in sums.chunks_exact_mut(tile) {
-                        sums[r * columns..(r + 1) * columns].iter_mut().for_each(|s| *s *= fade);
-                    }
-                }
-            }
-            state.max[r] = max;
+            state.advance::<true>(r, (max, sum), layout, sums);
         }
     }
 }

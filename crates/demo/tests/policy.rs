@@ -8,7 +8,7 @@ use pi0_demo::episode::Settings;
 use pi0_demo::evaluate::{Condition, Score, evaluate};
 use pi0_demo::{Kind, Task, Verb};
 use pi0_model::{Checkpoint, Extent, Pi0};
-use pi0_policy::{ModelFacts, Policy, PolicyOptions, PromptFormat, Tokenizer};
+use pi0_policy::{Policy, PolicyOptions, PromptFormat, Tokenizer};
 
 fn directory() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models/demo")
@@ -16,16 +16,7 @@ fn directory() -> PathBuf {
 
 fn load() -> Local {
     let checkpoint = Checkpoint::open(&directory()).unwrap();
-    let c = &checkpoint.config;
-    let facts = ModelFacts {
-        horizon: c.horizon,
-        action_dim: c.action_dim,
-        state_dim: c.state_dim,
-        max_tokens: c.max_tokens,
-        image_size: c.vision.image_size,
-        vocab_size: c.vocab_size,
-    };
-    let policy = Policy::load(&directory(), facts, &PolicyOptions::default()).unwrap();
+    let policy = Policy::load(&directory(), (&checkpoint.config).into(), &PolicyOptions::default()).unwrap();
     let device = Cpu::new(CpuOptions::default()).unwrap();
     let model = Box::new(Pi0::load(device, checkpoint, Extent::Cache, &|_| ()).unwrap());
     Local { policy, model, steps: None }

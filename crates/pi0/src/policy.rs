@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use pi0_model::Config;
-use pi0_policy::{ModelFacts, Policy, PolicyOptions};
+use pi0_policy::{Policy, PolicyOptions};
 
 /// What the checkpoint does not say, or what the user wants otherwise.
 #[derive(Debug, Clone, Default, clap::Args)]
@@ -38,18 +38,6 @@ impl PolicyArgs {
 
     /// The policy of a checkpoint.
     pub fn load(&self, dir: &Path, config: &Config) -> Result<Policy> {
-        Ok(Policy::load(dir, model_facts(config), &self.options()?)?)
-    }
-}
-
-/// What the policy must know of the network.
-pub fn model_facts(c: &Config) -> ModelFacts {
-    ModelFacts {
-        horizon: c.horizon,
-        action_dim: c.action_dim,
-        state_dim: c.state_dim,
-        max_tokens: c.max_tokens,
-        image_size: c.vision.image_size,
-        vocab_size: c.vocab_size,
+        Ok(Policy::load(dir, config.into(), &self.options()?)?)
     }
 }

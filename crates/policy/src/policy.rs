@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
-use pi0_model::Inputs;
+use pi0_model::{Config, Inputs};
 
 use crate::observation::LayoutRule;
 use crate::pipeline::{InputStep, OutputStep, StateLength, Transition, finite, run_outputs};
@@ -28,6 +28,19 @@ pub struct ModelFacts {
     pub image_size: usize,
     /// Rows of the token embedding.
     pub vocab_size: usize,
+}
+
+impl From<&Config> for ModelFacts {
+    fn from(c: &Config) -> Self {
+        Self {
+            horizon: c.horizon,
+            action_dim: c.action_dim,
+            state_dim: c.state_dim,
+            max_tokens: c.max_tokens,
+            image_size: c.vision.image_size,
+            vocab_size: c.vocab_size,
+        }
+    }
 }
 
 /// Whose keys and units an observation has.

@@ -12,7 +12,7 @@ use pi0_demo::evaluate::{Condition, scene};
 use pi0_demo::{Action, Outcome};
 use pi0_device::{Agreement, Bound, Device, compare};
 use pi0_model::{Checkpoint, Extent, Pi0};
-use pi0_policy::{ModelFacts, Policy, PolicyOptions};
+use pi0_policy::{Policy, PolicyOptions};
 
 /// As for tiny models end to end.
 const ACTIONS: Bound = Bound { pcc: 0.999, relative_l2: 0.02, max_abs: f64::INFINITY };
@@ -20,16 +20,7 @@ const ACTIONS: Bound = Bound { pcc: 0.999, relative_l2: 0.02, max_abs: f64::INFI
 fn actor<D: Device + 'static>(device: D) -> Local {
     let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models/demo");
     let checkpoint = Checkpoint::open(&directory).unwrap();
-    let c = &checkpoint.config;
-    let facts = ModelFacts {
-        horizon: c.horizon,
-        action_dim: c.action_dim,
-        state_dim: c.state_dim,
-        max_tokens: c.max_tokens,
-        image_size: c.vision.image_size,
-        vocab_size: c.vocab_size,
-    };
-    let policy = Policy::load(&directory, facts, &PolicyOptions::default()).unwrap();
+    let policy = Policy::load(&directory, (&checkpoint.config).into(), &PolicyOptions::default()).unwrap();
     let model = Box::new(Pi0::load(device, checkpoint, Extent::Cache, &|_| ()).unwrap());
     Local { policy, model, steps: None }
 }

@@ -17,7 +17,6 @@ use serde::Serialize;
 
 use crate::device::{self, DeviceArgs};
 use crate::output;
-use crate::policy::model_facts;
 use crate::remote::Remote;
 
 /// Watch a tiny trained π0 act on a simulated table: it sees two cameras, reads the instruction, moves a gripper
@@ -102,7 +101,7 @@ fn load(args: &Args) -> Result<(Local, usize)> {
     let directory = model_directory(args.model.as_deref())?;
     let checkpoint = Checkpoint::open(&directory)?;
     let (image_size, parameters) = (checkpoint.config.vision.image_size, checkpoint.parameters());
-    let policy = Policy::load(&directory, model_facts(&checkpoint.config), &PolicyOptions::default())?;
+    let policy = Policy::load(&directory, (&checkpoint.config).into(), &PolicyOptions::default())?;
     let loaded = device::load(&args.device, checkpoint)?;
     eprintln!(
         "{}: {:.2} million parameters, loaded in {:.2} s",

@@ -144,7 +144,7 @@ pub fn open(
     let checkpoint = Checkpoint::open(model)?;
     let mut options = policy.options()?;
     options.default_prompt = default_prompt;
-    let policy = pi0_policy::Policy::load(model, crate::policy::model_facts(&checkpoint.config), &options)?;
+    let policy = pi0_policy::Policy::load(model, (&checkpoint.config).into(), &options)?;
     let loaded = device::load(device, checkpoint)
         .with_context(|| format!("cannot load {} on {}", model.display(), device.device.name()))?;
     tracing::info!(seconds = loaded.time.as_secs_f64(), device = device.device.name(), "model loaded");

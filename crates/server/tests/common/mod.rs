@@ -12,7 +12,7 @@ use futures_util::{SinkExt, StreamExt};
 use pi0_cpu::{Cpu, CpuOptions};
 use pi0_device::{HostTensor, MemoryMeter};
 use pi0_model::{ActionModel, Checkpoint, Config, Extent, Inputs, ModelError, Pi0, SampleOptions};
-use pi0_policy::{ModelFacts, Policy, PolicyOptions};
+use pi0_policy::{Policy, PolicyOptions};
 use pi0_server::{
     Bound, CancellationToken, Dtype, Limits, Map, NdArray, ServeError, Served, Settings, Value, decode,
     encode,
@@ -58,16 +58,7 @@ impl ActionModel for Hooked {
 /// Loads a checkpoint on the host, as `pi0 serve` does.
 pub fn load(dir: &Path, hook: Option<Hook>) -> Served {
     let checkpoint = Checkpoint::open(dir).unwrap();
-    let c = &checkpoint.config;
-    let facts = ModelFacts {
-        horizon: c.horizon,
-        action_dim: c.action_dim,
-        state_dim: c.state_dim,
-        max_tokens: c.max_tokens,
-        image_size: c.vision.image_size,
-        vocab_size: c.vocab_size,
-    };
-    let policy = Policy::load(dir, facts, &PolicyOptions::default()).unwrap();
+    let policy = Policy::load(dir, (&checkpoint.config).into(), &PolicyOptions::default()).unwrap();
     // One thread: tests run beside each other, and the tiny network gains nothing from more.
     let device = Cpu::new(CpuOptions { threads: Some(1), ..CpuOptions::default() }).unwrap();
     let model = Pi0::load(device, checkpoint, Extent::Cache, &|_| ()).unwrap();
