@@ -8,6 +8,7 @@ See README.md for the environments.
 
 import argparse
 import json
+import os
 import pathlib
 import statistics
 import subprocess
@@ -18,13 +19,16 @@ sys.path.insert(0, str(HERE.parents[1] / "golden"))
 import make_golden
 from reference import arch_of
 
+# The same limit for PyTorch's matrix products; what it computes outside oneDNN may use more.
+ONEDNN_ISA = {"avx2": "AVX2", "avx512": "AVX512_CORE", "avx512-bf16": "AVX512_CORE_BF16", "amx": "AVX512_CORE_AMX"}
+
 
 class Worker:
     """A program that runs one inference for each line it is sent."""
 
-    def __init__(self, command, stderr=None):
+    def __init__(self, command, environment=None):
         self.command = [str(c) for c in command]
-        self.process = subprocess.Popen(self.command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr, text=True)
+        self.process = subprocess.Popen(self.command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
 
     def read(self):
         line = self.process.stdout.readline()
@@ -51,6 +55,7 @@ class Ours:
         self.worker = Worker(
             [o.pi0, "bench", o.checkpoint, "--dtype", dtype, "--threads", o.threads, "--inputs", inputs_of(o, case)]
             + ["--golden", golden_of(o, case), "--output", self.output, "--json", self.json, "--on-demand"]
+            + (["--isa", o.isa] if o.isa else [])
         )
         assert self.worker.read() == "ready"
 
@@ -69,7 +74,8 @@ class Reference:
     def __init__(self, o, impl, precision="bfloat16"):
         python, checkout = (o.openpi_python, o.openpi) if impl == "openpi" else (o.lerobot_python, o.lerobot)
         command = [python, HERE / "reference.py", impl, checkout, o.checkpoint, "--precision", precision]
-        self.worker = Worker(command + ["--threads", o.threads, "--compile-mode", o.compile_mode])
+        environment = os.environ | ({"ONEDNN_MAX_CPU_ISA": ONEDNN_ISA[o.isa]} if o.isa else {})
+        self.worker = Worker(command + ["--threads", o.threads, "--compile-mode", o.compile_mode], environment)
         self.versions = json.loads(self.worker.read())
 
     def ask(self, inputs, compiled=False, output=None):
@@ -184,6 +190,7 @@ def main():
     p.add_argument("--dtypes", nargs="+", default=["bf16", "int8"], choices=["f32", "bf16", "int8"])
     p.add_argument("--rounds", type=int, default=3)
     p.add_argument("--threads", type=int, required=True, help="threads of every system")
+    p.add_argument("--isa", choices=list(ONEDNN_ISA), help="instruction set that all systems may use at most, to stand in for an older processor")
     p.add_argument("--compile-mode", default="default", help="torch.compile's mode for openpi; none to leave it out")
     p.add_argument("--golden", choices=["openpi", "pi0"], default="openpi", help="whose f32 actions; openpi's take 14 GB")
     p.add_argument("--wait", action="store_true", help="wait for Enter before each group of timed runs")

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use clap::ValueEnum;
-use pi0_cpu::{Cpu, CpuOptions, Format};
+use pi0_cpu::{Cpu, CpuOptions, Format, Isa};
 use pi0_device::{Device, Reference};
 use pi0_model::{ActionModel, Checkpoint, Extent, Pi0};
 use pi0_tensix::{Tensix, TensixOptions};
@@ -25,6 +25,9 @@ pub struct DeviceArgs {
     /// Number format of the weights on the CPU: stored (bf16 where the checkpoint has bf16), f32, bf16 or int8
     #[arg(long, value_name = "FORMAT", default_value_t = Format::Stored)]
     pub dtype: Format,
+    /// Instruction set on the CPU, to measure or test a lesser one [default: the fastest that the machine has]
+    #[arg(long, value_name = "NAME")]
+    pub isa: Option<Isa>,
     /// Columns and rows of Tensix cores to use, such as 8x7 [default: all that work]
     #[arg(long, value_name = "CxR", value_parser = parse_grid)]
     pub grid: Option<(usize, usize)>,
@@ -71,7 +74,7 @@ impl DeviceKind {
 impl DeviceArgs {
     /// The host's processor, as told.
     pub fn cpu(&self) -> Result<Cpu, pi0_cpu::CpuError> {
-        Cpu::new(CpuOptions { isa: None, threads: self.threads.map(usize::from), format: self.dtype })
+        Cpu::new(CpuOptions { isa: self.isa, threads: self.threads.map(usize::from), format: self.dtype })
     }
 
     fn tensix(&self) -> Result<Tensix, pi0_tensix::OpenError> {
