@@ -11,10 +11,10 @@ use pi0_device::{
 
 use crate::kernels::{Kernel, Left, Packed};
 use crate::math::{fma, gelu, per_isa, silu};
-use crate::matmul::{Engine, Finish, Target};
+use crate::matmul::{Engine, Finish, Rotate, Target};
 use crate::memory::{BlockPool, Pooled, Shared};
 use crate::norm::norm_row;
-use crate::rope::{self, Tables};
+use crate::rope::{Rope, Tables};
 use crate::threads::{Threads, physical_cores};
 use crate::weight::{self, Linear, NormWeight};
 use crate::{CpuError, CpuOptions, Format, Isa, Tensor, Weight};
@@ -128,7 +128,13 @@ impl Cpu {
             x,
             norm,
             weight,
-            &Finish { activation, residual, targets: &[target], streamed: x.rows() * width > STREAM },
+            &Finish {
+                activation,
+                residual,
+                targets: &[target],
+                streamed: x.rows() * width > STREAM,
+                rotate: None,
+            },
         );
         Tensor::new(block, x.rows(), width)
     }
@@ -251,9 +257,10 @@ impl Device for Cpu {
 
     fn rope(&self, x: &Tensor, positions: &[u32], head_dim: usize) -> Result<Tensor> {
         operands::rope(self.shape(x), positions, head_dim)?;
-        let (isa, table) = (self.isa(), self.angles.covering(positions, head_dim));
+        let rope = Rope::new(&self.angles, positions, head_dim);
         Ok(self.rows(x.rows(), x.cols(), |i, out| {
-            rope::rotate_row(isa, &table, positions[i], head_dim, x.row(i), out);
+            out.copy_from_slice(x.row(i));
+            rope.rotate(self.isa(), i, out);
         }))
     }
 
@@ -360,16 +367,23 @@ impl Device for Cpu {
         for ((target, columns), block) in targets.iter_mut().zip(bounds).zip(&blocks) {
             *target = Target { columns, out: Shared::new(block.as_ptr().cast()) };
         }
+        if let Some(positions) = call.positions {
+            operands::rope([rows, q_end], positions, call.head_dim)?;
+        }
+        let rope = call.positions.map(|p| Rope::new(&self.angles, p, call.head_dim));
+        // Heads of other widths do not end with a panel of columns; they are rotated afterwards.
+        let with_panels = weight.whole_panels() && call.head_dim.is_multiple_of(weight.kernel.columns());
+        let rotate = rope.as_ref().filter(|_| with_panels).map(|rope| Rotate { rope, until: q_end + kv });
         self.engine.matmul(
             call.x,
             norm,
             weight,
-            &Finish { activation: None, residual: None, targets: &targets, streamed: false },
+            &Finish { activation: None, residual: None, targets: &targets, streamed: false, rotate },
         );
         let [q, k, v] = blocks;
         let mut q = Tensor::new(q, rows, q_end);
         let mut k = Tensor::new(k, rows, kv);
-        if let Some(positions) = call.positions {
+        if let Some(positions) = call.positions.filter(|_| !with_panels) {
             q = self.rope(&q, positions, call.head_dim)?;
             k = self.rope(&k, positions, call.head_dim)?;
         }

@@ -2,6 +2,7 @@
 //! cache, and everything that follows done while they are there.
 
 use std::cell::RefCell;
+use std::ops::Range;
 
 use pi0_device::Activation;
 
@@ -10,6 +11,7 @@ use crate::kernels::{Kernel, Left, Operands, Panels, pack};
 use crate::math::{gelu, per_isa, silu};
 use crate::memory::{Block, BlockPool, Pooled, Shared};
 use crate::norm::norm_row;
+use crate::rope::Rope;
 use crate::tensor::Tensor;
 use crate::threads::Threads;
 use crate::weight::{Linear, NormWeight};
@@ -68,6 +70,44 @@ pub(crate) struct Finish<'a> {
     pub(crate) targets: &'a [Target],
     /// Whether the result is too large to stay in a cache until it is read.
     pub(crate) streamed: bool,
+    /// Of queries and keys. The weight has whole panels, and a head is some of them.
+    pub(crate) rotate: Option<Rotate<'a>>,
+}
+
+/// Rotary position embedding of the first columns of a result.
+pub(crate) struct Rotate<'a> {
+    pub(crate) rope: &'a Rope<'a>,
+    /// One past the last column rotated.
+    pub(crate) until: usize,
+}
+
+impl Finish<'_> {
+    /// Asks for a share of what will be added to a tile, whose sums take so many steps: else each row would wait for it.
+    fn fetch_residual(&self, weight: &Linear, place: Place, step: usize, steps: usize) {
+        let Some(residual) = self.residual else { return };
+        let strips = &weight.strips[2 * place.panel..2 * place.panel + 2];
+        for r in place.count * step / steps..place.count * (step + 1) / steps {
+            let row = residual.row((place.row + r) % residual.rows());
+            strips.iter().filter_map(|strip| row.get(strip.column)).for_each(fetch);
+        }
+    }
+
+    /// Rotates the head that ends with column `end`, if it is one to rotate, in these rows.
+    fn rotate_head(&self, isa: Isa, end: usize, rows: Range<usize>) {
+        let Some(Rotate { rope, until }) = self.rotate else { return };
+        let dim = rope.head_dim;
+        let holds = |t: &&Target| (t.columns.0..t.columns.1).contains(&(end - 1));
+        let Some(target) = self.targets.iter().find(holds) else { return };
+        if end > until || !(end - target.columns.0).is_multiple_of(dim) {
+            return;
+        }
+        let width = target.columns.1 - target.columns.0;
+        for row in rows {
+            let at = row * width + end - dim - target.columns.0;
+            // SAFETY: the target is `[rows, width]` and the head lies within it; its task alone uses it until the end.
+            rope.rotate(isa, row, unsafe { std::slice::from_raw_parts_mut(target.out.get().add(at), dim) });
+        }
+    }
 }
 
 /// A packed left operand.
@@ -136,21 +176,24 @@ impl Engine {
             }
         };
         let row_chunks = chunks(panels.count, most_rows);
-        let mut column_chunks = chunks(right_panels, most_columns);
+        let mut column_chunks: usize = chunks(right_panels, most_columns);
         // Whole rounds of tasks for the threads, or small tasks where rounds are few.
         let threads = self.threads.count();
         let rounds = (row_chunks * column_chunks).div_ceil(threads).max(4);
-        column_chunks = (rounds * threads).div_ceil(row_chunks).min(right_panels);
+        // A head that is rotated must be one task's.
+        let unit = finish.rotate.as_ref().map_or(1, |r| r.rope.head_dim / kernel.columns());
+        let units = right_panels / unit;
+        column_chunks = (rounds * threads).div_ceil(row_chunks);
+        column_chunks += (0..threads)
+            .find(|more| (row_chunks * (column_chunks + more)).is_multiple_of(threads))
+            .unwrap_or(0);
+        column_chunks = column_chunks.min(units);
         self.threads.run(row_chunks * column_chunks, &|i| {
             let (column_chunk, row_chunk) = (i / row_chunks, i % row_chunks);
             let share = |count: usize, i: usize, of: usize| count * i / of..count * (i + 1) / of;
-            self.task(
-                &left,
-                weight,
-                finish,
-                share(panels.count, row_chunk, row_chunks),
-                share(right_panels, column_chunk, column_chunks),
-            );
+            let columns = share(units, column_chunk, column_chunks);
+            let rows = share(panels.count, row_chunk, row_chunks);
+            self.task(&left, weight, finish, rows, columns.start * unit..columns.end * unit);
         });
     }
 
@@ -160,8 +203,8 @@ impl Engine {
         left: &LeftOperand,
         weight: &Linear,
         finish: &Finish<'_>,
-        rows: std::ops::Range<usize>,
-        columns: std::ops::Range<usize>,
+        rows: Range<usize>,
+        columns: Range<usize>,
     ) {
         let kernel = weight.kernel;
         let (tiles, tile_values) = (weight.tiles(), kernel.tile() / size_of::<f32>());
@@ -195,6 +238,10 @@ impl Engine {
                             let slot = (j * rows.len() + i) % kept;
                             let sums = &mut sums[slot * tile_values..][..tile_values];
                             let skipped = from * left.panels.padded(panel) * kernel.left_chunk();
+                            let place = Place { row: start, count, panel: column };
+                            if block + 1 == blocks {
+                                finish.fetch_residual(weight, place, step, steps);
+                            }
                             // SAFETY: the device's instruction set is present and `enter` was called; panel and
                             // depth lie within the operands, packed for this kernel; sums hold one tile.
                             unsafe {
@@ -209,10 +256,13 @@ impl Engine {
                             }
                             if block + 1 == blocks && step + 1 == steps {
                                 let scales = scales.map(|s| &s[start..start + count]);
-                                let place = Place { row: start, count, panel: column };
                                 finish_tile(self.isa, sums, place, scales, weight, finish);
                             }
                         }
+                    }
+                    if block + 1 == blocks {
+                        let all = left.panels.start(rows.start)..left.panels.start(rows.end);
+                        finish.rotate_head(self.isa, (column + 1) * kernel.columns(), all);
                     }
                 }
             }
@@ -325,6 +375,20 @@ fn finish_strips<const FMA: bool, const W: usize, const C: usize>(
             }
         }
     }
+}
+
+/// Asks for the cache line of a value, which a later instruction will read.
+#[inline(always)]
+fn fetch(value: &f32) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: every x86-64 processor has this instruction, which changes nothing but the caches.
+    unsafe {
+        std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(
+            std::ptr::from_ref(value).cast(),
+        );
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = value;
 }
 
 /// Writes a whole strip past the caches, where the processor can.

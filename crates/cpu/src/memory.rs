@@ -10,6 +10,9 @@ use pi0_device::{Held, MemoryMeter};
 
 /// Bytes of one huge page; larger blocks are aligned to it so that the system can use huge pages.
 const HUGE: usize = 2 << 20;
+/// Bytes that every page size of Linux divides.
+#[cfg(target_os = "linux")]
+const PAGE: usize = 64 << 10;
 /// Bytes of one cache line, and of the widest vector register.
 const LINE: usize = 64;
 
@@ -29,15 +32,51 @@ impl Block {
     pub(crate) fn new(bytes: usize) -> Self {
         let align = if bytes >= 2 * HUGE { HUGE } else { LINE };
         let layout = Layout::from_size_align(bytes.max(LINE), align).expect("a block fits the address space");
-        // SAFETY: the layout's size is not zero.
-        let Some(start) = NonNull::new(unsafe { alloc_zeroed(layout) }) else { handle_alloc_error(layout) };
-        #[cfg(target_os = "linux")]
-        if align == HUGE {
-            // SAFETY: the range is memory that we just allocated; advice changes no contents. Its failure only
-            // means small pages.
-            unsafe { libc::madvise(start.as_ptr().cast(), layout.size() / HUGE * HUGE, libc::MADV_HUGEPAGE) };
-        }
+        let Some(start) = Self::allocate(layout) else { handle_alloc_error(layout) };
         Self { start, layout }
+    }
+
+    /// Whether memory comes straight from the system. The allocator's own zeroing would touch every page, on one thread
+    /// and before the system could be asked for huge ones; a mapping is zero until whoever fills it touches it.
+    fn mapped(layout: Layout) -> bool {
+        cfg!(target_os = "linux") && layout.align() == HUGE
+    }
+
+    #[cfg(target_os = "linux")]
+    fn allocate(layout: Layout) -> Option<NonNull<u8>> {
+        if !Self::mapped(layout) {
+            // SAFETY: the layout's size is not zero.
+            return NonNull::new(unsafe { alloc_zeroed(layout) });
+        }
+        // One huge page more, to have an aligned start; what is too much is given back.
+        let (wanted, total) =
+            (layout.size().next_multiple_of(PAGE), layout.size().next_multiple_of(PAGE) + HUGE);
+        let (access, kind) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
+        // SAFETY: a new mapping at an address of the system's choice disturbs nothing.
+        let raw = unsafe { libc::mmap(std::ptr::null_mut(), total, access, kind, -1, 0) };
+        if raw == libc::MAP_FAILED {
+            return None;
+        }
+        let before = raw.addr().next_multiple_of(HUGE) - raw.addr();
+        // SAFETY: all of it lies in the new mapping, which nobody else knows; the parts given back are whole pages
+        // outside of the block. Advice changes no contents, and its failure only means small pages.
+        unsafe {
+            let start = raw.byte_add(before);
+            if before > 0 {
+                libc::munmap(raw, before);
+            }
+            if before < HUGE {
+                libc::munmap(start.byte_add(wanted), HUGE - before);
+            }
+            libc::madvise(start, layout.size() / HUGE * HUGE, libc::MADV_HUGEPAGE);
+            NonNull::new(start.cast())
+        }
+    }
+
+    #[cfg(not(target_os = "linux"))]
+    fn allocate(layout: Layout) -> Option<NonNull<u8>> {
+        // SAFETY: the layout's size is not zero.
+        NonNull::new(unsafe { alloc_zeroed(layout) })
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -65,6 +104,12 @@ impl Block {
 
 impl Drop for Block {
     fn drop(&mut self) {
+        #[cfg(target_os = "linux")]
+        if Self::mapped(self.layout) {
+            // SAFETY: these are the pages that `allocate` kept, given back once.
+            unsafe { libc::munmap(self.as_ptr().cast(), self.layout.size().next_multiple_of(PAGE)) };
+            return;
+        }
         // SAFETY: allocated in `new` with this layout, freed once.
         unsafe { dealloc(self.as_ptr(), self.layout) };
     }

@@ -9,7 +9,7 @@ use crate::math::{fma, per_isa};
 const MOST_KEPT: usize = 1 << 14;
 
 /// `[positions][cos of head_dim / 2, sin of head_dim / 2]`.
-pub(crate) type Table = Arc<Vec<f32>>;
+type Table = Arc<Vec<f32>>;
 
 /// The tables of each head width.
 #[derive(Debug, Default)]
@@ -17,7 +17,7 @@ pub(crate) struct Tables(RwLock<HashMap<usize, Table>>);
 
 impl Tables {
     /// A table that covers the kept ones of `positions`.
-    pub(crate) fn covering(&self, positions: &[u32], head_dim: usize) -> Table {
+    fn covering(&self, positions: &[u32], head_dim: usize) -> Table {
         let most = positions.iter().copied().max().map_or(0, |p| p as usize);
         let wanted = (most + 1).min(MOST_KEPT);
         {
@@ -46,34 +46,43 @@ fn angles(position: u32, head_dim: usize) -> Vec<f32> {
 }
 
 #[inline(always)]
-fn rotate_body<const FMA: bool>(x: &[f32], angles: &[f32], head_dim: usize, out: &mut [f32]) {
-    let half = head_dim / 2;
+fn rotate_body<const FMA: bool>(heads: &mut [f32], angles: &[f32]) {
+    let half = angles.len() / 2;
     let (cos, sin) = angles.split_at(half);
-    for (x, out) in x.chunks_exact(head_dim).zip(out.chunks_exact_mut(head_dim)) {
-        let ((a, b), (out_a, out_b)) = (x.split_at(half), out.split_at_mut(half));
+    for head in heads.chunks_exact_mut(angles.len()) {
+        let (a, b) = head.split_at_mut(half);
         for i in 0..half {
-            out_a[i] = fma::<FMA>(a[i], cos[i], -b[i] * sin[i]);
-            out_b[i] = fma::<FMA>(b[i], cos[i], a[i] * sin[i]);
+            let (x, y) = (a[i], b[i]);
+            a[i] = fma::<FMA>(x, cos[i], -y * sin[i]);
+            b[i] = fma::<FMA>(y, cos[i], x * sin[i]);
         }
     }
 }
 
 per_isa! {
-    fn rotate(x: &[f32], angles: &[f32], head_dim: usize, out: &mut [f32]) = rotate_body
+    fn rotate(heads: &mut [f32], angles: &[f32]) = rotate_body
 }
 
-/// Rotates one row of whole heads.
-pub(crate) fn rotate_row(
-    isa: crate::Isa,
-    table: &Table,
-    position: u32,
-    head_dim: usize,
-    x: &[f32],
-    out: &mut [f32],
-) {
-    let at = position as usize;
-    match table.get(at * head_dim..(at + 1) * head_dim) {
-        Some(kept) => rotate(isa, x, kept, head_dim, out),
-        None => rotate(isa, x, &angles(position, head_dim), head_dim, out),
+/// The positions of rows, and their angles.
+pub(crate) struct Rope<'a> {
+    table: Table,
+    positions: &'a [u32],
+    pub(crate) head_dim: usize,
+}
+
+impl<'a> Rope<'a> {
+    /// Of rows at `positions`.
+    pub(crate) fn new(tables: &Tables, positions: &'a [u32], head_dim: usize) -> Self {
+        Self { table: tables.covering(positions, head_dim), positions, head_dim }
+    }
+
+    /// Rotates whole heads of row `row`.
+    pub(crate) fn rotate(&self, isa: crate::Isa, row: usize, heads: &mut [f32]) {
+        let (position, dim) = (self.positions[row], self.head_dim);
+        let at = position as usize;
+        match self.table.get(at * dim..(at + 1) * dim) {
+            Some(kept) => rotate(isa, heads, kept),
+            None => rotate(isa, heads, &angles(position, dim)),
+        }
     }
 }

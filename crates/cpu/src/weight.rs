@@ -71,6 +71,15 @@ impl Linear {
         self.strips.len() / 2
     }
 
+    /// Whether every panel holds neighbouring columns, as many as it can.
+    pub(crate) fn whole_panels(&self) -> bool {
+        let panels = self.strips.chunks_exact(2).enumerate();
+        let width = self.kernel.strip;
+        panels.into_iter().all(|(i, pair)| {
+            pair.iter().zip([2 * i, 2 * i + 1]).all(|(s, at)| (s.column, s.count) == (at * width, width))
+        })
+    }
+
     /// Depth tiles of a panel.
     pub(crate) fn tiles(&self) -> usize {
         self.kernel.tiles(self.inputs)

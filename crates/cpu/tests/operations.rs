@@ -161,8 +161,11 @@ fn dense_in_every_form() {
 #[test]
 fn qkv_splits_and_rotates() {
     let mut n = Numbers(3);
-    for (heads, kv_heads, head_dim, fused) in [(8, 1, 32, false), (4, 2, 6, false), (3, 3, 18, true)] {
-        let (rows, inputs) = (21, 70);
+    let geometries =
+        [(8, 1, 32, false), (4, 2, 6, false), (3, 3, 18, true), (4, 1, 64, false), (2, 2, 64, true)];
+    for (heads, kv_heads, head_dim, fused) in geometries {
+        // More row panels than are few, where each head is several panels of columns.
+        let (rows, inputs) = (if head_dim == 64 { 150 } else { 21 }, 70);
         let (q, kv) = (heads * head_dim, kv_heads * head_dim);
         let outputs = if fused { vec![q + 2 * kv] } else { vec![q, kv, kv] };
         let (source, norm) = (n.linear(&outputs, inputs, true), n.norm(NormKind::Rms, inputs));
