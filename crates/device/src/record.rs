@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::OpKind;
+use crate::{OpKind, Parts, Shapes};
 
 /// Where an operation ran.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -18,26 +18,17 @@ pub enum Place {
     Forced,
 }
 
-/// A base operation inside a call.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Part {
-    /// Which.
-    pub op: OpKind,
-    /// Its floating-point operations; see [`flops`](crate::flops).
-    pub flop: u64,
-}
-
 /// One call of a device, as it was executed.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Record {
     /// Which operation.
     pub op: OpKind,
     /// The base operations that a fused one stands for; itself otherwise.
-    pub parts: Vec<Part>,
+    pub parts: Parts,
     /// Module path, such as `prefix.layer3`.
     pub module: Arc<str>,
     /// Shapes of the operands; of a weight `[out, in]`.
-    pub shapes: Vec<[usize; 2]>,
+    pub shapes: Shapes,
     /// Shape of the (first) result.
     pub result: [usize; 2],
     /// Where it ran.

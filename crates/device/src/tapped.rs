@@ -2,9 +2,8 @@
 
 use std::cell::RefCell;
 use std::fmt;
-use std::ops::Range;
 
-use crate::{Attention, Device, HostTensor, KeyValue, MemoryMeter, OpKind, Result, WeightSource};
+use crate::{Device, HostTensor, Result, forward};
 
 /// Runs on `D` and downloads whatever the model taps, under `module.module.name`.
 ///
@@ -64,72 +63,9 @@ impl<D: Device> Device for Tapped<D> {
         self.state.borrow_mut().modules.pop();
     }
 
-    fn name(&self) -> &'static str {
-        self.inner.name()
-    }
-    fn memory(&self) -> Option<MemoryMeter> {
-        self.inner.memory()
-    }
-    fn shape(&self, x: &D::Tensor) -> [usize; 2] {
-        self.inner.shape(x)
-    }
-    fn on_host(&self, op: OpKind) -> bool {
-        self.inner.on_host(op)
-    }
-    fn upload(&self, rows: usize, cols: usize, data: &[f32]) -> Result<D::Tensor> {
-        self.inner.upload(rows, cols, data)
-    }
-    fn download(&self, x: &D::Tensor) -> Result<HostTensor> {
-        self.inner.download(x)
-    }
-    fn prepare(&self, source: &WeightSource) -> Result<D::Weight> {
-        self.inner.prepare(source)
-    }
-    fn embed(&self, table: &D::Weight, ids: &[u32], scale: f32) -> Result<D::Tensor> {
-        self.inner.embed(table, ids, scale)
-    }
-    fn linear(&self, x: &D::Tensor, weight: &D::Weight) -> Result<D::Tensor> {
-        self.inner.linear(x, weight)
-    }
-    fn layer_norm(&self, x: &D::Tensor, weight: &D::Weight) -> Result<D::Tensor> {
-        self.inner.layer_norm(x, weight)
-    }
-    fn rms_norm(&self, x: &D::Tensor, weight: &D::Weight) -> Result<D::Tensor> {
-        self.inner.rms_norm(x, weight)
-    }
-    fn rope(&self, x: &D::Tensor, positions: &[u32], head_dim: usize) -> Result<D::Tensor> {
-        self.inner.rope(x, positions, head_dim)
-    }
-    fn attention(
-        &self,
-        q: &D::Tensor,
-        kv: &[KeyValue<'_, D::Tensor>],
-        spec: &Attention<'_>,
-    ) -> Result<D::Tensor> {
-        self.inner.attention(q, kv, spec)
-    }
-    fn gelu(&self, x: &D::Tensor) -> Result<D::Tensor> {
-        self.inner.gelu(x)
-    }
-    fn silu(&self, x: &D::Tensor) -> Result<D::Tensor> {
-        self.inner.silu(x)
-    }
-    fn geglu(&self, x: &D::Tensor) -> Result<D::Tensor> {
-        self.inner.geglu(x)
-    }
-    fn add(&self, x: &D::Tensor, y: &D::Tensor) -> Result<D::Tensor> {
-        self.inner.add(x, y)
-    }
-    fn add_scaled(&self, x: &D::Tensor, y: &D::Tensor, scale: f32) -> Result<D::Tensor> {
-        self.inner.add_scaled(x, y, scale)
-    }
-    fn concat_rows(&self, parts: &[&D::Tensor]) -> Result<D::Tensor> {
-        self.inner.concat_rows(parts)
-    }
-    fn slice_rows(&self, x: &D::Tensor, range: Range<usize>) -> Result<D::Tensor> {
-        self.inner.slice_rows(x, range)
-    }
-    fn slice_cols(&self, x: &D::Tensor, range: Range<usize>) -> Result<D::Tensor> {
-        self.inner.slice_cols(x, range)
+    forward! { D.inner:
+        name memory shape on_host upload download prepare
+        embed linear layer_norm rms_norm rope attention gelu silu geglu add add_scaled
+        concat_rows slice_rows slice_cols
     }
 }

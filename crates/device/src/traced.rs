@@ -5,14 +5,16 @@
 use std::cell::{Cell, OnceCell, RefCell};
 use std::fmt;
 use std::ops::Range;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use smallvec::smallvec;
+
 use crate::device::{compose_dense, compose_qkv};
-use crate::record::{Fusion, Part, Place, Record};
+use crate::modules::Modules;
+use crate::record::{Fusion, Place, Record};
 use crate::{
-    Activation, Attention, Dense, Device, HostTensor, KeyValue, MemoryMeter, OpKind, Qkv, Result,
-    WeightSource, flops,
+    Attention, Dense, Device, HostTensor, KeyValue, OpKind, Part, Parts, Qkv, Result, Shapes, WeightSource,
+    flops, forward,
 };
 
 /// What to do with an operation that the device refuses as `Unsupported`.
@@ -41,9 +43,7 @@ pub struct Traced<D: Device, H: Device> {
 
 #[derive(Default)]
 struct State {
-    /// Path of the module entered, shared by its records, and those around it.
-    path: Arc<str>,
-    outer: Vec<Arc<str>>,
+    modules: Modules,
     records: Vec<Record>,
     fusions: Vec<Fusion>,
 }
@@ -51,16 +51,17 @@ struct State {
 /// A weight on either side, packed for the host only when a fallback needs it.
 pub struct TracedWeight<D, H> {
     source: WeightSource,
+    /// Of the source.
+    dims: [usize; 2],
     device: Result<D>,
     host: OnceCell<H>,
 }
 
-/// A call, its operands, and how many FLOP each base operation has in it once the result's shape is known.
-struct Call<'a> {
+/// A call, what it stands for, and its operands.
+struct Call {
     op: OpKind,
-    parts: Vec<OpKind>,
-    shapes: Vec<[usize; 2]>,
-    flop: &'a dyn Fn(OpKind, [usize; 2]) -> u64,
+    parts: Parts,
+    shapes: Shapes,
 }
 
 /// How a call went, beside its time.
@@ -134,9 +135,9 @@ impl<D: Device, H: Device> Traced<D, H> {
         self.probing.set(on);
     }
 
-    /// The records since the last call.
+    /// The records since the last call. Their room is kept, so that the next inference need not ask for it.
     pub fn take(&self) -> Vec<Record> {
-        std::mem::take(&mut self.state.borrow_mut().records)
+        self.state.borrow_mut().records.drain(..).collect()
     }
 
     /// The fused calls that were composed, while [probing](Self::probe), since the last call.
@@ -156,15 +157,15 @@ impl<D: Device, H: Device> Traced<D, H> {
         Ok(w.host.get().expect("set above"))
     }
 
-    fn push(&self, call: Call<'_>, start: Instant, time: Duration, outcome: Outcome) {
+    fn push(&self, call: Call, start: Instant, time: Duration, outcome: Outcome) {
         let Outcome { result, place, moved, device_time } = outcome;
         let values = |s: &[usize; 2]| 4 * (s[0] * s[1]) as u64;
         let mut state = self.state.borrow_mut();
-        let module = state.path.clone();
+        let module = state.modules.path();
         state.records.push(Record {
             bytes: call.shapes.iter().map(values).sum::<u64>() + values(&result),
             op: call.op,
-            parts: call.parts.into_iter().map(|op| Part { op, flop: (call.flop)(op, result) }).collect(),
+            parts: call.parts,
             module,
             shapes: call.shapes,
             result,
@@ -181,12 +182,12 @@ impl<D: Device, H: Device> Traced<D, H> {
     fn run(
         &self,
         op: OpKind,
-        shapes: Vec<[usize; 2]>,
-        flop: &dyn Fn([usize; 2]) -> u64,
+        shapes: Shapes,
+        flop: impl FnOnce([usize; 2]) -> u64,
         on_device: impl Fn(&D) -> Result<D::Tensor>,
         on_host: impl FnOnce(&H, &mut Ferry<'_, D, H>) -> Result<H::Tensor>,
     ) -> Result<D::Tensor> {
-        let call = Call { op, parts: vec![op], shapes, flop: &|_, result| flop(result) };
+        let call = |result| Call { op, parts: smallvec![Part { op, flop: flop(result) }], shapes };
         let forced = self.forced.contains(&op);
         let device_time = self.probed(|| on_device(&self.device), |y| y)?;
         if !forced {
@@ -201,7 +202,7 @@ impl<D: Device, H: Device> Traced<D, H> {
                         true => Outcome::on_host_by_design(result),
                         false => Outcome::on_device(result, device_time),
                     };
-                    self.push(call, start, time, outcome);
+                    self.push(call(result), start, time, outcome);
                     return Ok(y);
                 }
             }
@@ -212,8 +213,8 @@ impl<D: Device, H: Device> Traced<D, H> {
         let y = ferry.up(&y)?;
         let place = if forced { Place::Forced } else { Place::Host };
         let moved = (ferry.time, ferry.bytes);
-        let outcome = Outcome { result: self.device.shape(&y), place, moved, device_time };
-        self.push(call, start, start.elapsed(), outcome);
+        let result = self.device.shape(&y);
+        self.push(call(result), start, start.elapsed(), Outcome { result, place, moved, device_time });
         Ok(y)
     }
 
@@ -267,12 +268,12 @@ impl<D: Device, H: Device> Traced<D, H> {
     fn refuse_forced<T>(
         &self,
         op: OpKind,
-        parts: &[OpKind],
+        parts: impl Iterator<Item = OpKind>,
         fused: impl Fn() -> Result<T>,
         apart: impl Fn() -> Result<T>,
         result: impl Fn(&T) -> &D::Tensor,
     ) -> Result<()> {
-        let mut forced: Vec<OpKind> = parts.iter().copied().filter(|p| self.forced.contains(p)).collect();
+        let mut forced: Vec<OpKind> = parts.filter(|p| self.forced.contains(p)).collect();
         forced.sort();
         forced.dedup();
         let Some(first) = forced.first() else { return Ok(()) };
@@ -293,15 +294,19 @@ impl<D: Device, H: Device> Traced<D, H> {
         on_device: impl Fn(&D) -> Result<D::Tensor>,
         on_host: impl FnOnce(&H, &H::Tensor) -> Result<H::Tensor>,
     ) -> Result<D::Tensor> {
-        self.run(op, vec![self.shape(x)], &|r| flops::pointwise(op, r), on_device, |h, f| {
-            on_host(h, &f.down(x)?)
-        })
+        self.run(
+            op,
+            smallvec![self.shape(x)],
+            |r| flops::pointwise(op, r),
+            on_device,
+            |h, f| on_host(h, &f.down(x)?),
+        )
     }
 
     fn move_record(&self, op: OpKind, start: Instant, shape: [usize; 2]) {
         let time = start.elapsed();
         let moved = (time, 4 * (shape[0] * shape[1]) as u64);
-        let call = Call { op, parts: vec![op], shapes: vec![], flop: &|_, _| 0 };
+        let call = Call { op, parts: smallvec![Part { op, flop: 0 }], shapes: smallvec![] };
         self.push(call, start, time, Outcome { moved, ..Outcome::on_device(shape, None) });
     }
 }
@@ -310,32 +315,15 @@ impl<D: Device, H: Device> Device for Traced<D, H> {
     type Tensor = D::Tensor;
     type Weight = W<D, H>;
 
-    fn name(&self) -> &'static str {
-        self.device.name()
-    }
-    fn memory(&self) -> Option<MemoryMeter> {
-        self.device.memory()
-    }
-    fn shape(&self, x: &D::Tensor) -> [usize; 2] {
-        self.device.shape(x)
-    }
-    fn on_host(&self, op: OpKind) -> bool {
-        self.device.on_host(op)
-    }
-    fn tap(&self, name: &str, x: &D::Tensor) {
-        self.device.tap(name, x);
-    }
+    forward! { D.device: name memory shape on_host tap }
+
     fn enter(&self, module: fmt::Arguments<'_>) {
         self.device.enter(module);
-        let state = &mut *self.state.borrow_mut();
-        let dot = if state.path.is_empty() { "" } else { "." };
-        let inner = format!("{}{dot}{module}", state.path).into();
-        state.outer.push(std::mem::replace(&mut state.path, inner));
+        self.state.borrow_mut().modules.enter(module);
     }
     fn exit(&self) {
         self.device.exit();
-        let state = &mut *self.state.borrow_mut();
-        state.path = state.outer.pop().unwrap_or_default();
+        self.state.borrow_mut().modules.exit();
     }
 
     fn upload(&self, rows: usize, cols: usize, data: &[f32]) -> Result<D::Tensor> {
@@ -356,24 +344,24 @@ impl<D: Device, H: Device> Device for Traced<D, H> {
             Err(e) => return Err(e),
             packed => packed,
         };
-        Ok(TracedWeight { source: source.clone(), device, host: OnceCell::new() })
+        Ok(TracedWeight { dims: source.dims(), source: source.clone(), device, host: OnceCell::new() })
     }
 
     fn embed(&self, table: &Self::Weight, ids: &[u32], scale: f32) -> Result<D::Tensor> {
         self.run(
             OpKind::Embed,
-            vec![[1, ids.len()]],
-            &|r| flops::pointwise(OpKind::Embed, r),
+            smallvec![[1, ids.len()]],
+            |r| flops::pointwise(OpKind::Embed, r),
             |d| d.embed(table.device()?, ids, scale),
             |h, _| h.embed(self.host_weight(table)?, ids, scale),
         )
     }
     fn linear(&self, x: &D::Tensor, weight: &Self::Weight) -> Result<D::Tensor> {
-        let [out, inputs] = weight.source.dims();
+        let [out, inputs] = weight.dims;
         self.run(
             OpKind::Linear,
-            vec![self.shape(x), [out, inputs]],
-            &|[rows, _]| flops::linear(rows, inputs, out),
+            smallvec![self.shape(x), [out, inputs]],
+            |[rows, _]| flops::linear(rows, inputs, out),
             |d| d.linear(x, weight.device()?),
             |h, f| h.linear(&f.down(x)?, self.host_weight(weight)?),
         )
@@ -408,12 +396,12 @@ impl<D: Device, H: Device> Device for Traced<D, H> {
         kv: &[KeyValue<'_, D::Tensor>],
         spec: &Attention<'_>,
     ) -> Result<D::Tensor> {
-        let mut shapes = vec![self.shape(q)];
+        let mut shapes: Shapes = smallvec![self.shape(q)];
         shapes.extend(kv.iter().flat_map(|p| [self.shape(p.k), self.shape(p.v)]));
         self.run(
             OpKind::Attention,
             shapes,
-            &|_| flops::attention(spec),
+            |_| flops::attention(spec),
             |d| d.attention(q, kv, spec),
             |h, f| {
                 let q = f.down(q)?;
@@ -436,8 +424,8 @@ impl<D: Device, H: Device> Device for Traced<D, H> {
     fn add(&self, x: &D::Tensor, y: &D::Tensor) -> Result<D::Tensor> {
         self.run(
             OpKind::Add,
-            vec![self.shape(x), self.shape(y)],
-            &|r| flops::pointwise(OpKind::Add, r),
+            smallvec![self.shape(x), self.shape(y)],
+            |r| flops::pointwise(OpKind::Add, r),
             |d| d.add(x, y),
             |h, f| h.add(&f.down(x)?, &f.down(y)?),
         )
@@ -445,8 +433,8 @@ impl<D: Device, H: Device> Device for Traced<D, H> {
     fn add_scaled(&self, x: &D::Tensor, y: &D::Tensor, scale: f32) -> Result<D::Tensor> {
         self.run(
             OpKind::AddScaled,
-            vec![self.shape(x), self.shape(y)],
-            &|r| flops::pointwise(OpKind::AddScaled, r),
+            smallvec![self.shape(x), self.shape(y)],
+            |r| flops::pointwise(OpKind::AddScaled, r),
             |d| d.add_scaled(x, y, scale),
             |h, f| h.add_scaled(&f.down(x)?, &f.down(y)?, scale),
         )
@@ -455,7 +443,7 @@ impl<D: Device, H: Device> Device for Traced<D, H> {
         self.run(
             OpKind::ConcatRows,
             parts.iter().map(|p| self.shape(p)).collect(),
-            &|_| 0,
+            |_| 0,
             |d| d.concat_rows(parts),
             |h, f| {
                 let parts = parts.iter().map(|p| f.down(p)).collect::<Result<Vec<_>>>()?;
@@ -483,51 +471,33 @@ impl<D: Device, H: Device> Device for Traced<D, H> {
     }
 
     fn dense(&self, call: &Dense<'_, D::Tensor, Self::Weight>) -> Result<D::Tensor> {
-        let parts = call.parts();
-        let [out, inputs] = call.weight.source.dims();
-        let mut shapes = vec![self.shape(call.x), [out, inputs]];
-        shapes.extend(call.residual.map(|r| self.shape(r)));
         let inner = call.with_inner(|w| w.device())?;
         let (fused, apart) = (|| self.device.dense(&inner), || compose_dense(&self.device, &inner));
-        self.refuse_forced(OpKind::Dense, &parts, fused, apart, |y| y)?;
+        self.refuse_forced(OpKind::Dense, call.parts(), fused, apart, |y| y)?;
         let device_time = self.probed(fused, |y| y)?;
         let start = Instant::now();
         let y = self.device.dense(&inner)?;
         let time = start.elapsed();
-        let x = shapes[0];
-        let flop = |part, result| match part {
-            OpKind::Linear => flops::linear(x[0], inputs, out),
-            OpKind::LayerNorm | OpKind::RmsNorm => flops::pointwise(part, x),
-            _ => flops::pointwise(part, result),
-        };
-        let call = Call { op: OpKind::Dense, parts, shapes, flop: &flop };
-        self.push(call, start, time, Outcome::on_device(self.device.shape(&y), device_time));
+        let (x, weight, result) = (self.shape(call.x), call.weight.dims, self.shape(&y));
+        let mut shapes: Shapes = smallvec![x, weight];
+        shapes.extend(call.residual.map(|r| self.shape(r)));
+        let record = Call { op: OpKind::Dense, parts: call.work(x, weight, result), shapes };
+        self.push(record, start, time, Outcome::on_device(result, device_time));
         Ok(y)
     }
 
     fn qkv(&self, call: &Qkv<'_, D::Tensor, Self::Weight>) -> Result<[D::Tensor; 3]> {
-        let parts = call.parts();
-        let [out, inputs] = call.weight.source.dims();
         let inner = call.with_inner(|w| w.device())?;
         let (fused, apart) = (|| self.device.qkv(&inner), || compose_qkv(&self.device, &inner));
         // v is computed last, if there is an order.
-        self.refuse_forced(OpKind::Qkv, &parts, fused, apart, |[_, _, v]| v)?;
+        self.refuse_forced(OpKind::Qkv, call.parts(), fused, apart, |[_, _, v]| v)?;
         let device_time = self.probed(fused, |[_, _, v]| v)?;
         let start = Instant::now();
         let y = self.device.qkv(&inner)?;
         let time = start.elapsed();
-        let x = self.shape(call.x);
-        // One rotation of q and one of k; their FLOP go by their widths.
-        let ropes = [call.heads, call.kv_heads]
-            .map(|heads| flops::pointwise(OpKind::Rope, [x[0], heads * call.head_dim]));
-        let rope = Cell::new(0);
-        let flop = |part, _| match part {
-            OpKind::Linear => flops::linear(x[0], inputs, out),
-            OpKind::Rope => ropes.get(rope.replace(rope.get() + 1)).copied().unwrap_or(0),
-            _ => flops::pointwise(part, x),
-        };
-        let record = Call { op: OpKind::Qkv, parts, shapes: vec![x, [out, inputs]], flop: &flop };
-        self.push(record, start, time, Outcome::on_device([x[0], out], device_time));
+        let (x, weight) = (self.shape(call.x), call.weight.dims);
+        let record = Call { op: OpKind::Qkv, parts: call.work(x, weight), shapes: smallvec![x, weight] };
+        self.push(record, start, time, Outcome::on_device([x[0], weight[0]], device_time));
         Ok(y)
     }
 }
@@ -535,31 +505,5 @@ impl<D: Device, H: Device> Device for Traced<D, H> {
 impl<D, H> TracedWeight<D, H> {
     fn device(&self) -> Result<&D> {
         self.device.as_ref().map_err(Clone::clone)
-    }
-}
-
-impl<T, W> Dense<'_, T, W> {
-    /// The base operations that this call stands for, in order.
-    pub fn parts(&self) -> Vec<OpKind> {
-        let activation = self.activation.map(|a| match a {
-            Activation::Gelu => OpKind::Gelu,
-            Activation::Silu => OpKind::Silu,
-            Activation::Geglu => OpKind::Geglu,
-        });
-        let norm = self.norm.as_ref().map(|n| n.op());
-        let residual = self.residual.map(|_| OpKind::Add);
-        norm.into_iter().chain([OpKind::Linear]).chain(activation).chain(residual).collect()
-    }
-}
-
-impl<T, W> Qkv<'_, T, W> {
-    /// The base operations that this call stands for, in order.
-    pub fn parts(&self) -> Vec<OpKind> {
-        let mut parts = vec![self.norm.op(), OpKind::Linear];
-        parts.extend([OpKind::SliceCols; 3]);
-        if self.positions.is_some() {
-            parts.extend([OpKind::Rope; 2]);
-        }
-        parts
     }
 }

@@ -145,7 +145,7 @@ fn a_fallback_gives_the_same_result_and_is_recorded_with_its_transfers() {
     // Six values down and six up.
     assert_eq!(records[1].transfer_bytes, 48);
     assert_eq!((records[2].flop(), records[2].transfer_bytes), (2 * 3 * 2 * 2, 0));
-    assert_eq!((records[2].shapes.clone(), records[2].result), (vec![[3, 2], [2, 2]], [3, 2]));
+    assert_eq!((&records[2].shapes[..], records[2].result), (&[[3, 2], [2, 2]][..], [3, 2]));
     assert!(d.take().is_empty(), "records are handed out once");
 }
 

@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 use pi0_device::{
     Agreement, Attention, Dense, Device, HostTensor, KeyValue, OpKind, Qkv, Reference, Result, Span,
-    WeightSource, compare, dense, qkv,
+    WeightSource, compare, dense, forward, qkv,
 };
 
 /// Runs on `D`, and while told to, checks what it runs.
@@ -133,15 +133,8 @@ impl<D: Device> Device for Audited<D> {
     type Tensor = D::Tensor;
     type Weight = AuditedWeight<D::Weight>;
 
-    fn name(&self) -> &'static str {
-        self.inner.name()
-    }
-    fn shape(&self, x: &D::Tensor) -> [usize; 2] {
-        self.inner.shape(x)
-    }
-    fn tap(&self, name: &str, x: &D::Tensor) {
-        self.inner.tap(name, x);
-    }
+    forward! { D.inner: name memory shape on_host tap upload download }
+
     fn enter(&self, module: fmt::Arguments<'_>) {
         self.inner.enter(module);
         if let Some(audit) = self.audit.borrow_mut().as_mut() {
@@ -153,16 +146,6 @@ impl<D: Device> Device for Audited<D> {
         if let Some(audit) = self.audit.borrow_mut().as_mut() {
             audit.modules.pop();
         }
-    }
-    fn on_host(&self, op: OpKind) -> bool {
-        self.inner.on_host(op)
-    }
-
-    fn upload(&self, rows: usize, cols: usize, data: &[f32]) -> Result<D::Tensor> {
-        self.inner.upload(rows, cols, data)
-    }
-    fn download(&self, x: &D::Tensor) -> Result<HostTensor> {
-        self.inner.download(x)
     }
     fn prepare(&self, source: &WeightSource) -> Result<Self::Weight> {
         Ok(AuditedWeight { packed: self.inner.prepare(source)?, source: source.clone() })
