@@ -20,6 +20,9 @@ use crate::weight::{Linear, NormWeight};
 const CHUNK_ROWS: usize = 832;
 /// With at most so many row panels the weight is hardly reused: it should pass from memory in one stream.
 const FEW_PANELS: usize = 4;
+/// How far ahead of its use, in bytes, such a stream is fetched: the processor's own prefetcher stops at each page of
+/// 4 KB, and a page further on it is already at work.
+const AHEAD: usize = 4096;
 /// Columns of one task at most.
 const CHUNK_COLUMNS: usize = 256;
 /// The same where the left operand stays in the second-level cache: enough columns to pay for bringing it there.
@@ -248,8 +251,14 @@ impl Engine {
                                 let l = left.block.as_ptr().add(start * left.row_bytes + skipped);
                                 let at = (column * tiles + from) * kernel.right_tile();
                                 let r = weight.right.as_ptr().add(at);
-                                let share = i * lines * (to - from) * 64;
-                                let next = r.wrapping_add(tiles * kernel.right_tile() + share);
+                                let (lines, next) = match few {
+                                    true if i == 0 => (kernel.right_tile() / 64, r.wrapping_add(AHEAD)),
+                                    true => (1, r),
+                                    false => {
+                                        let share = i * lines * (to - from) * 64;
+                                        (lines, r.wrapping_add(tiles * kernel.right_tile() + share))
+                                    }
+                                };
                                 let operands = Operands { left: l, right: r, next, lines };
                                 let fresh = block == 0 && step == 0;
                                 (kernel.micro)(count, to - from, operands, sums.as_mut_ptr(), fresh);
