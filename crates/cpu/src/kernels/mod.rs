@@ -193,6 +193,13 @@ impl Kernel {
         self.depth() * self.left.size()
     }
 
+    /// Where value `k` of column `column` lies in one depth tile of a strip, in bytes.
+    #[cfg(test)]
+    fn place_in_strip(&self, column: usize, k: usize) -> usize {
+        let byte = k * self.packed.size();
+        (byte / self.group * self.strip + column) * self.group + byte % self.group
+    }
+
     /// How `rows` rows divide into panels.
     pub(crate) fn panels(&self, rows: usize) -> Panels {
         Panels { rows, count: rows.div_ceil(self.max_rows), max: self.max_rows, align: self.row_align }
@@ -274,9 +281,9 @@ mod tests {
     use crate::math::to_bf16;
     use crate::memory::Block;
 
-    /// Small integers: every product and every sum is exact in each format.
-    fn value(i: usize, j: usize) -> i32 {
-        ((i * 31 + j * 17) * 7919 % 41) as i32 - 20
+    /// Value `k` of row or column `i`, whose first is all extremes. Every sum of such products is exact in f32.
+    fn value(seed: usize, i: usize, k: usize) -> i32 {
+        if i == 0 { -127 } else { ((i * 31 + k * 17 + seed) * 7919 % 255) as i32 - 127 }
     }
 
     fn write(value: i32, format: Left, out: &mut [u8]) {
@@ -305,12 +312,10 @@ mod tests {
             let mut right = Block::new(TILES * kernel.right_tile());
             let bytes = right.values_mut::<u8>(TILES * kernel.right_tile());
             for (k, c) in (0..TILES * depth).flat_map(|k| (0..columns).map(move |c| (k, c))) {
-                let (strip, column, byte) = (c / kernel.strip, c % kernel.strip, k % depth * size);
-                let at = k / depth * kernel.right_tile()
-                    + strip * kernel.right_tile() / 2
-                    + (byte / kernel.group * kernel.strip + column) * kernel.group
-                    + byte % kernel.group;
-                write(value(k, c), right_format, &mut bytes[at..at + size]);
+                let (strip, column) = (c / kernel.strip, c % kernel.strip);
+                let start = (2 * (k / depth) + strip) * kernel.right_tile() / 2;
+                let at = start + kernel.place_in_strip(column, k % depth);
+                write(value(2, c, k), right_format, &mut bytes[at..at + size]);
             }
             for rows in 1..=kernel.max_rows {
                 let padded = rows.next_multiple_of(kernel.row_align);
@@ -319,7 +324,7 @@ mod tests {
                 let bytes = left.values_mut::<u8>(TILES * padded * chunk);
                 for (r, k) in (0..rows).flat_map(|r| (0..TILES * depth).map(move |k| (r, k))) {
                     let at = (k / depth * padded + r) * chunk + k % depth * size;
-                    write(value(1000 + r, k), kernel.left, &mut bytes[at..at + size]);
+                    write(value(1, r, k), kernel.left, &mut bytes[at..at + size]);
                 }
                 let mut sums = Block::new(kernel.tile());
                 (kernel.enter)();
@@ -339,7 +344,7 @@ mod tests {
                 for (r, c) in (0..rows).flat_map(|r| (0..columns).map(move |c| (r, c))) {
                     let offset = if kernel.left == Left::Uint8 { 128 } else { 0 };
                     let want: i32 =
-                        (0..TILES * depth).map(|k| (value(1000 + r, k) + offset) * value(k, c)).sum();
+                        (0..TILES * depth).map(|k| (value(1, r, k) + offset) * value(2, c, k)).sum();
                     let got = match packed {
                         Packed::Int8 => sums[r * columns + c] as i32,
                         _ => f32::from_bits(sums[r * columns + c]) as i32,

@@ -258,12 +258,6 @@ mod tests {
         Isa::available().into_iter().flat_map(move |isa| formats.map(|packed| (isa, packed)))
     }
 
-    /// Where value `k` of column `c` of a strip lies in a depth tile, in bytes.
-    fn at(kernel: &Kernel, c: usize, k: usize) -> usize {
-        let byte = k * kernel.packed.size();
-        (byte / kernel.group * kernel.strip + c) * kernel.group + byte % kernel.group
-    }
-
     #[test]
     fn every_instruction_set_packs_the_same_bits() {
         let value = |i: usize| ((i * 7919 % 2003) as f32 - 1000.0) / 37.0;
@@ -284,7 +278,7 @@ mod tests {
                     };
                     let row: Vec<_> = row.iter().map(bytes).collect();
                     for (k, bytes) in row.iter().enumerate() {
-                        want[at(kernel, c, k)..][..bytes.len()].copy_from_slice(bytes);
+                        want[kernel.place_in_strip(c, k)..][..bytes.len()].copy_from_slice(bytes);
                     }
                     stored.push(row.concat());
                 }
@@ -315,7 +309,7 @@ mod tests {
                         Packed::F32 => rows[k][c].to_le_bytes().to_vec(),
                         _ => to_bf16(rows[k][c]).to_le_bytes().to_vec(),
                     };
-                    want[at(kernel, c, k)..][..bytes.len()].copy_from_slice(&bytes);
+                    want[kernel.place_in_strip(c, k)..][..bytes.len()].copy_from_slice(&bytes);
                 }
                 let mut out = vec![0xaa; want.len()];
                 right_tile_across(isa, kernel, &rows, &mut out);
