@@ -281,9 +281,11 @@ mod tests {
     use crate::math::to_bf16;
     use crate::memory::Block;
 
-    /// Value `k` of row or column `i`, whose first is all extremes. Every sum of such products is exact in f32.
-    fn value(seed: usize, i: usize, k: usize) -> i32 {
-        if i == 0 { -127 } else { ((i * 31 + k * 17 + seed) * 7919 % 255) as i32 - 127 }
+    /// Value `k` of row or column `i`, whose first is all extremes: as many bits as the format has. Every sum of such
+    /// products is exact in f32.
+    fn value(packed: Packed, seed: usize, i: usize, k: usize) -> i32 {
+        let value = if i == 0 { -127 } else { ((i * 31 + k * 17 + seed) * 7919 % 255) as i32 - 127 };
+        if packed == Packed::Int8 { value } else { 2 * value + 1 }
     }
 
     fn write(value: i32, format: Left, out: &mut [u8]) {
@@ -315,7 +317,7 @@ mod tests {
                 let (strip, column) = (c / kernel.strip, c % kernel.strip);
                 let start = (2 * (k / depth) + strip) * kernel.right_tile() / 2;
                 let at = start + kernel.place_in_strip(column, k % depth);
-                write(value(2, c, k), right_format, &mut bytes[at..at + size]);
+                write(value(packed, 2, c, k), right_format, &mut bytes[at..at + size]);
             }
             for rows in 1..=kernel.max_rows {
                 let padded = rows.next_multiple_of(kernel.row_align);
@@ -324,7 +326,7 @@ mod tests {
                 let bytes = left.values_mut::<u8>(TILES * padded * chunk);
                 for (r, k) in (0..rows).flat_map(|r| (0..TILES * depth).map(move |k| (r, k))) {
                     let at = (k / depth * padded + r) * chunk + k % depth * size;
-                    write(value(1, r, k), kernel.left, &mut bytes[at..at + size]);
+                    write(value(packed, 1, r, k), kernel.left, &mut bytes[at..at + size]);
                 }
                 let mut sums = Block::new(kernel.tile());
                 (kernel.enter)();
@@ -343,8 +345,9 @@ mod tests {
                 let sums = sums.values_mut::<u32>(kernel.tile() / 4);
                 for (r, c) in (0..rows).flat_map(|r| (0..columns).map(move |c| (r, c))) {
                     let offset = if kernel.left == Left::Uint8 { 128 } else { 0 };
-                    let want: i32 =
-                        (0..TILES * depth).map(|k| (value(1, r, k) + offset) * value(2, c, k)).sum();
+                    let want: i32 = (0..TILES * depth)
+                        .map(|k| (value(packed, 1, r, k) + offset) * value(packed, 2, c, k))
+                        .sum();
                     let got = match packed {
                         Packed::Int8 => sums[r * columns + c] as i32,
                         _ => f32::from_bits(sums[r * columns + c]) as i32,

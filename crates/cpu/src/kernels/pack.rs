@@ -284,11 +284,11 @@ mod tests {
                 }
                 let mut out = vec![0xaa; want.len()];
                 right_tile(isa, kernel, &rows, &[2.5; STRIP], &mut out);
-                assert_eq!(out, want, "{isa} {packed:?} {columns} columns, depth {depth}");
+                assert!(out == want, "{isa} {packed:?} {columns} columns, depth {depth}");
                 let stored: Vec<&[u8]> = stored.iter().map(Vec::as_slice).collect();
                 out.fill(0xaa);
                 copy_tile(isa, kernel, &stored, &mut out);
-                assert_eq!(out, want, "{isa} {packed:?} {columns} columns, depth {depth}, stored");
+                assert!(out == want, "{isa} {packed:?} {columns} columns, depth {depth}, stored");
             }
         }
     }
@@ -313,7 +313,7 @@ mod tests {
                 }
                 let mut out = vec![0xaa; want.len()];
                 right_tile_across(isa, kernel, &rows, &mut out);
-                assert_eq!(out, want, "{isa} {packed:?} depth {depth}, {columns} columns");
+                assert!(out == want, "{isa} {packed:?} depth {depth}, {columns} columns");
             }
         }
     }
