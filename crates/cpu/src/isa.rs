@@ -10,6 +10,11 @@ pub enum Isa {
     Portable,
     /// AArch64 with its fused multiply-add.
     Neon,
+    /// The same with int8 dot products (FEAT_DotProd): Cortex-A76, Neoverse N1, Apple M1 and later.
+    NeonDot,
+    /// The same with products of small bf16 and int8 matrices (FEAT_BF16, FEAT_I8MM): Neoverse N2 and V1, Apple M2
+    /// and later.
+    NeonBf16,
     /// AVX2 with FMA.
     Avx2,
     /// AVX-512 F, BW, DQ and VL.
@@ -22,7 +27,16 @@ pub enum Isa {
 
 impl Isa {
     /// All of them.
-    pub const ALL: [Isa; 6] = [Isa::Portable, Isa::Neon, Isa::Avx2, Isa::Avx512, Isa::Avx512Bf16, Isa::Amx];
+    pub const ALL: [Isa; 8] = [
+        Isa::Portable,
+        Isa::Neon,
+        Isa::NeonDot,
+        Isa::NeonBf16,
+        Isa::Avx2,
+        Isa::Avx512,
+        Isa::Avx512Bf16,
+        Isa::Amx,
+    ];
 
     /// The fastest one that this processor and system allow.
     pub fn detect() -> Isa {
@@ -34,6 +48,15 @@ impl Isa {
         Self::ALL.into_iter().filter(|isa| isa.is_present()).collect()
     }
 
+    /// Whether processors of this architecture can have it.
+    pub fn is_native(self) -> bool {
+        match self {
+            Isa::Portable => true,
+            Isa::Neon | Isa::NeonDot | Isa::NeonBf16 => cfg!(target_arch = "aarch64"),
+            Isa::Avx2 | Isa::Avx512 | Isa::Avx512Bf16 | Isa::Amx => cfg!(target_arch = "x86_64"),
+        }
+    }
+
     /// Whether this processor and system allow it.
     #[cfg(target_arch = "x86_64")]
     pub fn is_present(self) -> bool {
@@ -43,7 +66,7 @@ impl Isa {
         let bf16 = || avx512() && has!("avx512bf16") && has!("avx512vnni");
         match self {
             Isa::Portable => true,
-            Isa::Neon => false,
+            Isa::Neon | Isa::NeonDot | Isa::NeonBf16 => false,
             Isa::Avx2 => avx2(),
             Isa::Avx512 => avx512(),
             Isa::Avx512Bf16 => bf16(),
@@ -52,13 +75,23 @@ impl Isa {
     }
 
     /// Whether this processor and system allow it.
-    #[cfg(not(target_arch = "x86_64"))]
+    #[cfg(target_arch = "aarch64")]
     pub fn is_present(self) -> bool {
+        use std::arch::is_aarch64_feature_detected as has;
+        let dot = || has!("neon") && has!("dotprod");
         match self {
             Isa::Portable => true,
-            Isa::Neon => cfg!(target_arch = "aarch64"),
-            _ => false,
+            Isa::Neon => has!("neon"),
+            Isa::NeonDot => dot(),
+            Isa::NeonBf16 => dot() && has!("bf16") && has!("i8mm"),
+            Isa::Avx2 | Isa::Avx512 | Isa::Avx512Bf16 | Isa::Amx => false,
         }
+    }
+
+    /// Whether this processor and system allow it.
+    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+    pub fn is_present(self) -> bool {
+        self == Isa::Portable
     }
 
     /// The name used on the command line.
@@ -66,6 +99,8 @@ impl Isa {
         match self {
             Isa::Portable => "portable",
             Isa::Neon => "neon",
+            Isa::NeonDot => "neon-dot",
+            Isa::NeonBf16 => "neon-bf16",
             Isa::Avx2 => "avx2",
             Isa::Avx512 => "avx512",
             Isa::Avx512Bf16 => "avx512-bf16",

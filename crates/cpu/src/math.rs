@@ -30,7 +30,7 @@ macro_rules! per_isa {
                     Isa::Avx512 | Isa::Avx512Bf16 | Isa::Amx => return unsafe { avx512($($arg),*) },
                     // SAFETY: as above.
                     Isa::Avx2 => return unsafe { avx2($($arg),*) },
-                    Isa::Portable | Isa::Neon => {}
+                    Isa::Portable | Isa::Neon | Isa::NeonDot | Isa::NeonBf16 => {}
                 }
             }
             let _ = isa;

@@ -16,13 +16,13 @@ const MEMORY: usize = 1 << 30;
 pub struct Peaks {
     /// Fused multiply-add in f32 with the widest vectors, GFLOP/s.
     pub f32: Option<f64>,
-    /// AVX-512 bf16 dot products, GFLOP/s.
+    /// Dot products of bf16 vectors (AVX-512, NEON), GFLOP/s.
     pub bf16_dot: Option<f64>,
-    /// AVX-512 VNNI int8 dot products, GOP/s.
+    /// Dot products of int8 vectors (AVX-512 VNNI, NEON), GOP/s.
     pub int8_dot: Option<f64>,
-    /// AMX bf16 tiles, GFLOP/s.
+    /// Products of bf16 matrices in registers (AMX tiles, NEON), GFLOP/s.
     pub bf16_tiles: Option<f64>,
-    /// AMX int8 tiles, GOP/s.
+    /// Products of int8 matrices in registers (AMX tiles, NEON), GOP/s.
     pub int8_tiles: Option<f64>,
     /// Reads of memory, GB/s.
     pub memory: f64,
@@ -48,7 +48,18 @@ impl Peaks {
                 memory: memory(cpu),
             }
         }
-        #[cfg(not(target_arch = "x86_64"))]
+        #[cfg(target_arch = "aarch64")]
+        {
+            Self {
+                f32: rate(has(Isa::Neon), aarch64::f32),
+                bf16_dot: rate(has(Isa::NeonBf16), aarch64::bf16_dot),
+                int8_dot: rate(has(Isa::NeonDot), aarch64::int8_dot),
+                bf16_tiles: rate(has(Isa::NeonBf16), aarch64::bf16_matrix),
+                int8_tiles: rate(has(Isa::NeonBf16), aarch64::int8_matrix),
+                memory: memory(cpu),
+            }
+        }
+        #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
         {
             let _ = (has, rate);
             Self { memory: memory(cpu), ..Self::default() }
@@ -58,7 +69,7 @@ impl Peaks {
     /// The limit of the fastest bf16 products that `isa` has; f32 where it has none.
     pub fn bf16(&self, isa: Isa) -> Option<f64> {
         match isa {
-            Isa::Amx => self.bf16_tiles,
+            Isa::Amx | Isa::NeonBf16 => self.bf16_tiles,
             Isa::Avx512Bf16 => self.bf16_dot,
             _ => self.f32,
         }
@@ -227,4 +238,49 @@ mod x86 {
 
     tiles!(bf16_tiles, "tdpbf16ps", 16_384);
     tiles!(int8_tiles, "tdpbssd", 32_768);
+}
+
+#[cfg(target_arch = "aarch64")]
+mod aarch64 {
+    use std::arch::aarch64::*;
+    use std::arch::asm;
+    use std::hint::black_box;
+
+    const ROUNDS: usize = 20_000;
+    /// Independent sums: enough for four pipelines with a latency of four cycles and more.
+    const SUMS: usize = 24;
+
+    /// Defines a burst of `ROUNDS` times `SUMS` instructions, on bits that toggle as those of numbers do. The
+    /// instruction is assembly, because most of these have no stable intrinsic.
+    macro_rules! burst {
+        ($name:ident, $features:literal, $operations:literal, $value:expr, $text:literal) => {
+            pub(super) fn $name() -> u64 {
+                #[target_feature(enable = $features)]
+                fn run() {
+                    let (mut acc, a) = ([vdupq_n_f32(0.0); SUMS], black_box($value));
+                    for _ in 0..ROUNDS {
+                        for acc in &mut acc {
+                            // SAFETY: the instruction works on these registers alone.
+                            unsafe {
+                                asm!(
+                                    $text, acc = inout(vreg) *acc, a = in(vreg) a,
+                                    options(pure, nomem, nostack),
+                                );
+                            }
+                        }
+                    }
+                    black_box(acc);
+                }
+                // SAFETY: `Peaks::measure` calls this only where the instructions are present.
+                unsafe { run() };
+                (ROUNDS * SUMS * $operations) as u64
+            }
+        };
+    }
+
+    burst!(f32, "neon", 8, vdupq_n_f32(1.1), "fmla {acc:v}.4s, {a:v}.4s, {a:v}.4s");
+    burst!(bf16_dot, "neon,bf16", 16, vdupq_n_f32(1.1), "bfdot {acc:v}.4s, {a:v}.8h, {a:v}.8h");
+    burst!(bf16_matrix, "neon,bf16", 32, vdupq_n_f32(1.1), "bfmmla {acc:v}.4s, {a:v}.8h, {a:v}.8h");
+    burst!(int8_dot, "neon,dotprod", 32, vdupq_n_s8(101), "sdot {acc:v}.4s, {a:v}.16b, {a:v}.16b");
+    burst!(int8_matrix, "neon,i8mm", 64, vdupq_n_s8(101), "smmla {acc:v}.4s, {a:v}.16b, {a:v}.16b");
 }

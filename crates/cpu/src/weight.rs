@@ -247,7 +247,7 @@ fn pack_strip<'a>(
             for (slice, row) in slices.iter_mut().zip(&rows) {
                 *slice = &row[t * 2 * depth..row.len().min((t + 1) * 2 * depth)];
             }
-            pack::copy_tile(isa, kernel.strip, &slices[..count], tile(t));
+            pack::copy_tile(isa, kernel, &slices[..count], tile(t));
         }
         return;
     }

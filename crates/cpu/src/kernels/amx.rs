@@ -9,6 +9,7 @@ pub(super) static BF16: Kernel = Kernel {
     max_rows: 32,
     row_align: 16,
     strip: 16,
+    group: 4,
     left: Left::Bf16,
     packed: Packed::Bf16,
     block: 64,

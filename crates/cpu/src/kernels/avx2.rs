@@ -10,6 +10,7 @@ const KERNEL: Kernel = Kernel {
     max_rows: MAX_ROWS,
     row_align: 1,
     strip: 8,
+    group: 4,
     left: Left::F32,
     packed: Packed::F32,
     block: 32,

@@ -11,6 +11,7 @@ const KERNEL: Kernel = Kernel {
     max_rows: MAX_ROWS,
     row_align: 1,
     strip: 16,
+    group: 4,
     left: Left::F32,
     packed: Packed::F32,
     block: 64,

@@ -5,8 +5,9 @@
 //! (16 f32, 32 bf16 or 64 int8: one cache line):
 //!
 //! - left panel: `[depth tiles][rows][depth]`, rows filled up to a multiple of `row_align`;
-//! - right panel: `[depth tiles][2 strips][depth / group][strip columns][group]`, where `group` neighbours in
-//!   depth (1 f32, 2 bf16, 4 int8) lie together as dot-product instructions want them;
+//! - right panel: `[depth tiles][2 strips][depth / group][strip columns][group]`, where the neighbours in depth that
+//!   one instruction sums lie together: a `group` of 4 bytes (1 f32, 2 bf16, 4 int8) for dot products and plain
+//!   multiplications, 8 bytes for products of small matrices in vector registers;
 //! - tile: `[rows][2 * strip]`.
 //!
 //! This is the layout of AMX tiles; AVX-512 reads the same one.
@@ -17,6 +18,8 @@ mod amx;
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 pub(crate) mod pack;
 mod portable;
 
@@ -46,11 +49,6 @@ impl Packed {
     /// Values of one depth tile.
     pub(crate) fn depth(self) -> usize {
         64 / self.size()
-    }
-
-    /// Neighbours in depth that lie together.
-    pub(crate) fn group(self) -> usize {
-        4 / self.size()
     }
 }
 
@@ -104,6 +102,8 @@ pub(crate) struct Kernel {
     pub(crate) row_align: usize,
     /// Columns of one strip; a right panel has two.
     pub(crate) strip: usize,
+    /// Bytes of the right operand's neighbours in depth that lie together: 4 or 8.
+    pub(crate) group: usize,
     pub(crate) left: Left,
     pub(crate) packed: Packed,
     /// Depth tiles whose operands should stay in the second-level cache.
@@ -145,6 +145,18 @@ impl Kernel {
             (Isa::Avx2, Packed::Bf16) => &avx2::BF16_AS_F32,
             #[cfg(target_arch = "x86_64")]
             (Isa::Avx2, Packed::Int8) => &avx2::INT8_AS_INT16,
+            #[cfg(target_arch = "aarch64")]
+            (Isa::Neon | Isa::NeonDot | Isa::NeonBf16, Packed::F32) => &neon::F32,
+            #[cfg(target_arch = "aarch64")]
+            (Isa::Neon | Isa::NeonDot, Packed::Bf16) => &neon::BF16_AS_F32,
+            #[cfg(target_arch = "aarch64")]
+            (Isa::Neon, Packed::Int8) => &neon::INT8_AS_INT16,
+            #[cfg(target_arch = "aarch64")]
+            (Isa::NeonDot, Packed::Int8) => &neon::INT8_DOT,
+            #[cfg(target_arch = "aarch64")]
+            (Isa::NeonBf16, Packed::Bf16) => &neon::BF16_MATRIX,
+            #[cfg(target_arch = "aarch64")]
+            (Isa::NeonBf16, Packed::Int8) => &neon::INT8_MATRIX,
             (_, Packed::F32) => &portable::F32,
             (_, Packed::Bf16) => &portable::BF16_AS_F32,
             (_, Packed::Int8) => &portable::INT8,
@@ -179,6 +191,13 @@ impl Kernel {
     /// Bytes of one row of one depth tile of a left panel.
     pub(crate) fn left_chunk(&self) -> usize {
         self.depth() * self.left.size()
+    }
+
+    /// Where value `k` of column `column` lies in one depth tile of a strip, in bytes.
+    #[cfg(test)]
+    fn place_in_strip(&self, column: usize, k: usize) -> usize {
+        let byte = k * self.packed.size();
+        (byte / self.group * self.strip + column) * self.group + byte % self.group
     }
 
     /// How `rows` rows divide into panels.
@@ -255,3 +274,87 @@ impl Panels {
 
 /// For kernels that need no preparation of the thread.
 fn nothing() {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::math::to_bf16;
+    use crate::memory::Block;
+
+    /// Value `k` of row or column `i`, whose first is all extremes: as many bits as the format has. Every sum of such
+    /// products is exact in f32.
+    fn value(packed: Packed, seed: usize, i: usize, k: usize) -> i32 {
+        let value = if i == 0 { -127 } else { ((i * 31 + k * 17 + seed) * 7919 % 255) as i32 - 127 };
+        if packed == Packed::Int8 { value } else { 2 * value + 1 }
+    }
+
+    fn write(value: i32, format: Left, out: &mut [u8]) {
+        match format {
+            Left::F32 => out.copy_from_slice(&(value as f32).to_le_bytes()),
+            Left::Bf16 => out.copy_from_slice(&to_bf16(value as f32).to_le_bytes()),
+            Left::Int8 => out[0] = value as i8 as u8,
+            Left::Uint8 => out[0] = (value + 128) as u8,
+        }
+    }
+
+    #[test]
+    fn every_kernel_sums_exactly_what_it_should() {
+        for (isa, packed) in Isa::available()
+            .iter()
+            .flat_map(|&isa| [Packed::F32, Packed::Bf16, Packed::Int8].map(|p| (isa, p)))
+        {
+            let kernel = Kernel::of(isa, packed);
+            let (depth, columns, size) = (kernel.depth(), kernel.columns(), packed.size());
+            const TILES: usize = 3;
+            let right_format = match packed {
+                Packed::F32 => Left::F32,
+                Packed::Bf16 => Left::Bf16,
+                Packed::Int8 => Left::Int8,
+            };
+            let mut right = Block::new(TILES * kernel.right_tile());
+            let bytes = right.values_mut::<u8>(TILES * kernel.right_tile());
+            for (k, c) in (0..TILES * depth).flat_map(|k| (0..columns).map(move |c| (k, c))) {
+                let (strip, column) = (c / kernel.strip, c % kernel.strip);
+                let start = (2 * (k / depth) + strip) * kernel.right_tile() / 2;
+                let at = start + kernel.place_in_strip(column, k % depth);
+                write(value(packed, 2, c, k), right_format, &mut bytes[at..at + size]);
+            }
+            for rows in 1..=kernel.max_rows {
+                let padded = rows.next_multiple_of(kernel.row_align);
+                let (chunk, size) = (kernel.left_chunk(), kernel.left.size());
+                let mut left = Block::new(TILES * padded * chunk);
+                let bytes = left.values_mut::<u8>(TILES * padded * chunk);
+                for (r, k) in (0..rows).flat_map(|r| (0..TILES * depth).map(move |k| (r, k))) {
+                    let at = (k / depth * padded + r) * chunk + k % depth * size;
+                    write(value(packed, 1, r, k), kernel.left, &mut bytes[at..at + size]);
+                }
+                let mut sums = Block::new(kernel.tile());
+                (kernel.enter)();
+                // The first depth tile alone, then the others on top of it.
+                for (tile, tiles) in [(0, 1), (1, TILES - 1)] {
+                    // SAFETY: the instruction set is present and entered; the operands hold as many depth tiles of
+                    // the kernel's layouts, the sums one tile, and blocks are aligned.
+                    unsafe {
+                        let right = right.as_ptr().add(tile * kernel.right_tile()).cast_const();
+                        let left = left.as_ptr().add(tile * padded * chunk).cast_const();
+                        let operands = Operands { left, right, next: right, lines: 1 };
+                        (kernel.micro)(rows, tiles, operands, sums.as_ptr().cast(), tile == 0);
+                    }
+                }
+                (kernel.leave)();
+                let sums = sums.values_mut::<u32>(kernel.tile() / 4);
+                for (r, c) in (0..rows).flat_map(|r| (0..columns).map(move |c| (r, c))) {
+                    let offset = if kernel.left == Left::Uint8 { 128 } else { 0 };
+                    let want: i32 = (0..TILES * depth)
+                        .map(|k| (value(packed, 1, r, k) + offset) * value(packed, 2, c, k))
+                        .sum();
+                    let got = match packed {
+                        Packed::Int8 => sums[r * columns + c] as i32,
+                        _ => f32::from_bits(sums[r * columns + c]) as i32,
+                    };
+                    assert_eq!(got, want, "{isa} {packed:?}, row {r} of {rows}, column {c}");
+                }
+            }
+        }
+    }
+}

@@ -105,7 +105,8 @@ const STRIP: usize = 16;
 pub(super) type Columns = [[u32; GROUPS]; STRIP];
 
 /// Writes `columns[c][group]` where a right panel wants it: by group, then by column.
-fn transpose(isa: Isa, columns: &Columns, strip: usize, out: &mut [u8]) {
+fn transpose(isa: Isa, kernel: &Kernel, columns: &Columns, out: &mut [u8]) {
+    let strip = kernel.strip;
     let out: &mut [u32] = bytemuck::cast_slice_mut(out);
     let (rows, _) = out.as_chunks_mut::<STRIP>();
     match <&mut Columns>::try_from(rows) {
@@ -114,11 +115,19 @@ fn transpose(isa: Isa, columns: &Columns, strip: usize, out: &mut [u8]) {
         Ok(out) if strip == STRIP && isa >= Isa::Avx512 => unsafe { super::avx512::transpose(columns, out) },
         _ => {
             let _ = isa;
-            for (g, out) in out.chunks_exact_mut(strip).enumerate() {
-                for (out, column) in out.iter_mut().zip(columns) {
-                    *out = column[g];
-                }
+            match kernel.group {
+                8 => spread::<2>(columns, strip, out),
+                _ => spread::<1>(columns, strip, out),
             }
+        }
+    }
+}
+
+/// The same for groups of `WORDS` times 4 bytes.
+fn spread<const WORDS: usize>(columns: &Columns, strip: usize, out: &mut [u32]) {
+    for (g, out) in out.as_chunks_mut::<WORDS>().0.chunks_exact_mut(strip).enumerate() {
+        for (out, column) in out.iter_mut().zip(columns) {
+            out.copy_from_slice(&column[g * WORDS..][..WORDS]);
         }
     }
 }
@@ -170,11 +179,11 @@ fn right_columns(isa: Isa, packed: Packed, rows: &[&[f32]], inverse_scales: &[f3
 pub(crate) fn right_tile(isa: Isa, kernel: &Kernel, rows: &[&[f32]], inverse_scales: &[f32], out: &mut [u8]) {
     let mut columns = [[0; GROUPS]; STRIP];
     right_columns(isa, kernel.packed, rows, inverse_scales, &mut columns);
-    transpose(isa, &columns, kernel.strip, out);
+    transpose(isa, kernel, &columns, out);
 }
 
 /// The same from at most 64 stored bytes of each column, which have the packed format already.
-pub(crate) fn copy_tile(isa: Isa, strip: usize, rows: &[&[u8]], out: &mut [u8]) {
+pub(crate) fn copy_tile(isa: Isa, kernel: &Kernel, rows: &[&[u8]], out: &mut [u8]) {
     let mut columns = [[0; GROUPS]; STRIP];
     for (column, row) in columns.iter_mut().zip(rows) {
         let bytes: &mut [u8] = bytemuck::cast_slice_mut(column);
@@ -183,7 +192,7 @@ pub(crate) fn copy_tile(isa: Isa, strip: usize, rows: &[&[u8]], out: &mut [u8]) 
             Err(_) => bytes[..row.len()].copy_from_slice(row),
         }
     }
-    transpose(isa, &columns, strip, out);
+    transpose(isa, kernel, &columns, out);
 }
 
 /// Two neighbours in depth.
@@ -194,18 +203,30 @@ fn pair(first: f32, second: f32) -> u32 {
 
 #[inline(always)]
 fn right_tile_across_body<const FMA: bool>(kernel: &Kernel, rows: &[&[f32]], out: &mut [u8]) {
+    match kernel.group {
+        8 => across::<2>(kernel, rows, out),
+        _ => across::<1>(kernel, rows, out),
+    }
+}
+
+/// For groups of `WORDS` times 4 bytes.
+#[inline(always)]
+fn across<const WORDS: usize>(kernel: &Kernel, rows: &[&[f32]], out: &mut [u8]) {
     let out: &mut [u32] = bytemuck::cast_slice_mut(out);
-    let group = kernel.packed.group();
-    for (g, out) in out.chunks_exact_mut(kernel.strip).enumerate() {
-        let row = |j: usize| rows.get(g * group + j).copied().unwrap_or_default();
-        let first = row(0);
-        if first.len() < kernel.strip {
-            out.fill(0);
-        }
-        match kernel.packed {
-            Packed::F32 => out.iter_mut().zip(first).for_each(|(o, x)| *o = x.to_bits()),
-            _ if row(1).is_empty() => out.iter_mut().zip(first).for_each(|(o, &x)| *o = pair(x, 0.0)),
-            _ => out.iter_mut().zip(first).zip(row(1)).for_each(|((o, &x), &y)| *o = pair(x, y)),
+    let values = 4 / kernel.packed.size();
+    for (g, out) in out.as_chunks_mut::<WORDS>().0.chunks_exact_mut(kernel.strip).enumerate() {
+        for word in 0..WORDS {
+            let row = |j: usize| rows.get((g * WORDS + word) * values + j).copied().unwrap_or_default();
+            let first = row(0);
+            if first.len() < kernel.strip {
+                out.iter_mut().for_each(|o| o[word] = 0);
+            }
+            let out = out.iter_mut().map(|o| &mut o[word]).zip(first);
+            match kernel.packed {
+                Packed::F32 => out.for_each(|(o, x)| *o = x.to_bits()),
+                _ if row(1).is_empty() => out.for_each(|(o, &x)| *o = pair(x, 0.0)),
+                _ => out.zip(row(1)).for_each(|((o, &x), &y)| *o = pair(x, y)),
+            }
         }
     }
 }
@@ -232,61 +253,67 @@ pub(crate) fn right_tile_across(isa: Isa, kernel: &Kernel, rows: &[&[f32]], out:
 mod tests {
     use super::*;
 
+    fn kernels() -> impl Iterator<Item = (Isa, Packed)> {
+        let formats = [Packed::F32, Packed::Bf16, Packed::Int8];
+        Isa::available().into_iter().flat_map(move |isa| formats.map(|packed| (isa, packed)))
+    }
+
     #[test]
     fn every_instruction_set_packs_the_same_bits() {
         let value = |i: usize| ((i * 7919 % 2003) as f32 - 1000.0) / 37.0;
-        for (rows, depth) in [(16, 32), (16, 64), (3, 32), (16, 5), (11, 31)] {
-            let data: Vec<Vec<f32>> =
-                (0..rows).map(|r| (0..depth).map(|k| value(r * 67 + k)).collect()).collect();
-            for packed in [Packed::F32, Packed::Bf16, Packed::Int8] {
-                let depth = depth.min(packed.depth());
-                let rows: Vec<&[f32]> = data.iter().map(|r| &r[..depth]).collect();
-                let scales = [2.5; STRIP];
-                let mut results = Vec::new();
-                for isa in Isa::available() {
-                    let mut columns = [[0; GROUPS]; STRIP];
-                    right_columns(isa, packed, &rows, &scales, &mut columns);
-                    let mut out = vec![0; 1024];
-                    transpose(isa, &columns, STRIP, &mut out);
-                    // Group by group, then column by column.
-                    let at = |c: usize, k: usize| {
-                        ((k / packed.group()) * STRIP + c) * 4 + k % packed.group() * packed.size()
+        for (columns, depth) in [(16, 32), (16, 64), (3, 32), (16, 5), (11, 31)] {
+            for (isa, packed) in kernels() {
+                let kernel = Kernel::of(isa, packed);
+                let (columns, depth) = (columns.min(kernel.strip), depth.min(packed.depth()));
+                let data: Vec<Vec<f32>> =
+                    (0..columns).map(|c| (0..depth).map(|k| value(c * 67 + k)).collect()).collect();
+                let rows: Vec<&[f32]> = data.iter().map(Vec::as_slice).collect();
+                let mut want = vec![0; kernel.right_tile() / 2];
+                let mut stored = Vec::new();
+                for (c, row) in rows.iter().enumerate() {
+                    let bytes = |x: &f32| match packed {
+                        Packed::F32 => x.to_le_bytes().to_vec(),
+                        Packed::Bf16 => to_bf16(*x).to_le_bytes().to_vec(),
+                        Packed::Int8 => vec![(x * 2.5).round_ties_even() as i32 as u8],
                     };
-                    for (c, row) in rows.iter().enumerate() {
-                        for (k, &x) in row.iter().enumerate() {
-                            let got = &out[at(c, k)..at(c, k) + packed.size()];
-                            let want = match packed {
-                                Packed::F32 => x.to_le_bytes().to_vec(),
-                                Packed::Bf16 => to_bf16(x).to_le_bytes().to_vec(),
-                                Packed::Int8 => vec![(x * 2.5).round_ties_even() as i32 as u8],
-                            };
-                            assert_eq!(got, want, "{isa} {packed:?} column {c} depth {k}");
-                        }
+                    let row: Vec<_> = row.iter().map(bytes).collect();
+                    for (k, bytes) in row.iter().enumerate() {
+                        want[kernel.place_in_strip(c, k)..][..bytes.len()].copy_from_slice(bytes);
                     }
-                    results.push(out);
+                    stored.push(row.concat());
                 }
-                assert!(results.windows(2).all(|w| w[0] == w[1]), "{packed:?}");
+                let mut out = vec![0xaa; want.len()];
+                right_tile(isa, kernel, &rows, &[2.5; STRIP], &mut out);
+                assert!(out == want, "{isa} {packed:?} {columns} columns, depth {depth}");
+                let stored: Vec<&[u8]> = stored.iter().map(Vec::as_slice).collect();
+                out.fill(0xaa);
+                copy_tile(isa, kernel, &stored, &mut out);
+                assert!(out == want, "{isa} {packed:?} {columns} columns, depth {depth}, stored");
             }
         }
     }
 
     #[test]
     fn depth_across_rows_packs_the_same_bits() {
-        for (rows, columns) in [(32, 16), (31, 16), (5, 16), (32, 3), (1, 0)] {
-            let data: Vec<Vec<f32>> = (0..rows)
-                .map(|k| (0..columns).map(|c| (k * 31 + c * 7) as f32 / 9.1 - 20.0).collect())
-                .collect();
-            let rows: Vec<&[f32]> = data.iter().map(Vec::as_slice).collect();
-            for isa in
-                Isa::available().into_iter().filter(|&isa| Kernel::of(isa, Packed::Bf16).strip == STRIP)
-            {
-                let kernel = Kernel::of(isa, Packed::Bf16);
-                let mut out = vec![0xaaaa_u16; 32 * STRIP];
-                right_tile_across(isa, kernel, &rows, bytemuck::cast_slice_mut(&mut out));
-                for (k, c) in (0..32).flat_map(|k| (0..STRIP).map(move |c| (k, c))) {
-                    let want = data.get(k).and_then(|r| r.get(c)).map_or(0, |&x| to_bf16(x));
-                    assert_eq!(out[(k / 2 * STRIP + c) * 2 + k % 2], want, "{isa} depth {k} column {c}");
+        for (depth, columns) in [(32, 16), (31, 16), (14, 16), (5, 16), (32, 3), (1, 0)] {
+            for (isa, packed) in kernels().filter(|(_, packed)| *packed != Packed::Int8) {
+                let kernel = Kernel::of(isa, packed);
+                let (columns, depth) = (columns.min(kernel.strip), depth.min(packed.depth()));
+                let data: Vec<Vec<f32>> = (0..depth)
+                    .map(|k| (0..columns).map(|c| (k * 31 + c * 7) as f32 / 9.1 - 20.0).collect())
+                    .collect();
+                let rows: Vec<&[f32]> = data.iter().map(Vec::as_slice).collect();
+                let mut want = vec![0; kernel.right_tile() / 2];
+                for (k, c) in (0..depth).flat_map(|k| (0..columns).map(move |c| (k, c))) {
+                    let bytes = match packed {
+                        Packed::F32 => rows[k][c].to_le_bytes().to_vec(),
+                        _ => to_bf16(rows[k][c]).to_le_bytes().to_vec(),
+                    };
+                    want[kernel.place_in_strip(c, k)..][..bytes.len()].copy_from_slice(&bytes);
                 }
+                let mut out = vec![0xaa; want.len()];
+                right_tile_across(isa, kernel, &rows, &mut out);
+                assert!(out == want, "{isa} {packed:?} depth {depth}, {columns} columns");
             }
         }
     }

@@ -12,6 +12,7 @@ const KERNEL: Kernel = Kernel {
     max_rows: ROWS,
     row_align: 1,
     strip: STRIP,
+    group: 4,
     left: Left::F32,
     packed: Packed::F32,
     block: 64,

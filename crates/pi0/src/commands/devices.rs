@@ -82,10 +82,9 @@ fn look(what: &str, found: bool, detail: impl Into<String>) -> Look {
 
 /// Instruction sets of this architecture, threads and memory.
 fn processor() -> Vec<Look> {
-    let foreign = |isa: &Isa| (*isa == Isa::Neon) != cfg!(target_arch = "aarch64") && *isa != Isa::Portable;
     let mut checks: Vec<Look> = Isa::ALL
         .into_iter()
-        .filter(|isa| !foreign(isa))
+        .filter(|isa| isa.is_native())
         .map(|isa| {
             let detail = match (isa.is_present(), isa) {
                 (true, _) => "kernels for it are used where nothing faster is present",

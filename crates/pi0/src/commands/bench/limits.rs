@@ -14,11 +14,11 @@ pub struct Limits {
     pub f32: Option<f64>,
     /// GFLOP/s of the fastest bf16 products.
     pub bf16: Option<f64>,
-    /// GFLOP/s of AVX-512 bf16 dot products, where tiles are faster.
+    /// GFLOP/s of bf16 dot products of vectors, where products of tiles or small matrices are faster.
     pub bf16_dot: Option<f64>,
     /// GOP/s of the fastest int8 products.
     pub int8: Option<f64>,
-    /// GOP/s of AVX-512 int8 dot products, where tiles are faster.
+    /// GOP/s of int8 dot products of vectors, where products of tiles or small matrices are faster.
     pub int8_dot: Option<f64>,
     /// GB/s of reads.
     pub memory: f64,
