@@ -21,8 +21,8 @@ const CHUNK_ROWS: usize = 832;
 /// With at most so many row panels the weight is hardly reused: it should pass from memory in one stream.
 const FEW_PANELS: usize = 4;
 /// How far ahead of its use, in bytes, such a stream is fetched: the processor's own prefetcher stops at each page of
-/// 4 KB, and a page further on it is already at work.
-const AHEAD: usize = 4096;
+/// 4 KB, and so far on it is already at work in the next one.
+const AHEAD: usize = 3072;
 /// Columns of one task at most.
 const CHUNK_COLUMNS: usize = 256;
 /// The same where the left operand stays in the second-level cache: enough columns to pay for bringing it there.
