@@ -9,9 +9,10 @@ use pi0_device::{
     Result, WeightSource, operands,
 };
 
+use crate::epilogue::{Finish, Rotate, Target};
 use crate::kernels::{Kernel, Left, Packed};
 use crate::math::{fma, gelu, per_isa, silu};
-use crate::matmul::{Engine, Finish, Rotate, Target};
+use crate::matmul::Engine;
 use crate::memory::{BlockPool, Pooled, Shared};
 use crate::norm::norm_row;
 use crate::rope::{Rope, Tables};

@@ -15,6 +15,7 @@
 
 mod attention;
 mod device;
+mod epilogue;
 mod isa;
 mod kernels;
 mod math;

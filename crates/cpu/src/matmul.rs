@@ -4,14 +4,11 @@
 use std::cell::RefCell;
 use std::ops::Range;
 
-use pi0_device::Activation;
-
 use crate::Isa;
+use crate::epilogue::{Finish, Place, finish_tile};
 use crate::kernels::{Kernel, Left, Operands, Panels, pack};
-use crate::math::{gelu, per_isa, silu};
 use crate::memory::{Block, BlockPool, Pooled, Shared};
 use crate::norm::norm_row;
-use crate::rope::Rope;
 use crate::tensor::Tensor;
 use crate::threads::Threads;
 use crate::weight::{Linear, NormWeight};
@@ -53,64 +50,6 @@ pub(crate) struct Engine {
     pub(crate) isa: Isa,
     pub(crate) threads: Threads,
     pub(crate) pool: BlockPool,
-}
-
-/// Some columns of the result and where they go.
-#[derive(Clone, Copy)]
-pub(crate) struct Target {
-    /// First column of the layer's result, and one past the last.
-    pub(crate) columns: (usize, usize),
-    /// `[rows, columns]`, contiguous.
-    pub(crate) out: Shared<f32>,
-}
-
-/// What follows the product.
-pub(crate) struct Finish<'a> {
-    pub(crate) activation: Option<Activation>,
-    /// Its rows divide the result's rows and repeat.
-    pub(crate) residual: Option<&'a Tensor>,
-    /// Every strip of the weight lies within one of them.
-    pub(crate) targets: &'a [Target],
-    /// Whether the result is too large to stay in a cache until it is read.
-    pub(crate) streamed: bool,
-    /// Of queries and keys. The weight has whole panels, and a head is some of them.
-    pub(crate) rotate: Option<Rotate<'a>>,
-}
-
-/// Rotary position embedding of the first columns of a result.
-pub(crate) struct Rotate<'a> {
-    pub(crate) rope: &'a Rope<'a>,
-    /// One past the last column rotated.
-    pub(crate) until: usize,
-}
-
-impl Finish<'_> {
-    /// Asks for a share of what will be added to a tile, whose sums take so many steps: else each row would wait for it.
-    fn fetch_residual(&self, weight: &Linear, place: Place, step: usize, steps: usize) {
-        let Some(residual) = self.residual else { return };
-        let strips = &weight.strips[2 * place.panel..2 * place.panel + 2];
-        for r in place.count * step / steps..place.count * (step + 1) / steps {
-            let row = residual.row((place.row + r) % residual.rows());
-            strips.iter().filter_map(|strip| row.get(strip.column)).for_each(fetch);
-        }
-    }
-
-    /// Rotates the head that ends with column `end`, if it is one to rotate, in these rows.
-    fn rotate_head(&self, isa: Isa, end: usize, rows: Range<usize>) {
-        let Some(Rotate { rope, until }) = self.rotate else { return };
-        let dim = rope.head_dim;
-        let holds = |t: &&Target| (t.columns.0..t.columns.1).contains(&(end - 1));
-        let Some(target) = self.targets.iter().find(holds) else { return };
-        if end > until || !(end - target.columns.0).is_multiple_of(dim) {
-            return;
-        }
-        let width = target.columns.1 - target.columns.0;
-        for row in rows {
-            let at = row * width + end - dim - target.columns.0;
-            // SAFETY: the target is `[rows, width]` and the head lies within it; its task alone uses it until the end.
-            rope.rotate(isa, row, unsafe { std::slice::from_raw_parts_mut(target.out.get().add(at), dim) });
-        }
-    }
 }
 
 /// A packed left operand.
@@ -283,148 +222,5 @@ impl Engine {
                 unsafe { std::arch::x86_64::_mm_sfence() };
             }
         });
-    }
-}
-
-/// Where a tile of sums lies in the result.
-#[derive(Clone, Copy)]
-struct Place {
-    row: usize,
-    /// Rows.
-    count: usize,
-    /// Right panel.
-    panel: usize,
-}
-
-#[inline(always)]
-fn finish_body<const FMA: bool>(
-    sums: &mut [f32],
-    place: Place,
-    scales: Option<&[f32]>,
-    weight: &Linear,
-    finish: &Finish<'_>,
-) {
-    match weight.kernel.strip {
-        16 => finish_strips::<FMA, 16, 32>(sums, place, scales, weight, finish),
-        _ => finish_strips::<FMA, 8, 16>(sums, place, scales, weight, finish),
-    }
-}
-
-per_isa! {
-    /// Scales, biases, activates, adds the residual and writes a tile.
-    fn finish_tile(sums: &mut [f32], place: Place, scales: Option<&[f32]>, weight: &Linear, finish: &Finish<'_>) = finish_body
-}
-
-/// In stages over the whole tile, which is in the nearest cache: long loops that become vectors. `W` is the width
-/// of a strip and `C` of the tile.
-#[inline(always)]
-fn finish_strips<const FMA: bool, const W: usize, const C: usize>(
-    sums: &mut [f32],
-    place: Place,
-    scales: Option<&[f32]>,
-    weight: &Linear,
-    finish: &Finish<'_>,
-) {
-    let (rows, _) = sums.as_chunks_mut::<C>();
-    let rows = &mut rows[..place.count];
-    let columns = place.panel * C..(place.panel + 1) * C;
-    if let Some(scales) = scales {
-        let of_columns = &weight.scales[columns.clone()];
-        let mut offsets = [0; C];
-        if !weight.offsets.is_empty() {
-            offsets.copy_from_slice(&weight.offsets[columns.clone()]);
-        }
-        for (row, scale) in rows.iter_mut().zip(scales) {
-            for c in 0..C {
-                row[c] = (row[c].to_bits() as i32).wrapping_sub(offsets[c]) as f32 * (scale * of_columns[c]);
-            }
-        }
-    }
-    if weight.biased {
-        let bias = &weight.bias[columns];
-        for row in rows.iter_mut() {
-            for c in 0..C {
-                row[c] += bias[c];
-            }
-        }
-    }
-    match finish.activation {
-        None => {}
-        Some(Activation::Gelu) => rows.as_flattened_mut().iter_mut().for_each(|v| *v = gelu::<FMA>(*v)),
-        Some(Activation::Silu) => rows.as_flattened_mut().iter_mut().for_each(|v| *v = silu::<FMA>(*v)),
-        Some(Activation::Geglu) => {
-            for row in rows.iter_mut() {
-                let (gate, up) = row.split_at_mut(W);
-                for c in 0..W {
-                    gate[c] = gelu::<FMA>(gate[c]) * up[c];
-                }
-            }
-        }
-    }
-    // GEGLU made one strip of two.
-    let halves = if finish.activation == Some(Activation::Geglu) { 1 } else { 2 };
-    for half in 0..halves {
-        let strip = weight.strips[2 * place.panel + half];
-        let target = finish.targets.iter().find(|t| (t.columns.0..t.columns.1).contains(&strip.column));
-        let Some(target) = target else { continue };
-        let width = target.columns.1 - target.columns.0;
-        let streamed = finish.streamed && width.is_multiple_of(16);
-        for (r, row) in rows.iter().enumerate() {
-            let v = &row[half * W..half * W + W];
-            let at = (place.row + r) * width + strip.column - target.columns.0;
-            // SAFETY: the target is `[rows, width]` and the strip lies within it; each tile has one thread.
-            let out = unsafe { std::slice::from_raw_parts_mut(target.out.get().add(at), strip.count) };
-            match finish.residual {
-                None if streamed && strip.count == W => stream::<W>(out, v),
-                None => write::<W>(out, v, |_, v| v, v),
-                Some(residual) => {
-                    let row = residual.row((place.row + r) % residual.rows());
-                    write::<W>(out, v, |r, v| r + v, &row[strip.column..strip.column + strip.count]);
-                }
-            }
-        }
-    }
-}
-
-/// Asks for the cache line of a value, which a later instruction will read.
-#[inline(always)]
-fn fetch(value: &f32) {
-    #[cfg(target_arch = "x86_64")]
-    // SAFETY: every x86-64 processor has this instruction, which changes nothing but the caches.
-    unsafe {
-        std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(
-            std::ptr::from_ref(value).cast(),
-        );
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = value;
-}
-
-/// Writes a whole strip past the caches, where the processor can.
-#[inline(always)]
-fn stream<const W: usize>(out: &mut [f32], v: &[f32]) {
-    #[cfg(target_arch = "x86_64")]
-    {
-        use std::arch::x86_64::{_mm_loadu_ps, _mm_stream_ps};
-        assert!(out.len() == W && v.len() == W && out.as_ptr().addr().is_multiple_of(16));
-        for c in (0..W).step_by(4) {
-            // SAFETY: in bounds and aligned by the assertion; every x86-64 processor has these instructions. The
-            // task's fence orders these writes before any use of the result.
-            unsafe { _mm_stream_ps(out.as_mut_ptr().add(c), _mm_loadu_ps(v.as_ptr().add(c))) };
-        }
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    out.copy_from_slice(v);
-}
-
-/// `out[c] = f(other[c], v[c])`; whole strips, the common case, as one vector.
-#[inline(always)]
-fn write<const W: usize>(out: &mut [f32], v: &[f32], f: impl Fn(f32, f32) -> f32, other: &[f32]) {
-    if out.len() == W && other.len() == W && v.len() == W {
-        for c in 0..W {
-            out[c] = f(other[c], v[c]);
-        }
-    } else {
-        out.iter_mut().zip(other).zip(v).for_each(|((o, &r), &v)| *o = f(r, v));
     }
 }
