@@ -119,9 +119,11 @@ impl Engine {
         };
         let row_chunks = chunks(panels.count, most_rows);
         let mut column_chunks: usize = chunks(right_panels, most_columns);
-        // Whole rounds of tasks for the threads, or small tasks where rounds are few.
+        // Whole rounds of tasks for the threads, or small tasks where rounds are few: smallest where the left operand is, so
+        // that nothing is lost by bringing it to each.
         let threads = self.threads.count();
-        let rounds = (row_chunks * column_chunks).div_ceil(threads).max(4);
+        let least = if panels.count <= FEW_PANELS { 8 } else { 4 };
+        let rounds = (row_chunks * column_chunks).div_ceil(threads).max(least);
         // A head that is rotated must be one task's.
         let unit = finish.rotate.as_ref().map_or(1, |r| r.rope.head_dim / kernel.columns());
         let units = right_panels / unit;
