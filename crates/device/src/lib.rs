@@ -16,7 +16,6 @@ pub mod flops;
 mod forward;
 mod host;
 mod memory;
-mod modules;
 pub mod operands;
 mod parts;
 mod record;
@@ -32,7 +31,7 @@ pub use device::{
 pub use error::{Error, Result};
 pub use host::HostTensor;
 pub use memory::{Held, MemoryMeter};
-pub use parts::{Part, Parts, Shapes};
+pub use parts::Part;
 pub use record::{Fusion, Kind, Place, Record};
 pub use reference::{Reference, ReferenceWeight};
 pub use source::{Bytes, Dtype, LinearPart, MappedFile, NormKind, TensorSource, WeightSource};

@@ -1,7 +1,5 @@
 //! The base operations that a call stands for, and their work.
 
-use smallvec::SmallVec;
-
 use crate::{Activation, Dense, OpKind, Qkv, flops};
 
 /// A base operation inside a call.
@@ -13,55 +11,105 @@ pub struct Part {
     pub flop: u64,
 }
 
-/// The parts of one call: a slice, inline up to the seven of [`Qkv`].
-pub type Parts = SmallVec<[Part; 7]>;
+/// What a call is: beside the shapes, all that its parts and their work depend on.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Form {
+    /// A move, or a base operation other than attention.
+    Base(OpKind),
+    Attention {
+        flop: u64,
+    },
+    Dense {
+        norm: Option<OpKind>,
+        activation: Option<Activation>,
+        residual: bool,
+    },
+    Qkv {
+        norm: OpKind,
+        /// Width of q.
+        queries: usize,
+        rotated: bool,
+    },
+}
 
-/// Shapes of the operands of one call: a slice, inline up to those of attention over three blocks of keys.
-pub type Shapes = SmallVec<[[usize; 2]; 7]>;
-
-impl<T, W> Dense<'_, T, W> {
-    /// The base operations that this call stands for, in order.
-    pub fn parts(&self) -> impl Iterator<Item = OpKind> + use<T, W> {
-        let activation = self.activation.map(|a| match a {
-            Activation::Gelu => OpKind::Gelu,
-            Activation::Silu => OpKind::Silu,
-            Activation::Geglu => OpKind::Geglu,
-        });
-        let norm = self.norm.as_ref().map(|n| n.op());
-        let residual = self.residual.map(|_| OpKind::Add);
-        norm.into_iter().chain([OpKind::Linear]).chain(activation).chain(residual)
+impl Form {
+    pub(crate) fn op(self) -> OpKind {
+        match self {
+            Form::Base(op) => op,
+            Form::Attention { .. } => OpKind::Attention,
+            Form::Dense { .. } => OpKind::Dense,
+            Form::Qkv { .. } => OpKind::Qkv,
+        }
     }
 
-    /// The same with their work, given the shapes of `x`, of the weight and of the result.
-    pub(crate) fn work(&self, x: [usize; 2], [out, inputs]: [usize; 2], result: [usize; 2]) -> Parts {
-        let flop = |op| match op {
-            OpKind::Linear => flops::linear(x[0], inputs, out),
-            OpKind::LayerNorm | OpKind::RmsNorm => flops::pointwise(op, x),
+    /// The base operations that this call stands for, in order.
+    fn ops(self) -> Vec<OpKind> {
+        match self {
+            Form::Base(_) | Form::Attention { .. } => vec![self.op()],
+            Form::Dense { norm, activation, residual } => {
+                let activation = activation.map(|a| match a {
+                    Activation::Gelu => OpKind::Gelu,
+                    Activation::Silu => OpKind::Silu,
+                    Activation::Geglu => OpKind::Geglu,
+                });
+                let residual = residual.then_some(OpKind::Add);
+                norm.into_iter().chain([OpKind::Linear]).chain(activation).chain(residual).collect()
+            }
+            Form::Qkv { norm, rotated, .. } => {
+                let split = [norm, OpKind::Linear].into_iter().chain([OpKind::SliceCols; 3]);
+                split.chain([OpKind::Rope; 2].into_iter().take(if rotated { 2 } else { 0 })).collect()
+            }
+        }
+    }
+
+    /// The same with their work, given the shapes of the operands (the first is `x`, that of a weight `[out, in]`) and
+    /// of the result.
+    pub(crate) fn parts(self, operands: &[[usize; 2]], result: [usize; 2]) -> Vec<Part> {
+        let x = operands.first().copied().unwrap_or_default();
+        let [out, inputs] = operands.get(1).copied().unwrap_or_default();
+        // One rotation of q and one of k; their FLOP go by their widths.
+        let mut rotated = match self {
+            Form::Qkv { queries, .. } => [queries, out.saturating_sub(queries) / 2],
+            _ => [result[1]; 2],
+        }
+        .into_iter();
+        let mut flop = |op| match (self, op) {
+            (Form::Attention { flop }, _) => flop,
+            (_, OpKind::Linear) => flops::linear(x[0], inputs, out),
+            (_, OpKind::Rope) => flops::pointwise(op, [x[0], rotated.next().unwrap_or(0)]),
+            (_, OpKind::LayerNorm | OpKind::RmsNorm) => flops::pointwise(op, x),
             _ => flops::pointwise(op, result),
         };
-        self.parts().map(|op| Part { op, flop: flop(op) }).collect()
+        self.ops().into_iter().map(|op| Part { op, flop: flop(op) }).collect()
+    }
+}
+
+impl<T, W> Dense<'_, T, W> {
+    pub(crate) fn form(&self) -> Form {
+        Form::Dense {
+            norm: self.norm.as_ref().map(|n| n.op()),
+            activation: self.activation,
+            residual: self.residual.is_some(),
+        }
+    }
+
+    /// The base operations that this call stands for, in order.
+    pub fn parts(&self) -> Vec<OpKind> {
+        self.form().ops()
     }
 }
 
 impl<T, W> Qkv<'_, T, W> {
-    /// The base operations that this call stands for, in order.
-    pub fn parts(&self) -> impl Iterator<Item = OpKind> + use<T, W> {
-        let ropes = if self.positions.is_some() { 2 } else { 0 };
-        [self.norm.op(), OpKind::Linear]
-            .into_iter()
-            .chain([OpKind::SliceCols; 3])
-            .chain(std::iter::repeat_n(OpKind::Rope, ropes))
+    pub(crate) fn form(&self) -> Form {
+        Form::Qkv {
+            norm: self.norm.op(),
+            queries: self.heads * self.head_dim,
+            rotated: self.positions.is_some(),
+        }
     }
 
-    /// The same with their work, given the shapes of `x` and of the weight.
-    pub(crate) fn work(&self, x: [usize; 2], [out, inputs]: [usize; 2]) -> Parts {
-        // One rotation of q and one of k; their FLOP go by their widths.
-        let mut heads = [self.heads, self.kv_heads].into_iter();
-        let mut flop = |op| match op {
-            OpKind::Linear => flops::linear(x[0], inputs, out),
-            OpKind::Rope => flops::pointwise(op, [x[0], heads.next().unwrap_or(0) * self.head_dim]),
-            _ => flops::pointwise(op, x),
-        };
-        self.parts().map(|op| Part { op, flop: flop(op) }).collect()
+    /// The base operations that this call stands for, in order.
+    pub fn parts(&self) -> Vec<OpKind> {
+        self.form().ops()
     }
 }

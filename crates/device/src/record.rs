@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::{OpKind, Parts, Shapes};
+use crate::{OpKind, Part};
 
 /// Where an operation ran.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -24,11 +24,11 @@ pub struct Record {
     /// Which operation.
     pub op: OpKind,
     /// The base operations that a fused one stands for; itself otherwise.
-    pub parts: Parts,
+    pub parts: Vec<Part>,
     /// Module path, such as `prefix.layer3`.
     pub module: Arc<str>,
     /// Shapes of the operands; of a weight `[out, in]`.
-    pub shapes: Shapes,
+    pub shapes: Vec<[usize; 2]>,
     /// Shape of the (first) result.
     pub result: [usize; 2],
     /// Where it ran.

@@ -2,20 +2,22 @@
 //!
 //! Coverage, fallbacks and roadmaps are folds over these records; nothing else knows what a device supports.
 
+mod modules;
+mod probe;
+mod tape;
+
 use std::cell::{Cell, OnceCell, RefCell};
 use std::fmt;
 use std::ops::Range;
 use std::time::{Duration, Instant};
 
-use smallvec::smallvec;
-
 use crate::device::{compose_dense, compose_qkv};
-use crate::modules::Modules;
+use crate::parts::Form;
 use crate::record::{Fusion, Place, Record};
 use crate::{
-    Attention, Dense, Device, HostTensor, KeyValue, OpKind, Part, Parts, Qkv, Result, Shapes, WeightSource,
-    flops, forward,
+    Attention, Dense, Device, HostTensor, KeyValue, OpKind, Qkv, Result, WeightSource, flops, forward,
 };
+use tape::{Extra, Outcome, Tape};
 
 /// What to do with an operation that the device refuses as `Unsupported`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -27,9 +29,6 @@ pub enum Fallback {
     RunOnHost,
 }
 
-/// From here on a call is long: waking a device takes a tenth of it at most.
-const LONG: Duration = Duration::from_millis(5);
-
 /// Runs on `D`, records every call, and may fall back to `H`.
 pub struct Traced<D: Device, H: Device> {
     device: D,
@@ -37,52 +36,23 @@ pub struct Traced<D: Device, H: Device> {
     fallback: Fallback,
     forced: Vec<OpKind>,
     probing: Cell<bool>,
-    began: Instant,
-    state: RefCell<State>,
+    tape: RefCell<Tape>,
+    fusions: RefCell<Vec<Fusion>>,
 }
 
-#[derive(Default)]
-struct State {
-    modules: Modules,
-    records: Vec<Record>,
-    fusions: Vec<Fusion>,
-}
-
-/// A weight on either side, packed for the host only when a fallback needs it.
+/// A weight on either side.
 pub struct TracedWeight<D, H> {
-    source: WeightSource,
+    device: Result<D>,
     /// Of the source.
     dims: [usize; 2],
-    device: Result<D>,
-    host: OnceCell<H>,
+    /// Apart, so that a call on the device meets nothing but what it needs.
+    host: Box<HostWeight<H>>,
 }
 
-/// A call, what it stands for, and its operands.
-struct Call {
-    op: OpKind,
-    parts: Parts,
-    shapes: Shapes,
-}
-
-/// How a call went, beside its time.
-struct Outcome {
-    result: [usize; 2],
-    place: Place,
-    /// Time and bytes of moves.
-    moved: (Duration, u64),
-    device_time: Option<Duration>,
-}
-
-impl Outcome {
-    fn on_device(result: [usize; 2], device_time: Option<Duration>) -> Self {
-        Self { result, place: Place::Device, moved: (Duration::ZERO, 0), device_time }
-    }
-
-    /// By the device, but on the host: the result was uploaded, in a part of the time that only the device knows.
-    fn on_host_by_design(result: [usize; 2]) -> Self {
-        let moved = (Duration::ZERO, 4 * (result[0] * result[1]) as u64);
-        Self { place: Place::Host, moved, ..Self::on_device(result, None) }
-    }
+/// Packed only when a fallback needs it.
+struct HostWeight<H> {
+    source: WeightSource,
+    packed: OnceCell<H>,
 }
 
 /// Measures the moves of one fallback.
@@ -117,8 +87,8 @@ type W<D, H> = TracedWeight<<D as Device>::Weight, <H as Device>::Weight>;
 impl<D: Device, H: Device> Traced<D, H> {
     /// Traces `device`; `host` serves fallbacks and forced operations.
     pub fn new(device: D, host: H, fallback: Fallback) -> Self {
-        let (forced, probing) = (Vec::new(), Cell::new(false));
-        Self { device, host, fallback, forced, probing, began: Instant::now(), state: RefCell::default() }
+        let (forced, probing, fusions) = Default::default();
+        Self { device, host, fallback, forced, probing, tape: RefCell::new(Tape::new()), fusions }
     }
 
     /// Forces these operations to the host, to measure what having them on the device is worth. A fused
@@ -135,14 +105,15 @@ impl<D: Device, H: Device> Traced<D, H> {
         self.probing.set(on);
     }
 
-    /// The records since the last call. Their room is kept, so that the next inference need not ask for it.
+    /// The records since the last call. What an inference needs to record is kept, so that the next one need not ask
+    /// for memory.
     pub fn take(&self) -> Vec<Record> {
-        self.state.borrow_mut().records.drain(..).collect()
+        self.tape.borrow_mut().take()
     }
 
     /// The fused calls that were composed, while [probing](Self::probe), since the last call.
     pub fn take_fusions(&self) -> Vec<Fusion> {
-        std::mem::take(&mut self.state.borrow_mut().fusions)
+        self.fusions.take()
     }
 
     /// The traced device.
@@ -151,58 +122,40 @@ impl<D: Device, H: Device> Traced<D, H> {
     }
 
     fn host_weight<'w>(&self, w: &'w W<D, H>) -> Result<&'w H::Weight> {
-        if w.host.get().is_none() {
-            let _ = w.host.set(self.host.prepare(&w.source)?);
+        let HostWeight { source, packed } = &*w.host;
+        if packed.get().is_none() {
+            let _ = packed.set(self.host.prepare(source)?);
         }
-        Ok(w.host.get().expect("set above"))
-    }
-
-    fn push(&self, call: Call, start: Instant, time: Duration, outcome: Outcome) {
-        let Outcome { result, place, moved, device_time } = outcome;
-        let values = |s: &[usize; 2]| 4 * (s[0] * s[1]) as u64;
-        let mut state = self.state.borrow_mut();
-        let module = state.modules.path();
-        state.records.push(Record {
-            bytes: call.shapes.iter().map(values).sum::<u64>() + values(&result),
-            op: call.op,
-            parts: call.parts,
-            module,
-            shapes: call.shapes,
-            result,
-            place,
-            start: start - self.began,
-            time,
-            transfer_time: moved.0,
-            transfer_bytes: moved.1,
-            device_time,
-        });
+        Ok(packed.get().expect("set above"))
     }
 
     /// Runs a base operation on the device, or on the host if it must and may.
     fn run(
         &self,
-        op: OpKind,
-        shapes: Shapes,
-        flop: impl FnOnce([usize; 2]) -> u64,
+        form: Form,
+        operands: impl IntoIterator<Item = [usize; 2]>,
         on_device: impl Fn(&D) -> Result<D::Tensor>,
         on_host: impl FnOnce(&H, &mut Ferry<'_, D, H>) -> Result<H::Tensor>,
     ) -> Result<D::Tensor> {
-        let call = |result| Call { op, parts: smallvec![Part { op, flop: flop(result) }], shapes };
-        let forced = self.forced.contains(&op);
+        let op = form.op();
         let device_time = self.probed(|| on_device(&self.device), |y| y)?;
+        let forced = self.forced.contains(&op);
         if !forced {
             let start = Instant::now();
             match on_device(&self.device) {
                 Err(e) if e.is_unsupported() && self.fallback == Fallback::RunOnHost => {}
                 Err(e) => return Err(e),
                 Ok(y) => {
-                    let time = start.elapsed();
-                    let result = self.device.shape(&y);
-                    let outcome = match self.device.on_host(op) {
-                        true => Outcome::on_host_by_design(result),
-                        false => Outcome::on_device(result, device_time),
+                    let (end, result) = (Instant::now(), self.device.shape(&y));
+                    let (place, extra) = match self.device.on_host(op) {
+                        // By design: the result was uploaded, in a part of the time that only the device knows.
+                        true => {
+                            let transfer_bytes = 4 * (result[0] * result[1]) as u64;
+                            (Place::Host, Some(Extra { transfer_bytes, ..Extra::default() }))
+                        }
+                        false => (Place::Device, timed_apart(device_time)),
                     };
-                    self.push(call(result), start, time, outcome);
+                    self.tape.borrow_mut().push(form, operands, Outcome { start, end, result, place }, extra);
                     return Ok(y);
                 }
             }
@@ -211,80 +164,11 @@ impl<D: Device, H: Device> Traced<D, H> {
         let mut ferry = Ferry { traced: self, time: Duration::ZERO, bytes: 0 };
         let y = on_host(&self.host, &mut ferry)?;
         let y = ferry.up(&y)?;
+        let extra = Extra { transfer_time: ferry.time, transfer_bytes: ferry.bytes, device_time };
+        let (end, result) = (Instant::now(), self.device.shape(&y));
         let place = if forced { Place::Forced } else { Place::Host };
-        let moved = (ferry.time, ferry.bytes);
-        let result = self.device.shape(&y);
-        self.push(call(result), start, start.elapsed(), Outcome { result, place, moved, device_time });
+        self.tape.borrow_mut().push(form, operands, Outcome { start, end, result, place }, Some(extra));
         Ok(y)
-    }
-
-    /// How long the device takes for `f` in its stride, if it can at all. After work of the host its threads sleep, its
-    /// clocks are low and its caches hold other things; in an inference that stays on the device they are not. So the
-    /// second call counts. Only where the first was long is it taken instead: waking is lost in it, and a second call
-    /// would find large weights in caches that cannot hold those of a whole model.
-    fn time_on_device<T>(
-        &self,
-        f: impl Fn() -> Result<T>,
-        result: impl Fn(&T) -> &D::Tensor,
-    ) -> Result<Option<Duration>> {
-        // One row waits for all, and costs little to move.
-        let wait = |y: &T| -> Result<()> {
-            let y = result(y);
-            match self.device.slice_rows(y, 0..1) {
-                Ok(row) => self.device.download(&row)?,
-                Err(_) => self.device.download(y)?,
-            };
-            Ok(())
-        };
-        let timed = || -> Result<Duration> {
-            let start = Instant::now();
-            let y = f()?;
-            wait(&y)?;
-            let waited = start.elapsed();
-            // Now that it is there, waiting again costs the move alone.
-            let start = Instant::now();
-            wait(&y)?;
-            Ok(waited.saturating_sub(start.elapsed()))
-        };
-        match timed() {
-            Ok(first) if first >= LONG => Ok(Some(first)),
-            Ok(_) => timed().map(Some),
-            Err(e) if e.is_unsupported() => Ok(None),
-            Err(e) => Err(e),
-        }
-    }
-
-    /// The same, while probing.
-    fn probed<T>(
-        &self,
-        f: impl Fn() -> Result<T>,
-        result: impl Fn(&T) -> &D::Tensor,
-    ) -> Result<Option<Duration>> {
-        if self.probing.get() { self.time_on_device(f, result) } else { Ok(None) }
-    }
-
-    /// Where parts of a fused operation are forced to the host: measures, if asked to, what fusing them is worth, and
-    /// refuses the call, so that it is composed.
-    fn refuse_forced<T>(
-        &self,
-        op: OpKind,
-        parts: impl Iterator<Item = OpKind>,
-        fused: impl Fn() -> Result<T>,
-        apart: impl Fn() -> Result<T>,
-        result: impl Fn(&T) -> &D::Tensor,
-    ) -> Result<()> {
-        let mut forced: Vec<OpKind> = parts.filter(|p| self.forced.contains(p)).collect();
-        forced.sort();
-        forced.dedup();
-        let Some(first) = forced.first() else { return Ok(()) };
-        let refused = crate::Error::unsupported(self.name(), op, format!("{first} is forced to the host"));
-        if self.probing.get()
-            && let Some(fused) = self.time_on_device(fused, &result)?
-            && let Some(apart) = self.time_on_device(apart, &result)?
-        {
-            self.state.borrow_mut().fusions.push(Fusion { op, forced, apart, fused });
-        }
-        Err(refused)
     }
 
     fn pointwise(
@@ -294,21 +178,24 @@ impl<D: Device, H: Device> Traced<D, H> {
         on_device: impl Fn(&D) -> Result<D::Tensor>,
         on_host: impl FnOnce(&H, &H::Tensor) -> Result<H::Tensor>,
     ) -> Result<D::Tensor> {
-        self.run(
-            op,
-            smallvec![self.shape(x)],
-            |r| flops::pointwise(op, r),
-            on_device,
-            |h, f| on_host(h, &f.down(x)?),
-        )
+        self.run(Form::Base(op), [self.shape(x)], on_device, |h, f| on_host(h, &f.down(x)?))
     }
 
-    fn move_record(&self, op: OpKind, start: Instant, shape: [usize; 2]) {
-        let time = start.elapsed();
-        let moved = (time, 4 * (shape[0] * shape[1]) as u64);
-        let call = Call { op, parts: smallvec![Part { op, flop: 0 }], shapes: smallvec![] };
-        self.push(call, start, time, Outcome { moved, ..Outcome::on_device(shape, None) });
+    fn move_record(&self, op: OpKind, start: Instant, result: [usize; 2]) {
+        let end = Instant::now();
+        let extra = Extra {
+            transfer_time: end - start,
+            transfer_bytes: 4 * (result[0] * result[1]) as u64,
+            device_time: None,
+        };
+        let outcome = Outcome { start, end, result, place: Place::Device };
+        self.tape.borrow_mut().push(Form::Base(op), [], outcome, Some(extra));
     }
+}
+
+/// What the record of a call on the device has beside the rest, if that was timed apart too.
+fn timed_apart(device_time: Option<Duration>) -> Option<Extra> {
+    device_time.map(|_| Extra { device_time, ..Extra::default() })
 }
 
 impl<D: Device, H: Device> Device for Traced<D, H> {
@@ -319,11 +206,11 @@ impl<D: Device, H: Device> Device for Traced<D, H> {
 
     fn enter(&self, module: fmt::Arguments<'_>) {
         self.device.enter(module);
-        self.state.borrow_mut().modules.enter(module);
+        self.tape.borrow_mut().enter(module);
     }
     fn exit(&self) {
         self.device.exit();
-        self.state.borrow_mut().modules.exit();
+        self.tape.borrow_mut().exit();
     }
 
     fn upload(&self, rows: usize, cols: usize, data: &[f32]) -> Result<D::Tensor> {
@@ -344,24 +231,22 @@ impl<D: Device, H: Device> Device for Traced<D, H> {
             Err(e) => return Err(e),
             packed => packed,
         };
-        Ok(TracedWeight { dims: source.dims(), source: source.clone(), device, host: OnceCell::new() })
+        let host = Box::new(HostWeight { source: source.clone(), packed: OnceCell::new() });
+        Ok(TracedWeight { device, dims: source.dims(), host })
     }
 
     fn embed(&self, table: &Self::Weight, ids: &[u32], scale: f32) -> Result<D::Tensor> {
         self.run(
-            OpKind::Embed,
-            smallvec![[1, ids.len()]],
-            |r| flops::pointwise(OpKind::Embed, r),
+            Form::Base(OpKind::Embed),
+            [[1, ids.len()]],
             |d| d.embed(table.device()?, ids, scale),
             |h, _| h.embed(self.host_weight(table)?, ids, scale),
         )
     }
     fn linear(&self, x: &D::Tensor, weight: &Self::Weight) -> Result<D::Tensor> {
-        let [out, inputs] = weight.dims;
         self.run(
-            OpKind::Linear,
-            smallvec![self.shape(x), [out, inputs]],
-            |[rows, _]| flops::linear(rows, inputs, out),
+            Form::Base(OpKind::Linear),
+            [self.shape(x), weight.dims],
             |d| d.linear(x, weight.device()?),
             |h, f| h.linear(&f.down(x)?, self.host_weight(weight)?),
         )
@@ -396,12 +281,10 @@ impl<D: Device, H: Device> Device for Traced<D, H> {
         kv: &[KeyValue<'_, D::Tensor>],
         spec: &Attention<'_>,
     ) -> Result<D::Tensor> {
-        let mut shapes: Shapes = smallvec![self.shape(q)];
-        shapes.extend(kv.iter().flat_map(|p| [self.shape(p.k), self.shape(p.v)]));
+        let kv_shapes = kv.iter().flat_map(|p| [self.shape(p.k), self.shape(p.v)]);
         self.run(
-            OpKind::Attention,
-            shapes,
-            |_| flops::attention(spec),
+            Form::Attention { flop: flops::attention(spec) },
+            [self.shape(q)].into_iter().chain(kv_shapes),
             |d| d.attention(q, kv, spec),
             |h, f| {
                 let q = f.down(q)?;
@@ -423,27 +306,24 @@ impl<D: Device, H: Device> Device for Traced<D, H> {
     }
     fn add(&self, x: &D::Tensor, y: &D::Tensor) -> Result<D::Tensor> {
         self.run(
-            OpKind::Add,
-            smallvec![self.shape(x), self.shape(y)],
-            |r| flops::pointwise(OpKind::Add, r),
+            Form::Base(OpKind::Add),
+            [self.shape(x), self.shape(y)],
             |d| d.add(x, y),
             |h, f| h.add(&f.down(x)?, &f.down(y)?),
         )
     }
     fn add_scaled(&self, x: &D::Tensor, y: &D::Tensor, scale: f32) -> Result<D::Tensor> {
         self.run(
-            OpKind::AddScaled,
-            smallvec![self.shape(x), self.shape(y)],
-            |r| flops::pointwise(OpKind::AddScaled, r),
+            Form::Base(OpKind::AddScaled),
+            [self.shape(x), self.shape(y)],
             |d| d.add_scaled(x, y, scale),
             |h, f| h.add_scaled(&f.down(x)?, &f.down(y)?, scale),
         )
     }
     fn concat_rows(&self, parts: &[&D::Tensor]) -> Result<D::Tensor> {
         self.run(
-            OpKind::ConcatRows,
-            parts.iter().map(|p| self.shape(p)).collect(),
-            |_| 0,
+            Form::Base(OpKind::ConcatRows),
+            parts.iter().map(|p| self.shape(p)),
             |d| d.concat_rows(parts),
             |h, f| {
                 let parts = parts.iter().map(|p| f.down(p)).collect::<Result<Vec<_>>>()?;
@@ -473,16 +353,17 @@ impl<D: Device, H: Device> Device for Traced<D, H> {
     fn dense(&self, call: &Dense<'_, D::Tensor, Self::Weight>) -> Result<D::Tensor> {
         let inner = call.with_inner(|w| w.device())?;
         let (fused, apart) = (|| self.device.dense(&inner), || compose_dense(&self.device, &inner));
-        self.refuse_forced(OpKind::Dense, call.parts(), fused, apart, |y| y)?;
+        if !self.forced.is_empty() {
+            self.refuse_forced(OpKind::Dense, call.parts(), fused, apart, |y| y)?;
+        }
         let device_time = self.probed(fused, |y| y)?;
         let start = Instant::now();
         let y = self.device.dense(&inner)?;
-        let time = start.elapsed();
-        let (x, weight, result) = (self.shape(call.x), call.weight.dims, self.shape(&y));
-        let mut shapes: Shapes = smallvec![x, weight];
-        shapes.extend(call.residual.map(|r| self.shape(r)));
-        let record = Call { op: OpKind::Dense, parts: call.work(x, weight, result), shapes };
-        self.push(record, start, time, Outcome::on_device(result, device_time));
+        let end = Instant::now();
+        let residual = call.residual.map(|r| self.shape(r));
+        let operands = [self.shape(call.x), call.weight.dims].into_iter().chain(residual);
+        let outcome = Outcome { start, end, result: self.shape(&y), place: Place::Device };
+        self.tape.borrow_mut().push(call.form(), operands, outcome, timed_apart(device_time));
         Ok(y)
     }
 
@@ -490,14 +371,16 @@ impl<D: Device, H: Device> Device for Traced<D, H> {
         let inner = call.with_inner(|w| w.device())?;
         let (fused, apart) = (|| self.device.qkv(&inner), || compose_qkv(&self.device, &inner));
         // v is computed last, if there is an order.
-        self.refuse_forced(OpKind::Qkv, call.parts(), fused, apart, |[_, _, v]| v)?;
+        if !self.forced.is_empty() {
+            self.refuse_forced(OpKind::Qkv, call.parts(), fused, apart, |[_, _, v]| v)?;
+        }
         let device_time = self.probed(fused, |[_, _, v]| v)?;
         let start = Instant::now();
         let y = self.device.qkv(&inner)?;
-        let time = start.elapsed();
+        let end = Instant::now();
         let (x, weight) = (self.shape(call.x), call.weight.dims);
-        let record = Call { op: OpKind::Qkv, parts: call.work(x, weight), shapes: smallvec![x, weight] };
-        self.push(record, start, time, Outcome::on_device([x[0], weight[0]], device_time));
+        let outcome = Outcome { start, end, result: [x[0], weight[0]], place: Place::Device };
+        self.tape.borrow_mut().push(call.form(), [x, weight], outcome, timed_apart(device_time));
         Ok(y)
     }
 }

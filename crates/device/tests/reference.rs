@@ -179,7 +179,7 @@ fn dense_is_norm_linear_activation_residual() {
     };
     let silu = |x: f32| x / (1.0 + (-x).exp());
     close(&dense(&D, &call).unwrap(), [1, 2], &[3.0 + silu(3.0 / s), 4.0 + silu(4.0 / s + 1.0)]);
-    assert!(call.parts().eq([OpKind::RmsNorm, OpKind::Linear, OpKind::Silu, OpKind::Add]));
+    assert_eq!(call.parts(), [OpKind::RmsNorm, OpKind::Linear, OpKind::Silu, OpKind::Add]);
 }
 
 #[test]

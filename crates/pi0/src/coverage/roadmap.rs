@@ -245,9 +245,9 @@ mod tests {
     fn record(op: OpKind, place: Place, ms: u64, transfer: u64, flop: u64) -> Record {
         Record {
             op,
-            parts: [Part { op, flop }].into_iter().collect(),
+            parts: vec![Part { op, flop }],
             module: "suffix.layer3".into(),
-            shapes: [[4, 8]].into_iter().collect(),
+            shapes: vec![[4, 8]],
             result: [4, 8],
             place,
             start: Duration::ZERO,
