@@ -155,7 +155,7 @@ impl<D: Device, H: Device> Traced<D, H> {
                         }
                         false => (Place::Device, timed_apart(device_time)),
                     };
-                    self.tape.borrow_mut().push(form, operands, Outcome { start, end, result, place }, extra);
+                    self.record(form, operands, Outcome { start, end, result, place }, extra);
                     return Ok(y);
                 }
             }
@@ -167,8 +167,20 @@ impl<D: Device, H: Device> Traced<D, H> {
         let extra = Extra { transfer_time: ferry.time, transfer_bytes: ferry.bytes, device_time };
         let (end, result) = (Instant::now(), self.device.shape(&y));
         let place = if forced { Place::Forced } else { Place::Host };
-        self.tape.borrow_mut().push(form, operands, Outcome { start, end, result, place }, Some(extra));
+        self.record(form, operands, Outcome { start, end, result, place }, Some(extra));
         Ok(y)
+    }
+
+    fn record(
+        &self,
+        form: Form,
+        operands: impl IntoIterator<Item = [usize; 2]>,
+        outcome: Outcome,
+        extra: Option<Extra>,
+    ) {
+        let mut tape = self.tape.borrow_mut();
+        operands.into_iter().for_each(|shape| tape.operand(shape));
+        tape.push(form, outcome, extra);
     }
 
     fn pointwise(
@@ -189,7 +201,7 @@ impl<D: Device, H: Device> Traced<D, H> {
             device_time: None,
         };
         let outcome = Outcome { start, end, result, place: Place::Device };
-        self.tape.borrow_mut().push(Form::Base(op), [], outcome, Some(extra));
+        self.tape.borrow_mut().push(Form::Base(op), outcome, Some(extra));
     }
 }
 
@@ -360,10 +372,12 @@ impl<D: Device, H: Device> Device for Traced<D, H> {
         let start = Instant::now();
         let y = self.device.dense(&inner)?;
         let end = Instant::now();
-        let residual = call.residual.map(|r| self.shape(r));
-        let operands = [self.shape(call.x), call.weight.dims].into_iter().chain(residual);
         let outcome = Outcome { start, end, result: self.shape(&y), place: Place::Device };
-        self.tape.borrow_mut().push(call.form(), operands, outcome, timed_apart(device_time));
+        let (x, weight, extra) = (self.shape(call.x), call.weight.dims, timed_apart(device_time));
+        match call.residual {
+            None => self.record(call.form(), [x, weight], outcome, extra),
+            Some(r) => self.record(call.form(), [x, weight, self.shape(r)], outcome, extra),
+        }
         Ok(y)
     }
 
@@ -380,7 +394,7 @@ impl<D: Device, H: Device> Device for Traced<D, H> {
         let end = Instant::now();
         let (x, weight) = (self.shape(call.x), call.weight.dims);
         let outcome = Outcome { start, end, result: [x[0], weight[0]], place: Place::Device };
-        self.tape.borrow_mut().push(call.form(), [x, weight], outcome, timed_apart(device_time));
+        self.record(call.form(), [x, weight], outcome, timed_apart(device_time));
         Ok(y)
     }
 }

@@ -4,31 +4,27 @@ use std::fmt::{self, Write};
 use std::sync::Arc;
 
 /// The tree of the modules entered so far, and the place in it. A module is kept once seen, and every inference visits
-/// them in the same order, so that entering one again is little more than a comparison with the one that is due.
+/// them in the same order, so that entering one again is little more than a comparison with the one that is due. What
+/// that needs lies close together: it is read between operations that fill the caches with other things.
 pub(crate) struct Modules {
     /// The first is the root, outside of all.
     nodes: Vec<Node>,
+    /// All nodes' own names, such as `layer3`, in a row.
+    names: String,
+    /// Of each node, as records share it, such as `prefix.layer3`; empty outside of all.
+    paths: Vec<Arc<str>>,
     current: u32,
 }
 
 struct Node {
-    /// As records share it, such as `prefix.layer3`; empty outside of all.
-    path: Arc<str>,
-    /// Where the path's last name begins.
-    name: usize,
     /// The root's is itself.
     parent: u32,
-    /// Its children stand in a ring, in the order of their first visits: the one visited last.
-    last_child: Option<u32>,
-    /// The next in the ring that this one stands in.
+    /// The child entered last; 0 before there is one.
+    last_child: u32,
+    /// The one after this in the ring of its parent's children, which stand in the order of their first visits.
     next: u32,
-}
-
-impl Node {
-    fn is_named(&self, module: fmt::Arguments<'_>) -> bool {
-        let mut rest = Rest(&self.path[self.name..]);
-        rest.write_fmt(module).is_ok() && rest.0.is_empty()
-    }
+    /// Where in the names its own begins and ends.
+    name: [u32; 2],
 }
 
 /// What is left of a name once what is written has been taken off its front; anything else is an error.
@@ -43,8 +39,8 @@ impl Write for Rest<'_> {
 
 impl Default for Modules {
     fn default() -> Self {
-        let root = Node { path: "".into(), name: 0, parent: 0, last_child: None, next: 0 };
-        Self { nodes: vec![root], current: 0 }
+        let root = Node { parent: 0, last_child: 0, next: 0, name: [0, 0] };
+        Self { nodes: vec![root], names: String::new(), paths: vec!["".into()], current: 0 }
     }
 }
 
@@ -56,17 +52,18 @@ impl Modules {
 
     /// Path of a module that was once current.
     pub(crate) fn path(&self, module: u32) -> Arc<str> {
-        self.node(module).path.clone()
+        self.paths[module as usize].clone()
     }
 
     pub(crate) fn enter(&mut self, module: fmt::Arguments<'_>) {
         let last = self.node(self.current).last_child;
-        let known = last.and_then(|last| {
-            let due = self.node(last).next;
-            if self.node(due).is_named(module) { Some(due) } else { self.find_after(due, module) }
-        });
-        let inner = known.unwrap_or_else(|| self.add(last, module));
-        self.node_mut(self.current).last_child = Some(inner);
+        let due = self.node(last).next;
+        let inner = match last {
+            0 => self.add(last, module),
+            _ if self.is_named(due, module) => due,
+            _ => self.find_after(due, module).unwrap_or_else(|| self.add(last, module)),
+        };
+        self.node_mut(self.current).last_child = inner;
         self.current = inner;
     }
 
@@ -82,21 +79,30 @@ impl Modules {
         &mut self.nodes[module as usize]
     }
 
+    fn is_named(&self, one: u32, module: fmt::Arguments<'_>) -> bool {
+        let [begin, end] = self.node(one).name;
+        let mut rest = Rest(&self.names[begin as usize..end as usize]);
+        rest.write_fmt(module).is_ok() && rest.0.is_empty()
+    }
+
     #[cold]
     fn find_after(&self, one: u32, module: fmt::Arguments<'_>) -> Option<u32> {
         let others = std::iter::successors(Some(self.node(one).next), |&m| Some(self.node(m).next));
-        others.take_while(|&m| m != one).find(|&m| self.node(m).is_named(module))
+        others.take_while(|&m| m != one).find(|&m| self.is_named(m, module))
     }
 
-    /// A new child of the current module, in the ring after `last`.
+    /// A new child of the current module, in the ring after `last`, if it is not the first.
     #[cold]
-    fn add(&mut self, last: Option<u32>, module: fmt::Arguments<'_>) -> u32 {
-        let new = u32::try_from(self.nodes.len()).expect("a model has fewer modules");
-        let outer = &*self.node(self.current).path;
-        let path = if outer.is_empty() { module.to_string() } else { format!("{outer}.{module}") };
-        let name = if outer.is_empty() { 0 } else { outer.len() + 1 };
-        let next = last.map_or(new, |last| std::mem::replace(&mut self.node_mut(last).next, new));
-        self.nodes.push(Node { path: path.into(), name, parent: self.current, last_child: None, next });
+    fn add(&mut self, last: u32, module: fmt::Arguments<'_>) -> u32 {
+        let index = |length: usize| u32::try_from(length).expect("a model has fewer modules");
+        let (new, begin) = (index(self.nodes.len()), self.names.len());
+        write!(self.names, "{module}").expect("a string takes all");
+        let (outer, name) = (&*self.paths[self.current as usize], &self.names[begin..]);
+        let path = if outer.is_empty() { name.into() } else { format!("{outer}.{name}").into() };
+        let name = [index(begin), index(self.names.len())];
+        let next = if last == 0 { new } else { std::mem::replace(&mut self.node_mut(last).next, new) };
+        self.nodes.push(Node { parent: self.current, last_child: 0, next, name });
+        self.paths.push(path);
         new
     }
 }

@@ -22,8 +22,8 @@ struct Entry {
     form: Form,
     outcome: Outcome,
     module: u32,
-    /// How many of the shapes.
-    operands: u32,
+    /// Where its operands end among the shapes.
+    operands_end: usize,
 }
 
 /// How a call went.
@@ -56,33 +56,32 @@ impl Tape {
         self.modules.exit();
     }
 
-    /// Records a call with the shapes of its operands.
-    pub(super) fn push(
-        &mut self,
-        form: Form,
-        operands: impl IntoIterator<Item = [usize; 2]>,
-        outcome: Outcome,
-        extra: Option<Extra>,
-    ) {
-        let before = self.shapes.len();
-        self.shapes.extend(operands);
-        let operands = (self.shapes.len() - before) as u32;
+    /// Shape of an operand of the call that is recorded next.
+    #[inline]
+    pub(super) fn operand(&mut self, shape: [usize; 2]) {
+        self.shapes.push(shape);
+    }
+
+    /// Records a call.
+    pub(super) fn push(&mut self, form: Form, outcome: Outcome, extra: Option<Extra>) {
         if let Some(extra) = extra {
             self.extras.push((self.entries.len(), extra));
         }
-        self.entries.push(Entry { form, outcome, module: self.modules.current(), operands });
+        let (module, operands_end) = (self.modules.current(), self.shapes.len());
+        self.entries.push(Entry { form, outcome, module, operands_end });
     }
 
     /// The records since the last call. Their memory stays.
     pub(super) fn take(&mut self) -> Vec<Record> {
         let values = |[rows, cols]: &[usize; 2]| 4 * (rows * cols) as u64;
-        let mut all_shapes = self.shapes.drain(..);
+        let mut operands_begin = 0;
         let mut extras = self.extras.drain(..).peekable();
         let entries = self.entries.drain(..).enumerate();
-        entries
-            .map(|(i, Entry { form, outcome, module, operands })| {
+        let records = entries
+            .map(|(i, Entry { form, outcome, module, operands_end })| {
                 let Outcome { start, end, result, place } = outcome;
-                let shapes: Vec<_> = all_shapes.by_ref().take(operands as usize).collect();
+                let shapes = self.shapes[operands_begin..operands_end].to_vec();
+                operands_begin = operands_end;
                 let extra = extras.next_if(|(of, _)| *of == i).map(|(_, extra)| extra).unwrap_or_default();
                 Record {
                     op: form.op(),
@@ -99,6 +98,8 @@ impl Tape {
                     device_time: extra.device_time,
                 }
             })
-            .collect()
+            .collect();
+        self.shapes.clear();
+        records
     }
 }

@@ -47,6 +47,9 @@ pub struct Args {
     /// Also measure what the trace costs, against runs on the bare device
     #[arg(long, conflicts_with = "host_ops")]
     pub overhead: bool,
+    /// Measure that for so long; large networks need more for a narrow interval
+    #[arg(long, default_value_t = 20, requires = "overhead", value_name = "N", value_parser = clap::value_parser!(u16).range(1..=3600))]
+    pub overhead_seconds: u16,
     /// Write the results as JSON to this file (`-` for standard output)
     #[arg(long, value_name = "FILE")]
     pub json: Option<PathBuf>,
@@ -103,10 +106,9 @@ pub fn results(args: &Args) -> Result<CoverageResults> {
     device::with_device(&args.device, Run { args, checkpoint, batch, forced, workload, environment })
 }
 
-/// Rounds of `--overhead`: as many as fit into the time.
+/// Rounds of `--overhead`: as many as fit into the time given.
 const MOST_ROUNDS: usize = 300;
 const LEAST_ROUNDS: usize = 8;
-const ROUNDS_TIME: Duration = Duration::from_secs(20);
 
 struct Run<'a> {
     args: &'a Args,
@@ -174,8 +176,8 @@ impl Run<'_> {
             Ok((start.elapsed().as_secs_f64(), 0))
         };
         let (mut times, mut records) = (Vec::new(), 0);
-        let began = Instant::now();
-        while times.len() < MOST_ROUNDS && (times.len() < LEAST_ROUNDS || began.elapsed() < ROUNDS_TIME) {
+        let (began, long) = (Instant::now(), Duration::from_secs(self.args.overhead_seconds.into()));
+        while times.len() < MOST_ROUNDS && (times.len() < LEAST_ROUNDS || began.elapsed() < long) {
             let mut round = [0.0; 3];
             for turn in 0..3 {
                 let which = (times.len() + turn) % 3;
