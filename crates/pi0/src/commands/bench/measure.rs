@@ -257,8 +257,10 @@ mod tests {
         assert_eq!(t.stages.iter().map(|s| s.calls).collect::<Vec<_>>(), [2, 0, 2, 1]);
         assert_eq!(t.stages.iter().map(|s| s.flop).sum::<u64>(), t.total.flop);
         assert_eq!(t.total.flop, 2 * (9 + 1) * 6);
-        let sum: f64 = t.stages.iter().map(|s| s.ms.min).sum();
-        assert!((sum - 1000.0).abs() < 1.0, "{sum} ms of 1000");
+        // Of one run: the shortest times of two need not be of the same one.
+        let alone = tables(&[run()], &Yardstick { weight_bytes: 2, peak: Some(1.0) });
+        let sum: f64 = alone.stages.iter().map(|s| s.ms.min).sum();
+        assert!((sum - 1000.0).abs() < 0.01, "{sum} ms of 1000");
         let gelu = t.operations.iter().find(|o| o.name == "gelu").unwrap();
         assert_eq!((gelu.rows, gelu.calls, gelu.bytes), (Some(2), 1, 48));
     }
