@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 use pi0_device::{Agreement, Bound, Device, HostTensor, OpKind, Reference, Traced, compare};
-use pi0_model::cases::{Format, Module, bound};
+use pi0_model::cases::{Format, Module, Part, Tower, bound};
 use pi0_model::golden::read_tensors;
 use pi0_model::{Checkpoint, Config, Extent, Inputs, Pi0, SampleOptions};
 use serde::{Deserialize, Serialize};
@@ -162,8 +162,9 @@ fn in_two_steps(module: &str) -> bool {
 fn summary(findings: &Findings, subject: &Subject<'_>) -> Vec<Compared> {
     let line = |(op, f): (&OpKind, &Finding)| {
         // The module that is little more than this operation: attention alone, or linear layers and what is fused
-        // around them.
-        let module = if *op == OpKind::Attention { Module::Masks } else { Module::VisionMlp };
+        // around them, up to the product of two of them.
+        let mlp = Module::Gemma(Tower::Expert, Part::Mlp);
+        let module = if *op == OpKind::Attention { Module::Masks } else { mlp };
         let bound = bound(module, subject.format, &subject.checkpoint.config, &[f.largest]);
         Compared::new(op.name(), f.count, &f.worst, &bound, Some(f.module.clone()))
     };
