@@ -371,10 +371,11 @@ impl Device for Cpu {
         if let Some(positions) = call.positions {
             operands::rope([rows, q_end], positions, call.head_dim)?;
         }
-        let rope = call.positions.map(|p| Rope::new(&self.angles, p, call.head_dim));
         // Heads of other widths do not end with a panel of columns; they are rotated afterwards.
         let with_panels = weight.whole_panels() && call.head_dim.is_multiple_of(weight.kernel.columns());
-        let rotate = rope.as_ref().filter(|_| with_panels).map(|rope| Rotate { rope, until: q_end + kv });
+        let (at_once, afterwards) = if with_panels { (call.positions, None) } else { (None, call.positions) };
+        let rope = at_once.map(|positions| Rope::new(&self.angles, positions, call.head_dim));
+        let rotate = rope.as_ref().map(|rope| Rotate { rope, until: q_end + kv });
         self.engine.matmul(
             call.x,
             norm,
@@ -384,7 +385,7 @@ impl Device for Cpu {
         let [q, k, v] = blocks;
         let mut q = Tensor::new(q, rows, q_end);
         let mut k = Tensor::new(k, rows, kv);
-        if let Some(positions) = call.positions.filter(|_| !with_panels) {
+        if let Some(positions) = afterwards {
             q = self.rope(&q, positions, call.head_dim)?;
             k = self.rope(&k, positions, call.head_dim)?;
         }

@@ -41,8 +41,21 @@ pub(crate) struct Rotate<'a> {
     pub(crate) until: usize,
 }
 
+impl Target {
+    fn width(&self) -> usize {
+        self.columns.1 - self.columns.0
+    }
+}
+
 impl Finish<'_> {
-    /// Asks for a share of what will be added to a tile, whose sums take so many steps: else each row would wait for it.
+    /// The target that a column belongs to.
+    #[inline(always)]
+    fn target(&self, column: usize) -> Option<&Target> {
+        self.targets.iter().find(|t| (t.columns.0..t.columns.1).contains(&column))
+    }
+
+    /// Asks for a share of what will be added to a tile, whose sums take so many steps: else each row would wait
+    /// for it.
     pub(crate) fn fetch_residual(&self, weight: &Linear, place: Place, step: usize, steps: usize) {
         let Some(residual) = self.residual else { return };
         let strips = &weight.strips[2 * place.panel..2 * place.panel + 2];
@@ -56,15 +69,14 @@ impl Finish<'_> {
     pub(crate) fn rotate_head(&self, isa: Isa, end: usize, rows: Range<usize>) {
         let Some(Rotate { rope, until }) = self.rotate else { return };
         let dim = rope.head_dim;
-        let holds = |t: &&Target| (t.columns.0..t.columns.1).contains(&(end - 1));
-        let Some(target) = self.targets.iter().find(holds) else { return };
+        let Some(target) = self.target(end - 1) else { return };
         if end > until || !(end - target.columns.0).is_multiple_of(dim) {
             return;
         }
-        let width = target.columns.1 - target.columns.0;
         for row in rows {
-            let at = row * width + end - dim - target.columns.0;
-            // SAFETY: the target is `[rows, width]` and the head lies within it; its task alone uses it until the end.
+            let at = row * target.width() + end - dim - target.columns.0;
+            // SAFETY: the target is `[rows, width]` and the head lies within it; its task alone uses it until the
+            // end.
             rope.rotate(isa, row, unsafe { std::slice::from_raw_parts_mut(target.out.get().add(at), dim) });
         }
     }
@@ -149,9 +161,8 @@ fn finish_strips<const FMA: bool, const W: usize, const C: usize>(
     let halves = if finish.activation == Some(Activation::Geglu) { 1 } else { 2 };
     for half in 0..halves {
         let strip = weight.strips[2 * place.panel + half];
-        let target = finish.targets.iter().find(|t| (t.columns.0..t.columns.1).contains(&strip.column));
-        let Some(target) = target else { continue };
-        let width = target.columns.1 - target.columns.0;
+        let Some(target) = finish.target(strip.column) else { continue };
+        let width = target.width();
         let streamed = finish.streamed && width.is_multiple_of(16);
         for (r, row) in rows.iter().enumerate() {
             let v = &row[half * W..half * W + W];

@@ -6,7 +6,7 @@ use std::ops::Range;
 
 use crate::Isa;
 use crate::epilogue::{Finish, Place, finish_tile};
-use crate::kernels::{Kernel, Left, Operands, Panels, pack};
+use crate::kernels::{Kernel, Left, Operands, Panels, Resident, pack};
 use crate::memory::{Block, BlockPool, Pooled, Shared};
 use crate::norm::norm_row;
 use crate::tensor::Tensor;
@@ -17,8 +17,8 @@ use crate::weight::{Linear, NormWeight};
 const CHUNK_ROWS: usize = 832;
 /// With at most so many row panels the weight is hardly reused: it should pass from memory in one stream.
 const FEW_PANELS: usize = 4;
-/// How far ahead of its use, in bytes, such a stream is fetched: the processor's own prefetcher stops at each page of
-/// 4 KB, and so far on it is already at work in the next one.
+/// How far ahead of its use, in bytes, such a stream is fetched: the processor's own prefetcher stops at each page
+/// of 4 KB, and so far on it is already at work in the next one.
 const AHEAD: usize = 3072;
 /// Columns of one task at most.
 const CHUNK_COLUMNS: usize = 256;
@@ -108,8 +108,8 @@ impl Engine {
         let chunks = |count: usize, most: usize| count.div_ceil(most.max(1));
         let deep = weight.tiles() > kernel.block;
         let (most_rows, most_columns) = match kernel.resident {
-            Some(bytes) if deep => (DEEP_ROWS, bytes / DEEP_ROWS / kernel.tile()),
-            Some(bytes) => {
+            Some(Resident { bytes, .. }) if deep => (DEEP_ROWS, bytes / DEEP_ROWS / kernel.tile()),
+            Some(Resident { bytes, .. }) => {
                 let of_panel = kernel.max_rows * kernel.left_chunk() * weight.tiles();
                 (bytes / of_panel, RESIDENT_COLUMNS / kernel.columns())
             }
@@ -118,20 +118,17 @@ impl Engine {
             }
         };
         let row_chunks = chunks(panels.count, most_rows);
-        let mut column_chunks: usize = chunks(right_panels, most_columns);
-        // Whole rounds of tasks for the threads, or small tasks where rounds are few: smallest where the left operand is, so
-        // that nothing is lost by bringing it to each.
+        // Whole rounds of tasks for the threads, or small tasks where rounds are few: smallest where the left operand
+        // is, so that nothing is lost by bringing it to each.
         let threads = self.threads.count();
         let least = if panels.count <= FEW_PANELS { 8 } else { 4 };
-        let rounds = (row_chunks * column_chunks).div_ceil(threads).max(least);
+        let rounds = (row_chunks * chunks(right_panels, most_columns)).div_ceil(threads).max(least);
         // A head that is rotated must be one task's.
         let unit = finish.rotate.as_ref().map_or(1, |r| r.rope.head_dim / kernel.columns());
         let units = right_panels / unit;
-        column_chunks = (rounds * threads).div_ceil(row_chunks);
-        column_chunks += (0..threads)
-            .find(|more| (row_chunks * (column_chunks + more)).is_multiple_of(threads))
-            .unwrap_or(0);
-        column_chunks = column_chunks.min(units);
+        let column_chunks = ((rounds * threads).div_ceil(row_chunks)..units)
+            .find(|chunks| (row_chunks * chunks).is_multiple_of(threads))
+            .unwrap_or(units);
         self.threads.run(row_chunks * column_chunks, &|i| {
             let (column_chunk, row_chunk) = (i / row_chunks, i % row_chunks);
             let share = |count: usize, i: usize, of: usize| count * i / of..count * (i + 1) / of;
@@ -156,7 +153,10 @@ impl Engine {
         // stays in the second-level cache, and in the first one a step of a right panel, which all row panels use.
         let few = rows.len() <= FEW_PANELS;
         // Where sums fill the second-level cache, the left operand must be a small guest there.
-        let block_tiles = if tiles <= kernel.block || few { kernel.block } else { kernel.deep_block };
+        let block_tiles = match &kernel.resident {
+            Some(resident) if tiles > kernel.block && !few => resident.deep_block,
+            _ => kernel.block,
+        };
         let blocks = tiles.div_ceil(block_tiles);
         let step_tiles = if few { kernel.block } else { kernel.step };
         let steps = tiles.div_ceil(blocks).div_ceil(step_tiles);
@@ -167,7 +167,8 @@ impl Engine {
         };
         let scales = left.scales.as_ref().map(|s| s.values::<f32>(left.panels.start(left.panels.count)));
         // While the row panels take turns with a right panel, each fetches a share of the next one.
-        let lines = (kernel.right_tile() / 64).div_ceil(rows.len());
+        let of_tile = kernel.right_tile() / 64;
+        let share = of_tile.div_ceil(rows.len());
         with_scratch(kept * tile_values * size_of::<f32>(), |scratch| {
             let sums = scratch.values_mut::<f32>(kept * tile_values);
             (kernel.enter)();
@@ -192,14 +193,12 @@ impl Engine {
                                 let l = left.block.as_ptr().add(start * left.row_bytes + skipped);
                                 let at = (column * tiles + from) * kernel.right_tile();
                                 let r = weight.right.as_ptr().add(at);
-                                let (lines, next) = match few {
-                                    true if i == 0 => (kernel.right_tile() / 64, r.wrapping_add(AHEAD)),
-                                    true => (1, r),
-                                    false => {
-                                        let share = i * lines * (to - from) * 64;
-                                        (lines, r.wrapping_add(tiles * kernel.right_tile() + share))
-                                    }
+                                let (lines, ahead) = match (few, i) {
+                                    (true, 0) => (of_tile, AHEAD),
+                                    (true, _) => (1, 0),
+                                    _ => (share, tiles * kernel.right_tile() + i * share * (to - from) * 64),
                                 };
+                                let next = r.wrapping_add(ahead);
                                 let operands = Operands { left: l, right: r, next, lines };
                                 let fresh = block == 0 && step == 0;
                                 (kernel.micro)(count, to - from, operands, sums.as_mut_ptr(), fresh);

@@ -36,8 +36,8 @@ impl Block {
         Self { start, layout }
     }
 
-    /// Whether memory comes straight from the system. The allocator's own zeroing would touch every page, on one thread
-    /// and before the system could be asked for huge ones; a mapping is zero until whoever fills it touches it.
+    /// Whether memory comes straight from the system. The allocator's own zeroing would touch every page, on one
+    /// thread and before the system could be asked for huge ones; a mapping is zero until whoever fills it touches it.
     fn mapped(layout: Layout) -> bool {
         cfg!(target_os = "linux") && layout.align() == HUGE
     }
@@ -49,11 +49,10 @@ impl Block {
             return NonNull::new(unsafe { alloc_zeroed(layout) });
         }
         // One huge page more, to have an aligned start; what is too much is given back.
-        let (wanted, total) =
-            (layout.size().next_multiple_of(PAGE), layout.size().next_multiple_of(PAGE) + HUGE);
+        let wanted = layout.size().next_multiple_of(PAGE);
         let (access, kind) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
         // SAFETY: a new mapping at an address of the system's choice disturbs nothing.
-        let raw = unsafe { libc::mmap(std::ptr::null_mut(), total, access, kind, -1, 0) };
+        let raw = unsafe { libc::mmap(std::ptr::null_mut(), wanted + HUGE, access, kind, -1, 0) };
         if raw == libc::MAP_FAILED {
             return None;
         }
@@ -65,9 +64,7 @@ impl Block {
             if before > 0 {
                 libc::munmap(raw, before);
             }
-            if before < HUGE {
-                libc::munmap(start.byte_add(wanted), HUGE - before);
-            }
+            libc::munmap(start.byte_add(wanted), HUGE - before);
             libc::madvise(start, layout.size() / HUGE * HUGE, libc::MADV_HUGEPAGE);
             NonNull::new(start.cast())
         }

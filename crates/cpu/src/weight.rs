@@ -73,11 +73,8 @@ impl Linear {
 
     /// Whether every panel holds neighbouring columns, as many as it can.
     pub(crate) fn whole_panels(&self) -> bool {
-        let panels = self.strips.chunks_exact(2).enumerate();
         let width = self.kernel.strip;
-        panels.into_iter().all(|(i, pair)| {
-            pair.iter().zip([2 * i, 2 * i + 1]).all(|(s, at)| (s.column, s.count) == (at * width, width))
-        })
+        self.strips.iter().enumerate().all(|(i, s)| (s.column, s.count) == (i * width, width))
     }
 
     /// Depth tiles of a panel.

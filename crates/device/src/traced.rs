@@ -374,10 +374,8 @@ impl<D: Device, H: Device> Device for Traced<D, H> {
         let end = Instant::now();
         let outcome = Outcome { start, end, result: self.shape(&y), place: Place::Device };
         let (x, weight, extra) = (self.shape(call.x), call.weight.dims, timed_apart(device_time));
-        match call.residual {
-            None => self.record(call.form(), [x, weight], outcome, extra),
-            Some(r) => self.record(call.form(), [x, weight, self.shape(r)], outcome, extra),
-        }
+        let residual = call.residual.map(|r| self.shape(r));
+        self.record(call.form(), [x, weight].into_iter().chain(residual), outcome, extra);
         Ok(y)
     }
 

@@ -5,12 +5,12 @@ use std::time::Duration;
 
 use pi0_device::{
     Dense, Device, Error, Fallback, HostTensor, LinearPart, Norm, NormKind, OpKind, Place, Reference, Result,
-    Scope, Tapped, TensorSource, Traced, WeightSource, dense,
+    Scope, Tapped, TensorSource, Traced, WeightSource, dense, forward,
 };
 
 /// A young device: it moves, multiplies and adds, and looks embeddings up on the host; nothing else yet, and no norm
 /// weights.
-struct Young;
+struct Young(Reference);
 
 type T = <Reference as Device>::Tensor;
 type W = <Reference as Device>::Weight;
@@ -22,15 +22,9 @@ impl Device for Young {
     fn name(&self) -> &'static str {
         "young"
     }
-    fn shape(&self, x: &T) -> [usize; 2] {
-        Reference.shape(x)
-    }
-    fn upload(&self, rows: usize, cols: usize, data: &[f32]) -> Result<T> {
-        Reference.upload(rows, cols, data)
-    }
-    fn download(&self, x: &T) -> Result<HostTensor> {
-        Reference.download(x)
-    }
+
+    forward! { Reference.0: shape upload download embed linear add }
+
     fn prepare(&self, source: &WeightSource) -> Result<W> {
         match source {
             WeightSource::Norm { .. } => Err(Error::unsupported("young", OpKind::Prepare, "no norms")),
@@ -40,22 +34,13 @@ impl Device for Young {
     fn on_host(&self, op: OpKind) -> bool {
         op == OpKind::Embed
     }
-    fn embed(&self, table: &W, ids: &[u32], scale: f32) -> Result<T> {
-        Reference.embed(table, ids, scale)
-    }
-    fn linear(&self, x: &T, weight: &W) -> Result<T> {
-        Reference.linear(x, weight)
-    }
-    fn add(&self, x: &T, y: &T) -> Result<T> {
-        Reference.add(x, y)
-    }
     fn slice_rows(&self, _: &T, range: Range<usize>) -> Result<T> {
         Err(Error::Failed { device: "young", what: format!("broke at {range:?}") })
     }
 }
 
 /// The reference with a fused operation, a slow one.
-struct Fusing;
+struct Fusing(Reference);
 
 impl Device for Fusing {
     type Tensor = T;
@@ -64,27 +49,9 @@ impl Device for Fusing {
     fn name(&self) -> &'static str {
         "fusing"
     }
-    fn shape(&self, x: &T) -> [usize; 2] {
-        Reference.shape(x)
-    }
-    fn upload(&self, rows: usize, cols: usize, data: &[f32]) -> Result<T> {
-        Reference.upload(rows, cols, data)
-    }
-    fn download(&self, x: &T) -> Result<HostTensor> {
-        Reference.download(x)
-    }
-    fn prepare(&self, source: &WeightSource) -> Result<W> {
-        Reference.prepare(source)
-    }
-    fn linear(&self, x: &T, weight: &W) -> Result<T> {
-        Reference.linear(x, weight)
-    }
-    fn rms_norm(&self, x: &T, weight: &W) -> Result<T> {
-        Reference.rms_norm(x, weight)
-    }
-    fn add(&self, x: &T, y: &T) -> Result<T> {
-        Reference.add(x, y)
-    }
+
+    forward! { Reference.0: shape upload download prepare linear rms_norm add }
+
     fn dense(&self, call: &Dense<'_, T, W>) -> Result<T> {
         std::thread::sleep(Duration::from_millis(3));
         dense(&Reference, call)
@@ -122,13 +89,13 @@ fn layer<D: Device>(d: &D) -> Result<HostTensor> {
 
 #[test]
 fn without_leave_to_fall_back_a_missing_operation_is_an_error() {
-    let e = layer(&Traced::new(Young, Reference, Fallback::Fail)).unwrap_err();
+    let e = layer(&Traced::new(Young(Reference), Reference, Fallback::Fail)).unwrap_err();
     assert!(e.is_unsupported(), "{e}");
 }
 
 #[test]
 fn a_fallback_gives_the_same_result_and_is_recorded_with_its_transfers() {
-    let d = Traced::new(Young, Reference, Fallback::RunOnHost);
+    let d = Traced::new(Young(Reference), Reference, Fallback::RunOnHost);
     assert_eq!(layer(&d).unwrap(), layer(&Reference).unwrap());
     let records = d.take();
     let seen: Vec<_> = records.iter().map(|r| (r.op, r.place, &*r.module)).collect();
@@ -153,7 +120,7 @@ fn a_fallback_gives_the_same_result_and_is_recorded_with_its_transfers() {
 fn what_a_device_leaves_to_the_host_is_recorded_there() {
     let table = WeightSource::Embedding(source(&[2, 2], &[1.0, 2.0, 3.0, 4.0]));
     // Wrappers pass it on, and it needs no leave: it is no fallback.
-    let d = Traced::new(Tapped::new(&Young), Reference, Fallback::Fail);
+    let d = Traced::new(Tapped::new(&Young(Reference)), Reference, Fallback::Fail);
     let table = d.prepare(&table).unwrap();
     let y = d.embed(&table, &[1, 0, 1], 2.0).unwrap();
     assert_eq!(d.download(&y).unwrap().data, [6.0, 8.0, 2.0, 4.0, 6.0, 8.0]);
@@ -171,7 +138,7 @@ fn operations_can_be_forced_to_the_host() {
 
 #[test]
 fn a_probe_times_the_device_and_what_fusing_saves() {
-    let d = Traced::new(Fusing, Reference, Fallback::Fail).force_to_host(vec![OpKind::Linear]);
+    let d = Traced::new(Fusing(Reference), Reference, Fallback::Fail).force_to_host(vec![OpKind::Linear]);
     d.probe(true);
     assert_eq!(layer(&d).unwrap(), layer(&Reference).unwrap());
     let records = d.take();
@@ -188,7 +155,7 @@ fn a_probe_times_the_device_and_what_fusing_saves() {
 
 #[test]
 fn a_failure_is_never_mistaken_for_a_missing_operation() {
-    let d = Traced::new(Young, Reference, Fallback::RunOnHost);
+    let d = Traced::new(Young(Reference), Reference, Fallback::RunOnHost);
     let x = d.upload(1, 1, &[0.0]).unwrap();
     assert_eq!(d.slice_rows(&x, 0..1).unwrap_err().to_string(), "young: broke at 0..1");
 }
@@ -203,7 +170,7 @@ fn taps_are_kept_under_their_module() {
 
 #[test]
 fn taps_and_traces_compose() {
-    let d = Tapped::new(Traced::new(Young, Reference, Fallback::RunOnHost));
+    let d = Tapped::new(Traced::new(Young(Reference), Reference, Fallback::RunOnHost));
     layer(&d).unwrap();
     assert_eq!(d.take().unwrap().len(), 2);
 }

@@ -3,7 +3,7 @@
 
 use std::arch::asm;
 
-use super::{Kernel, Left, Operands, Packed};
+use super::{Kernel, Left, Operands, Packed, Resident};
 
 pub(super) static BF16: Kernel = Kernel {
     max_rows: 32,
@@ -13,9 +13,8 @@ pub(super) static BF16: Kernel = Kernel {
     left: Left::Bf16,
     packed: Packed::Bf16,
     block: 64,
-    deep_block: 16,
     step: 8,
-    resident: Some(1200 << 10),
+    resident: Some(Resident { bytes: 1200 << 10, deep_block: 16 }),
     micro: bf16_micro,
     enter,
     leave,

@@ -14,7 +14,6 @@ const KERNEL: Kernel = Kernel {
     left: Left::F32,
     packed: Packed::F32,
     block: 32,
-    deep_block: 32,
     step: 32,
     resident: None,
     micro: f32_micro,
@@ -24,7 +23,7 @@ const KERNEL: Kernel = Kernel {
 
 pub(super) static F32: Kernel = KERNEL;
 pub(super) static BF16_AS_F32: Kernel =
-    Kernel { packed: Packed::Bf16, block: 16, deep_block: 16, step: 16, micro: bf16_as_f32_micro, ..KERNEL };
+    Kernel { packed: Packed::Bf16, block: 16, step: 16, micro: bf16_as_f32_micro, ..KERNEL };
 pub(super) static INT8_AS_INT16: Kernel =
     Kernel { left: Left::Int8, packed: Packed::Int8, micro: int8_as_int16_micro, ..KERNEL };
 
@@ -71,12 +70,7 @@ macro_rules! kernel {
             }
         }
 
-        unsafe fn $micro(rows: usize, tiles: usize, operands: Operands, sums: *mut f32, first: bool) {
-            type Inner = unsafe fn(usize, *const u8, *const u8, *mut f32, bool);
-            const VARIANTS: [Inner; MAX_ROWS] = [$name::<1>, $name::<2>, $name::<3>, $name::<4>, $name::<5>];
-            // SAFETY: forwarded from the caller, `rows` among it.
-            unsafe { VARIANTS[rows - 1](tiles, operands.left, operands.right, sums, first) }
-        }
+        by_rows!($micro, $name, 1 2 3 4 5);
     };
 }
 

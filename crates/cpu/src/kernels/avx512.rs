@@ -15,7 +15,6 @@ const KERNEL: Kernel = Kernel {
     left: Left::F32,
     packed: Packed::F32,
     block: 64,
-    deep_block: 64,
     step: 64,
     resident: None,
     micro: f32_micro,
@@ -29,43 +28,16 @@ pub(super) static BF16_DOT: Kernel =
 pub(super) static INT8_DOT: Kernel =
     Kernel { left: Left::Uint8, packed: Packed::Int8, micro: int8_dot_micro, ..KERNEL };
 pub(super) static BF16_AS_F32: Kernel =
-    Kernel { packed: Packed::Bf16, block: 32, deep_block: 32, step: 32, micro: bf16_as_f32_micro, ..KERNEL };
+    Kernel { packed: Packed::Bf16, block: 32, step: 32, micro: bf16_as_f32_micro, ..KERNEL };
 pub(super) static INT8_AS_INT16: Kernel =
     Kernel { left: Left::Int8, packed: Packed::Int8, micro: int8_as_int16_micro, ..KERNEL };
-
-/// Defines a [`super::Micro`] that picks the variant of `$inner` with the right number of rows.
-macro_rules! by_rows {
-    ($name:ident, $inner:ident) => {
-        unsafe fn $name(rows: usize, tiles: usize, operands: Operands, sums: *mut f32, first: bool) {
-            type Inner = unsafe fn(usize, *const u8, *const u8, *mut f32, bool);
-            const VARIANTS: [Inner; MAX_ROWS] = [
-                $inner::<1>,
-                $inner::<2>,
-                $inner::<3>,
-                $inner::<4>,
-                $inner::<5>,
-                $inner::<6>,
-                $inner::<7>,
-                $inner::<8>,
-                $inner::<9>,
-                $inner::<10>,
-                $inner::<11>,
-                $inner::<12>,
-                $inner::<13>,
-                $inner::<14>,
-            ];
-            // SAFETY: forwarded from the caller, `rows` among it.
-            unsafe { VARIANTS[rows - 1](tiles, operands.left, operands.right, sums, first) }
-        }
-    };
-}
 
 /// Defines the loop over depth of one kernel.
 ///
 /// `$step` combines a sum, 4 bytes of the left operand in every lane (`left_bytes` of them apart from group to
 /// group) and one register of the right operand, 16 columns of one group.
 macro_rules! kernel {
-    ($name:ident, $features:literal, $acc:ty, $zero:ident, $load:ident, $store:ident, $chunk:literal, $prepare:expr, $step:expr) => {
+    ($micro:ident, $name:ident, $features:literal, $acc:ty, $zero:ident, $load:ident, $store:ident, $chunk:literal, $prepare:expr, $step:expr) => {
         #[target_feature(enable = $features)]
         unsafe fn $name<const ROWS: usize>(
             tiles: usize,
@@ -107,10 +79,12 @@ macro_rules! kernel {
                 }
             }
         }
+        by_rows!($micro, $name, 1 2 3 4 5 6 7 8 9 10 11 12 13 14);
     };
 }
 
 kernel!(
+    f32_micro,
     f32_rows,
     "avx512f",
     __m512,
@@ -121,9 +95,9 @@ kernel!(
     |w| _mm512_castsi512_ps(w),
     |acc, x: *const u8, w| _mm512_fmadd_ps(_mm512_set1_ps(x.cast::<f32>().read()), w, acc)
 );
-by_rows!(f32_micro, f32_rows);
 
 kernel!(
+    bf16_dot_micro,
     bf16_dot_rows,
     "avx512f,avx512bw,avx512bf16",
     __m512,
@@ -139,9 +113,9 @@ kernel!(
         _mm512_dpbf16_ps(acc, w, std::mem::transmute::<__m512i, __m512bh>(x))
     }
 );
-by_rows!(bf16_dot_micro, bf16_dot_rows);
 
 kernel!(
+    int8_dot_micro,
     int8_dot_rows,
     "avx512f,avx512bw,avx512vnni",
     __m512i,
@@ -152,9 +126,9 @@ kernel!(
     |w| w,
     |acc, x: *const u8, w| _mm512_dpbusd_epi32(acc, _mm512_set1_epi32(x.cast::<i32>().read()), w)
 );
-by_rows!(int8_dot_micro, int8_dot_rows);
 
 kernel!(
+    bf16_as_f32_micro,
     bf16_as_f32_rows,
     "avx512f",
     __m512,
@@ -172,9 +146,9 @@ kernel!(
         _mm512_fmadd_ps(_mm512_set1_ps(x.add(1).read()), odd, acc)
     }
 );
-by_rows!(bf16_as_f32_micro, bf16_as_f32_rows);
 
 kernel!(
+    int8_as_int16_micro,
     int8_as_int16_rows,
     "avx512f,avx512bw",
     __m512i,
@@ -191,7 +165,6 @@ kernel!(
         _mm512_add_epi32(acc, _mm512_madd_epi16(x_odd, odd))
     }
 );
-by_rows!(int8_as_int16_micro, int8_as_int16_rows);
 
 /// A row of a left panel in bf16, times `factor`; see [`super::pack::left_row`]. The processor rounds as
 /// [`crate::math::to_bf16`] does, but takes subnormal numbers for zero.

@@ -12,6 +12,19 @@
 //!
 //! This is the layout of AMX tiles; AVX-512 reads the same one.
 
+/// Defines a [`Micro`] that picks the variant of `$inner` with the right number of rows.
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+macro_rules! by_rows {
+    ($name:ident, $inner:ident, $($rows:literal)*) => {
+        unsafe fn $name(rows: usize, tiles: usize, operands: Operands, sums: *mut f32, first: bool) {
+            type Inner = unsafe fn(usize, *const u8, *const u8, *mut f32, bool);
+            const VARIANTS: &[Inner] = &[$($inner::<$rows>),*];
+            // SAFETY: forwarded from the caller, `rows` among it.
+            unsafe { VARIANTS[rows - 1](tiles, operands.left, operands.right, sums, first) }
+        }
+    };
+}
+
 #[cfg(target_arch = "x86_64")]
 mod amx;
 #[cfg(target_arch = "x86_64")]
@@ -108,59 +121,68 @@ pub(crate) struct Kernel {
     pub(crate) packed: Packed,
     /// Depth tiles whose operands should stay in the second-level cache.
     pub(crate) block: usize,
-    /// The same where there are several blocks, whose sums stay there too.
-    pub(crate) deep_block: usize,
     /// Depth tiles of a right panel that all row panels should use while they are in the first-level cache.
     pub(crate) step: usize,
-    /// Bytes of the left operand that should stay in the second-level cache while the weight passes by; none for a
-    /// kernel slow enough to read its operands from further away.
-    pub(crate) resident: Option<usize>,
+    /// None for a kernel slow enough to read its operands from further away.
+    pub(crate) resident: Option<Resident>,
     pub(crate) micro: Micro,
     /// Prepares the calling thread, and undoes it.
     pub(crate) enter: fn(),
     pub(crate) leave: fn(),
 }
 
+/// What should stay in the second-level cache while the weight passes by.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Resident {
+    /// Bytes of the left operand, or of sums where depth comes in several blocks.
+    pub(crate) bytes: usize,
+    /// Depth tiles of a block then, in which the left operand is a small guest.
+    pub(crate) deep_block: usize,
+}
+
 impl Kernel {
     /// The kernel of an instruction set for a weight format.
     pub(crate) fn of(isa: Isa, packed: Packed) -> &'static Kernel {
-        match (isa, packed) {
-            #[cfg(target_arch = "x86_64")]
+        Self::native(isa, packed).unwrap_or(match packed {
+            Packed::F32 => &portable::F32,
+            Packed::Bf16 => &portable::BF16_AS_F32,
+            Packed::Int8 => &portable::INT8,
+        })
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    fn native(isa: Isa, packed: Packed) -> Option<&'static Kernel> {
+        Some(match (isa, packed) {
             (Isa::Amx, Packed::Bf16) => &amx::BF16,
-            #[cfg(target_arch = "x86_64")]
             (Isa::Amx, Packed::Int8) => &amx::INT8,
-            #[cfg(target_arch = "x86_64")]
             (Isa::Avx512Bf16, Packed::Bf16) => &avx512::BF16_DOT,
-            #[cfg(target_arch = "x86_64")]
             (Isa::Avx512Bf16, Packed::Int8) => &avx512::INT8_DOT,
-            #[cfg(target_arch = "x86_64")]
             (Isa::Avx512 | Isa::Avx512Bf16 | Isa::Amx, Packed::F32) => &avx512::F32,
-            #[cfg(target_arch = "x86_64")]
             (Isa::Avx512, Packed::Bf16) => &avx512::BF16_AS_F32,
-            #[cfg(target_arch = "x86_64")]
             (Isa::Avx512, Packed::Int8) => &avx512::INT8_AS_INT16,
-            #[cfg(target_arch = "x86_64")]
             (Isa::Avx2, Packed::F32) => &avx2::F32,
-            #[cfg(target_arch = "x86_64")]
             (Isa::Avx2, Packed::Bf16) => &avx2::BF16_AS_F32,
-            #[cfg(target_arch = "x86_64")]
             (Isa::Avx2, Packed::Int8) => &avx2::INT8_AS_INT16,
-            #[cfg(target_arch = "aarch64")]
+            (Isa::Portable | Isa::Neon | Isa::NeonDot | Isa::NeonBf16, _) => return None,
+        })
+    }
+
+    #[cfg(target_arch = "aarch64")]
+    fn native(isa: Isa, packed: Packed) -> Option<&'static Kernel> {
+        Some(match (isa, packed) {
             (Isa::Neon | Isa::NeonDot | Isa::NeonBf16, Packed::F32) => &neon::F32,
-            #[cfg(target_arch = "aarch64")]
             (Isa::Neon | Isa::NeonDot, Packed::Bf16) => &neon::BF16_AS_F32,
-            #[cfg(target_arch = "aarch64")]
             (Isa::Neon, Packed::Int8) => &neon::INT8_AS_INT16,
-            #[cfg(target_arch = "aarch64")]
             (Isa::NeonDot, Packed::Int8) => &neon::INT8_DOT,
-            #[cfg(target_arch = "aarch64")]
             (Isa::NeonBf16, Packed::Bf16) => &neon::BF16_MATRIX,
-            #[cfg(target_arch = "aarch64")]
             (Isa::NeonBf16, Packed::Int8) => &neon::INT8_MATRIX,
-            (_, Packed::F32) => &portable::F32,
-            (_, Packed::Bf16) => &portable::BF16_AS_F32,
-            (_, Packed::Int8) => &portable::INT8,
-        }
+            (Isa::Portable | Isa::Avx2 | Isa::Avx512 | Isa::Avx512Bf16 | Isa::Amx, _) => return None,
+        })
+    }
+
+    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+    fn native(_: Isa, _: Packed) -> Option<&'static Kernel> {
+        None
     }
 
     /// Values of one depth tile.

@@ -14,7 +14,6 @@ const KERNEL: Kernel = Kernel {
     left: Left::F32,
     packed: Packed::F32,
     block: 32,
-    deep_block: 32,
     step: 16,
     resident: None,
     micro: f32_micro,
@@ -23,14 +22,8 @@ const KERNEL: Kernel = Kernel {
 };
 
 pub(super) static F32: Kernel = KERNEL;
-pub(super) static BF16_AS_F32: Kernel = Kernel {
-    max_rows: 4,
-    packed: Packed::Bf16,
-    block: 16,
-    deep_block: 16,
-    micro: bf16_as_f32_micro,
-    ..KERNEL
-};
+pub(super) static BF16_AS_F32: Kernel =
+    Kernel { max_rows: 4, packed: Packed::Bf16, block: 16, micro: bf16_as_f32_micro, ..KERNEL };
 pub(super) static INT8_AS_INT16: Kernel =
     Kernel { max_rows: 4, left: Left::Int8, packed: Packed::Int8, micro: int8_as_int16_micro, ..KERNEL };
 pub(super) static INT8_DOT: Kernel =
@@ -43,18 +36,6 @@ pub(super) static INT8_MATRIX: Kernel =
 /// Columns of a right panel, and its bytes for one depth tile.
 const COLUMNS: usize = 16;
 const RIGHT_TILE: usize = 64 * COLUMNS;
-
-/// Defines a [`super::Micro`] that picks the variant of `$inner` with the right number of rows.
-macro_rules! by_rows {
-    ($name:ident, $inner:ident, $($rows:literal)*) => {
-        unsafe fn $name(rows: usize, tiles: usize, operands: Operands, sums: *mut f32, first: bool) {
-            type Inner = unsafe fn(usize, *const u8, *const u8, *mut f32, bool);
-            const VARIANTS: &[Inner] = &[$($inner::<$rows>),*];
-            // SAFETY: forwarded from the caller, `rows` among it.
-            unsafe { VARIANTS[rows - 1](tiles, operands.left, operands.right, sums, first) }
-        }
-    };
-}
 
 /// Defines the loop over depth of a kernel whose registers of sums hold 4 columns of a row.
 ///
@@ -193,28 +174,13 @@ fn smull2(w: int8x16_t, x: int8x16_t) -> int16x8_t {
     products
 }
 
-/// Adds to each of 4 columns the dot product of its 4 values with the 4 values in the bits of `x`.
-#[inline]
-#[target_feature(enable = "neon,dotprod")]
-fn sdot(mut acc: int32x4_t, x: f32, w: int8x16_t) -> int32x4_t {
-    // SAFETY: the instruction is present where this function may be called, and works on these registers alone.
-    unsafe {
-        asm!(
-            "sdot {acc:v}.4s, {w:v}.16b, {x:v}.4b[0]",
-            acc = inout(vreg) acc, w = in(vreg) w, x = in(vreg) x,
-            options(pure, nomem, nostack, preserves_flags),
-        );
-    }
-    acc
-}
-
-/// Defines an instruction that adds the products of two rows of `x` with two columns of `w`, 8 bytes of each, to a
-/// matrix of 2 by 2 sums: 4 bytes each, whatever their type.
-macro_rules! matrix_instruction {
-    ($name:ident, $features:literal, $text:literal) => {
+/// Defines an instruction that adds products of `x` and `w` to sums.
+macro_rules! add_products {
+    ($(#[$about:meta])* $name:ident, $features:literal, $acc:ty, $x:ty, $w:ty, $text:literal) => {
+        $(#[$about])*
         #[inline]
         #[target_feature(enable = $features)]
-        fn $name(mut acc: uint64x2_t, x: uint64x2_t, w: uint64x2_t) -> uint64x2_t {
+        fn $name(mut acc: $acc, x: $x, w: $w) -> $acc {
             // SAFETY: the instruction is present where this function may be called, and works on these registers
             // alone.
             unsafe {
@@ -229,9 +195,19 @@ macro_rules! matrix_instruction {
     };
 }
 
-// Sums of bf16 products are rounded to odd, and subnormal numbers are taken for zero.
-matrix_instruction!(bfmmla, "neon,bf16", "bfmmla {acc:v}.4s, {x:v}.8h, {w:v}.8h");
-matrix_instruction!(smmla, "neon,i8mm", "smmla {acc:v}.4s, {x:v}.16b, {w:v}.16b");
+add_products!(
+    /// Adds to each of 4 columns the dot product of its 4 values with the 4 values in the bits of `x`.
+    sdot, "neon,dotprod", int32x4_t, f32, int8x16_t, "sdot {acc:v}.4s, {w:v}.16b, {x:v}.4b[0]"
+);
+add_products!(
+    /// Adds the products of two rows of `x` with two columns of `w`, 8 bytes of each, to a matrix of 2 by 2 sums. Sums
+    /// are rounded to odd, and subnormal numbers are taken for zero.
+    bfmmla, "neon,bf16", uint64x2_t, uint64x2_t, uint64x2_t, "bfmmla {acc:v}.4s, {x:v}.8h, {w:v}.8h"
+);
+add_products!(
+    /// The same for int8, exactly.
+    smmla, "neon,i8mm", uint64x2_t, uint64x2_t, uint64x2_t, "smmla {acc:v}.4s, {x:v}.16b, {w:v}.16b"
+);
 
 /// Defines the loop over depth of a kernel whose registers of sums hold 2 rows of 2 columns. The last of an odd number
 /// of rows is multiplied twice, and kept once.

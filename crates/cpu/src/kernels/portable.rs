@@ -16,7 +16,6 @@ const KERNEL: Kernel = Kernel {
     left: Left::F32,
     packed: Packed::F32,
     block: 64,
-    deep_block: 64,
     step: 64,
     resident: None,
     micro: f32_micro,
@@ -26,16 +25,9 @@ const KERNEL: Kernel = Kernel {
 
 pub(super) static F32: Kernel = KERNEL;
 pub(super) static BF16_AS_F32: Kernel =
-    Kernel { packed: Packed::Bf16, block: 32, deep_block: 32, step: 32, micro: bf16_micro, ..KERNEL };
-pub(super) static INT8: Kernel = Kernel {
-    left: Left::Int8,
-    packed: Packed::Int8,
-    block: 32,
-    deep_block: 32,
-    step: 32,
-    micro: int8_micro,
-    ..KERNEL
-};
+    Kernel { packed: Packed::Bf16, block: 32, step: 32, micro: bf16_micro, ..KERNEL };
+pub(super) static INT8: Kernel =
+    Kernel { left: Left::Int8, packed: Packed::Int8, block: 32, step: 32, micro: int8_micro, ..KERNEL };
 
 /// Runs `step(depth group, rows)` over slices of the operands.
 ///

@@ -190,12 +190,10 @@ impl Run<'_> {
             times.push(round);
         }
         let ratio = |a: usize, b: usize| Ratio::of(times.iter().map(|t| t[a] / t[b] - 1.0).collect());
-        let mut plain_times: Vec<f64> = times.iter().map(|t| t[1]).collect();
-        plain_times.sort_by(f64::total_cmp);
         Ok(Overhead {
             rounds: times.len(),
             records,
-            plain_seconds: plain_times[times.len() / 2],
+            plain_seconds: coverage::median(times.iter().map(|t| t[1]).collect()).unwrap_or_default(),
             traced: ratio(0, 1),
             control: ratio(2, 1),
         })

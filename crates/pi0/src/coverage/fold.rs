@@ -149,7 +149,8 @@ pub fn fallbacks(records: &[Record], probes: &[Probe]) -> (Vec<Item>, Vec<Saving
     (items, savings)
 }
 
-fn median(mut values: Vec<f64>) -> Option<f64> {
+/// The middle one, of an even number the upper.
+pub fn median(mut values: Vec<f64>) -> Option<f64> {
     values.sort_by(f64::total_cmp);
     values.get(values.len() / 2).copied()
 }

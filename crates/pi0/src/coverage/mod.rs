@@ -3,4 +3,4 @@
 mod fold;
 pub mod roadmap;
 
-pub use fold::{Probe, fallbacks, rows, stages, transfers};
+pub use fold::{Probe, fallbacks, median, rows, stages, transfers};

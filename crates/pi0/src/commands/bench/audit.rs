@@ -314,7 +314,7 @@ mod tests {
     use super::*;
 
     /// The reference with the last column of every product off by a hundredth.
-    struct Off;
+    struct Off(Reference);
 
     impl Device for Off {
         type Tensor = Rows;
@@ -323,32 +323,20 @@ mod tests {
         fn name(&self) -> &'static str {
             "off"
         }
-        fn shape(&self, x: &Rows) -> [usize; 2] {
-            Reference.shape(x)
-        }
-        fn upload(&self, rows: usize, cols: usize, data: &[f32]) -> Result<Rows> {
-            Reference.upload(rows, cols, data)
-        }
-        fn download(&self, x: &Rows) -> Result<HostTensor> {
-            Reference.download(x)
-        }
-        fn prepare(&self, source: &WeightSource) -> Result<Self::Weight> {
-            Reference.prepare(source)
-        }
+
+        forward! { Reference.0: shape upload download prepare gelu }
+
         fn linear(&self, x: &Rows, w: &Self::Weight) -> Result<Rows> {
             let mut y = HostTensor::clone(&*Reference.linear(x, w)?);
             let end = y.cols() - 1;
             (0..y.rows()).for_each(|r| y.row_mut(r)[end] *= 1.01);
             Ok(Arc::new(y))
         }
-        fn gelu(&self, x: &Rows) -> Result<Rows> {
-            Reference.gelu(x)
-        }
     }
 
     #[test]
     fn a_wrong_operation_is_found_and_only_while_auditing() {
-        let d = Audited::new(Off);
+        let d = Audited::new(Off(Reference));
         let weight = TensorSource::from_f32("w", vec![3, 2], &[1.0, 2.0, 3.0, 4.0, 5.0, 6.0]).unwrap();
         let parts = vec![LinearPart { weight, bias: None, columns: None }];
         let w = d.prepare(&WeightSource::Linear { parts, exact: false }).unwrap();
