@@ -5,17 +5,19 @@
 
 use std::ops::Range;
 
+use bytemuck::{Pod, Zeroable};
 use pi0_device::{Attention, KeyValue, Span};
 
 use crate::kernels::{Kernel, Operands, pack};
 use crate::matmul::{Engine, with_scratch};
-use crate::memory::Shared;
+use crate::memory::{Pooled, Shared};
 use crate::softmax::{BlockLayout, MOST_KEYS as BLOCK, Softmax, softmax_block};
 use crate::tensor::Tensor;
 
 /// One span seen by one kernel.
-struct Unit<'a> {
-    span: &'a Span,
+#[derive(Clone, Copy, Pod, Zeroable)]
+#[repr(C)]
+struct Unit {
     keys: usize,
     /// Right panels of keys, and depth tiles of values.
     key_panels: usize,
@@ -37,7 +39,8 @@ struct Plan<'a> {
     q: &'a Tensor,
     kv: &'a [KeyValue<'a, Tensor>],
     spec: &'a Attention<'a>,
-    units: Vec<Unit<'a>>,
+    /// A [`Unit`] for each span, in memory of the pool.
+    units: Pooled,
     bytes: usize,
     packs: usize,
     panels: usize,
@@ -48,6 +51,7 @@ struct Plan<'a> {
 
 impl<'a> Plan<'a> {
     fn new(
+        engine: &Engine,
         kernel: &'static Kernel,
         q: &'a Tensor,
         kv: &'a [KeyValue<'a, Tensor>],
@@ -57,12 +61,12 @@ impl<'a> Plan<'a> {
         let dim_panels = spec.head_dim.div_ceil(kernel.columns());
         let (mut bytes, mut packs, mut panels) = (0, 0, 0);
         let group = spec.heads / spec.kv_heads;
-        let mut units = Vec::with_capacity(spec.spans.len());
-        for span in spec.spans {
+        let mut units = engine.pool.take(spec.spans.len() * size_of::<Unit>());
+        let each = units.block_mut().values_mut::<Unit>(spec.spans.len());
+        for (span, unit) in spec.spans.iter().zip(each) {
             let keys = span.key_count();
             let (key_panels, value_tiles) = (keys.div_ceil(kernel.columns()), kernel.tiles(keys));
-            let unit = Unit {
-                span,
+            *unit = Unit {
                 keys,
                 key_panels,
                 value_tiles,
@@ -76,15 +80,18 @@ impl<'a> Plan<'a> {
             bytes += spec.kv_heads * (unit.key_bytes + unit.value_bytes);
             packs += spec.kv_heads * (key_panels + value_tiles);
             panels += spec.kv_heads * unit.panels;
-            units.push(unit);
         }
         Self { kernel, q, kv, spec, units, bytes, packs, panels, dim_tiles, dim_panels }
     }
 
+    fn units(&self) -> &[Unit] {
+        self.units.values(self.spec.spans.len())
+    }
+
     /// The keys or values of one head that a span's keys from `first` on have.
-    fn key_rows(&self, unit: &Unit<'_>, first: usize, kv_head: usize, values: bool, out: &mut [&'a [f32]]) {
+    fn key_rows(&self, span: &Span, first: usize, kv_head: usize, values: bool, out: &mut [&'a [f32]]) {
         let columns = kv_head * self.spec.head_dim..(kv_head + 1) * self.spec.head_dim;
-        let runs = unit.span.keys.iter().flat_map(|run| {
+        let runs = span.keys.iter().flat_map(|run| {
             let part = &self.kv[run.part];
             let tensor = if values { part.v } else { part.k };
             run.rows.clone().map(move |row| (tensor, row))
@@ -96,8 +103,8 @@ impl<'a> Plan<'a> {
 
     /// Packs one panel of keys or one depth tile of values.
     fn pack(&self, isa: crate::Isa, index: usize, packed: Shared<u8>) {
-        let at = self.units.partition_point(|u| u.packs_before <= index) - 1;
-        let unit = &self.units[at];
+        let at = self.units().partition_point(|u| u.packs_before <= index) - 1;
+        let (span, unit) = (&self.spec.spans[at], &self.units()[at]);
         let each = unit.key_panels + unit.value_tiles;
         let (kv_head, index) = ((index - unit.packs_before) / each, (index - unit.packs_before) % each);
         let (kernel, dim) = (self.kernel, self.spec.head_dim);
@@ -114,10 +121,10 @@ impl<'a> Plan<'a> {
                 let first = (2 * index + side) * kernel.strip;
                 let count = unit.keys.saturating_sub(first).min(kernel.strip);
                 let heads = &mut heads[..count];
-                self.key_rows(unit, first, kv_head, false, heads);
+                self.key_rows(span, first, kv_head, false, heads);
                 for t in 0..self.dim_tiles {
-                    let span = t * kernel.depth()..dim.min((t + 1) * kernel.depth());
-                    rows.iter_mut().zip(&*heads).for_each(|(row, head)| *row = &head[span.clone()]);
+                    let depth = t * kernel.depth()..dim.min((t + 1) * kernel.depth());
+                    rows.iter_mut().zip(&*heads).for_each(|(row, head)| *row = &head[depth.clone()]);
                     let offset = (index * self.dim_tiles + t) * kernel.right_tile() + side * half;
                     pack::right_tile(isa, kernel, &rows[..count], &[], tile(offset));
                 }
@@ -127,10 +134,10 @@ impl<'a> Plan<'a> {
             let first = t * kernel.depth();
             let count = (unit.keys - first).min(kernel.depth());
             let heads = &mut heads[..count];
-            self.key_rows(unit, first, kv_head, true, heads);
+            self.key_rows(span, first, kv_head, true, heads);
             for strip in 0..2 * self.dim_panels {
-                let span = (strip * kernel.strip).min(dim)..((strip + 1) * kernel.strip).min(dim);
-                rows.iter_mut().zip(&*heads).for_each(|(row, head)| *row = &head[span.clone()]);
+                let columns = (strip * kernel.strip).min(dim)..((strip + 1) * kernel.strip).min(dim);
+                rows.iter_mut().zip(&*heads).for_each(|(row, head)| *row = &head[columns.clone()]);
                 let offset = unit.key_bytes
                     + (strip / 2 * unit.value_tiles + t) * kernel.right_tile()
                     + strip % 2 * half;
@@ -141,18 +148,18 @@ impl<'a> Plan<'a> {
 
     /// Attention of one panel of rows.
     fn panel(&self, engine: &Engine, index: usize, packed: *const u8, out: Shared<f32>) {
-        let at = self.units.partition_point(|u| u.panels_before <= index) - 1;
-        let unit = &self.units[at];
+        let at = self.units().partition_point(|u| u.panels_before <= index) - 1;
+        let (span, unit) = (&self.spec.spans[at], &self.units()[at]);
         let (kv_head, index) =
             ((index - unit.panels_before) / unit.panels, (index - unit.panels_before) % unit.panels);
         let (kernel, dim) = (self.kernel, self.spec.head_dim);
         let group = self.spec.heads / self.spec.kv_heads;
-        let panels = kernel.panels(unit.span.queries.len() * group);
+        let panels = kernel.panels(span.queries.len() * group);
         let (first, rows, padded) = (panels.start(index), panels.len(index), panels.padded(index));
         // The query row and the first column of a row of the left operand.
         let place = |r: usize| {
             let r = first + r;
-            (unit.span.queries.start + r / group, (kv_head * group + r % group) * dim)
+            (span.queries.start + r / group, (kv_head * group + r % group) * dim)
         };
         let columns = kernel.columns();
         let chunk = kernel.left_chunk();
@@ -242,7 +249,7 @@ pub(crate) fn attention(
     spec: &Attention<'_>,
 ) -> Tensor {
     let out = engine.pool.take(q.rows() * q.cols() * size_of::<f32>());
-    let plan = Plan::new(kernel, q, kv, spec);
+    let plan = Plan::new(engine, kernel, q, kv, spec);
     let packed = engine.pool.take(plan.bytes);
     let (to_packed, to_out) = (Shared::new(packed.as_ptr()), Shared::new(out.as_ptr().cast::<f32>()));
     let pieces = plan.packs.div_ceil(4);

@@ -266,8 +266,7 @@ impl Device for Cpu {
     }
 
     fn attention(&self, q: &Tensor, kv: &[KeyValue<'_, Tensor>], spec: &Attention<'_>) -> Result<Tensor> {
-        let shapes: Vec<_> = kv.iter().map(|p| (self.shape(p.k), self.shape(p.v))).collect();
-        spec.check(self.shape(q), &shapes)?;
+        spec.check(|t| self.shape(t), q, kv)?;
         let kernel = match Kernel::of(self.isa(), Packed::Bf16) {
             bf16 if bf16.left == Left::Bf16 && self.bf16_attention.load(Ordering::Relaxed) => bf16,
             _ => Kernel::of(self.isa(), Packed::F32),
@@ -303,7 +302,7 @@ impl Device for Cpu {
     }
 
     fn concat_rows(&self, parts: &[&Tensor]) -> Result<Tensor> {
-        operands::concat_rows(&parts.iter().map(|p| self.shape(p)).collect::<Vec<_>>())?;
+        operands::concat_rows(parts.iter().map(|p| self.shape(p)))?;
         let cols = parts[0].cols();
         let rows = parts.iter().map(|p| p.rows()).sum();
         Ok(self.rows(rows, cols, |mut i, out| {

@@ -1,14 +1,12 @@
 //! Activations: rows of f32 in a pooled block. Slices are views.
 
-use std::sync::Arc;
-
 use crate::memory::Pooled;
 
 /// A matrix of f32 on the host. Cloning and slicing share the memory, which returns to the device's pool when
 /// the last view is dropped.
 #[derive(Debug, Clone)]
 pub struct Tensor {
-    block: Arc<Pooled>,
+    block: Pooled,
     /// Index of the first value in the block.
     start: usize,
     rows: usize,
@@ -21,7 +19,7 @@ impl Tensor {
     /// A whole block as `[rows, cols]`.
     pub(crate) fn new(block: Pooled, rows: usize, cols: usize) -> Self {
         assert!(rows * cols * size_of::<f32>() <= block.len());
-        Self { block: Arc::new(block), start: 0, rows, cols, stride: cols }
+        Self { block, start: 0, rows, cols, stride: cols }
     }
 
     /// Number of rows.
@@ -46,7 +44,7 @@ impl Tensor {
         assert!(rows.start <= rows.end && rows.end <= self.rows);
         assert!(cols.start <= cols.end && cols.end <= self.cols);
         Self {
-            block: Arc::clone(&self.block),
+            block: self.block.clone(),
             start: self.start + rows.start * self.stride + cols.start,
             rows: rows.len(),
             cols: cols.len(),

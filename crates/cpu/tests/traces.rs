@@ -1,45 +1,11 @@
 //! A trace costs no memory traffic: once warm, an inference that is recorded allocates exactly as often as one that is
 //! not.
 
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::sync::atomic::{AtomicUsize, Ordering};
+mod counting;
 
 use pi0_cpu::{Cpu, CpuOptions};
 use pi0_device::{Device, Fallback, Reference, Traced};
 use pi0_model::{Config, Extent, Inputs, Pi0, SampleOptions, synth};
-
-static ALLOCATIONS: AtomicUsize = AtomicUsize::new(0);
-
-struct Counting;
-
-// SAFETY: everything is passed on to the system's allocator.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        ALLOCATIONS.fetch_add(1, Ordering::Relaxed);
-        // SAFETY: passed on.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
-        ALLOCATIONS.fetch_add(1, Ordering::Relaxed);
-        // SAFETY: passed on.
-        unsafe { System.alloc_zeroed(layout) }
-    }
-
-    unsafe fn realloc(&self, at: *mut u8, layout: Layout, size: usize) -> *mut u8 {
-        ALLOCATIONS.fetch_add(1, Ordering::Relaxed);
-        // SAFETY: passed on.
-        unsafe { System.realloc(at, layout, size) }
-    }
-
-    unsafe fn dealloc(&self, at: *mut u8, layout: Layout) {
-        // SAFETY: passed on.
-        unsafe { System.dealloc(at, layout) }
-    }
-}
-
-#[global_allocator]
-static ALLOCATOR: Counting = Counting;
 
 type Outcome<T> = Result<T, Box<dyn std::error::Error>>;
 
@@ -60,9 +26,9 @@ fn allocations<D: Device>(model: &Pi0<D>) -> Outcome<usize> {
         guidance: None,
     };
     let batch = [robot.clone(), robot];
-    let before = ALLOCATIONS.load(Ordering::Relaxed);
+    let before = counting::allocations();
     model.sample_actions(&batch, &SampleOptions { steps: None, seed: 0 })?;
-    Ok(ALLOCATIONS.load(Ordering::Relaxed) - before)
+    Ok(counting::allocations() - before)
 }
 
 #[test]

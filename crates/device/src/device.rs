@@ -463,9 +463,10 @@ impl Span {
 }
 
 impl Attention<'_> {
-    /// Checks the geometry against the operands' shapes (`q`, then k and v of each part), so that devices need
-    /// not. Every device calls this first.
-    pub fn check(&self, q: [usize; 2], kv: &[([usize; 2], [usize; 2])]) -> Result<()> {
+    /// Checks the geometry against the operands, so that devices need not. Every device calls this first; `shape`
+    /// tells a tensor's rows and columns.
+    pub fn check<T>(&self, shape: impl Fn(&T) -> [usize; 2], q: &T, kv: &[KeyValue<'_, T>]) -> Result<()> {
+        let q = shape(q);
         let fail = |what: String| Err(Error::shape(OpKind::Attention, what));
         if self.kv_heads == 0 || self.heads == 0 || !self.heads.is_multiple_of(self.kv_heads) {
             return fail(format!("{} query heads over {} key heads", self.heads, self.kv_heads));
@@ -474,7 +475,8 @@ impl Attention<'_> {
         if self.head_dim == 0 || q[1] != width {
             return fail(format!("q has {} columns, wanted {} heads of {}", q[1], self.heads, self.head_dim));
         }
-        for (i, (k, v)) in kv.iter().enumerate() {
+        for (i, part) in kv.iter().enumerate() {
+            let (k, v) = (shape(part.k), shape(part.v));
             if k != v || k[1] != kv_width {
                 return fail(format!("part {i} has k {k:?} and v {v:?}, wanted {kv_width} columns in both"));
             }
@@ -489,7 +491,7 @@ impl Attention<'_> {
                 return fail(format!("rows {:?} see no key", s.queries));
             }
             for k in &s.keys {
-                let rows = kv.get(k.part).map_or(0, |(k, _)| k[0]);
+                let rows = kv.get(k.part).map_or(0, |part| shape(part.k)[0]);
                 if k.rows.start > k.rows.end || k.rows.end > rows {
                     return fail(format!("keys {:?} of part {} with {rows} rows", k.rows, k.part));
                 }

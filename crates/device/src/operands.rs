@@ -63,9 +63,10 @@ pub fn add_scaled(x: Shape, y: Shape) -> Result<()> {
 }
 
 /// At least one part, all of one width.
-pub fn concat_rows(parts: &[Shape]) -> Result<()> {
-    let fits = parts.first().is_some_and(|first| parts.iter().all(|p| p[1] == first[1]));
-    must(fits, OpKind::ConcatRows, || format!("{parts:?}"))
+pub fn concat_rows(parts: impl Iterator<Item = Shape> + Clone) -> Result<()> {
+    let first = parts.clone().next();
+    let fits = first.is_some_and(|first| parts.clone().all(|p| p[1] == first[1]));
+    must(fits, OpKind::ConcatRows, || format!("{:?}", parts.collect::<Vec<_>>()))
 }
 
 /// A range of the rows.

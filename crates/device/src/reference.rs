@@ -188,8 +188,7 @@ impl Device for Reference {
     }
 
     fn attention(&self, q: &Tensor, kv: &[KeyValue<'_, Tensor>], spec: &Attention<'_>) -> Result<Tensor> {
-        let shapes: Vec<_> = kv.iter().map(|p| (self.shape(p.k), self.shape(p.v))).collect();
-        spec.check(self.shape(q), &shapes)?;
+        spec.check(|t| self.shape(t), q, kv)?;
         let dim = spec.head_dim;
         let mut out = HostTensor::zeros([q.rows(), q.cols()]);
         for span in spec.spans {
@@ -247,7 +246,7 @@ impl Device for Reference {
     }
 
     fn concat_rows(&self, parts: &[&Tensor]) -> Result<Tensor> {
-        operands::concat_rows(&parts.iter().map(|p| self.shape(p)).collect::<Vec<_>>())?;
+        operands::concat_rows(parts.iter().map(|p| self.shape(p)))?;
         matrix(
             parts.iter().map(|p| p.rows()).sum(),
             parts[0].cols(),

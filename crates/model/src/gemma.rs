@@ -3,9 +3,12 @@
 //!
 //! Shapes: R packed rows, W width, Q = heads · head_dim, C = kv_heads · head_dim, F mlp_dim.
 
+use std::iter::once;
+
 use pi0_device::{
     Activation, Attention, Dense, Device, KeyValue, Norm, Qkv, Result, Scope, Span, dense, qkv,
 };
+use smallvec::SmallVec;
 
 use crate::weights::Weights;
 use crate::{GemmaConfig, ModelError};
@@ -32,8 +35,8 @@ impl<D: Device> LayerCache<D> {
     }
 }
 
-/// Rows after a layer or stack (nothing where [`Extent::Cache`] ends) and what it keeps.
-pub type Output<D, C> = (Option<<D as Device>::Tensor>, C);
+/// Rows after a layer (nothing where [`Extent::Cache`] ends), and its keys and values.
+pub type Output<D> = (Option<<D as Device>::Tensor>, LayerCache<D>);
 
 /// How much of a tower to load.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -86,8 +89,8 @@ impl<D: Device> Gemma<D> {
     }
 
     /// Runs all layers over `x` `[R, W]`. `cached` holds, for each layer, parts 1, 2 … of its attention; part 0
-    /// is its own keys and values. Returns the last layer's output before the final norm (nothing for
-    /// [`Extent::Cache`]) and each layer's keys and values.
+    /// is its own keys and values, which `keep` gets. Returns the last layer's output before the final norm (nothing
+    /// for [`Extent::Cache`]).
     pub fn forward(
         &self,
         d: &D,
@@ -95,23 +98,23 @@ impl<D: Device> Gemma<D> {
         positions: &[u32],
         cached: &[&[LayerCache<D>]],
         spans: &[Span],
-    ) -> Result<Output<D, Vec<LayerCache<D>>>> {
+        mut keep: impl FnMut(LayerCache<D>),
+    ) -> Result<Option<D::Tensor>> {
         let mut x = Some(x);
-        let mut caches = Vec::with_capacity(self.layers.len());
         for (i, layer) in self.layers.iter().enumerate() {
             let _scope = Scope::new(d, format_args!("layer{i}"));
             let Some(rows) = x else { break };
-            let earlier: Vec<_> = cached.iter().map(|part| part[i].key_value()).collect();
+            let earlier: SmallVec<[_; 2]> = cached.iter().map(|part| part[i].key_value()).collect();
             let (next, cache) = layer.forward(d, &rows, positions, &earlier, spans)?;
             d.tap("k_cache", &cache.k);
             d.tap("v_cache", &cache.v);
             if let Some(next) = &next {
                 d.tap("out", next);
             }
-            caches.push(cache);
+            keep(cache);
             x = next;
         }
-        Ok((x, caches))
+        Ok(x)
     }
 
     /// The final norm alone; `None` for [`Extent::Cache`].
@@ -165,7 +168,7 @@ impl<D: Device> GemmaLayer<D> {
         positions: &[u32],
         cached: &[KeyValue<'_, D::Tensor>],
         spans: &[Span],
-    ) -> Result<Output<D, LayerCache<D>>> {
+    ) -> Result<Output<D>> {
         match &self.body {
             Body::Cache { kv } => Ok((None, self.keys_values(d, x, kv, positions)?)),
             Body::Whole(w) => {
@@ -200,10 +203,11 @@ impl<D: Device> GemmaLayer<D> {
             },
         )?;
         let cache = LayerCache { k, v };
-        let mut parts = vec![cache.key_value()];
-        parts.extend(cached);
-        let scale = (head_dim as f32).powf(-0.5);
-        let a = d.attention(&q, &parts, &Attention { heads, kv_heads, head_dim, scale, spans })?;
+        let a = {
+            let parts: SmallVec<[_; 3]> = once(cache.key_value()).chain(cached.iter().copied()).collect();
+            let scale = (head_dim as f32).powf(-0.5);
+            d.attention(&q, &parts, &Attention { heads, kv_heads, head_dim, scale, spans })?
+        };
         let out = Dense { residual: Some(x), branch_tap: Some("attn"), ..Dense::new(&a, &w.o_proj) };
         Ok((dense(d, &out)?, cache))
     }

@@ -203,7 +203,8 @@ impl<D: Device> Pi0<D> {
         let d = &self.device;
         let _scope = Scope::new(d, format_args!("prefix"));
         let (positions, spans) = (layout.prefix_positions(), layout.prefix_spans());
-        let (out, cache) = self.language.forward(d, embs, &positions, &[], &spans)?;
+        let mut cache = Vec::with_capacity(self.language.layers().len());
+        let out = self.language.forward(d, embs, &positions, &[], &spans, |layer| cache.push(layer))?;
         if let (Some(out), Some(norm)) = (out, self.language.norm()) {
             d.tap("norm", &d.rms_norm(&out, norm)?);
         }
@@ -223,8 +224,7 @@ impl<D: Device> Pi0<D> {
         let states = d.linear(&d.upload(batch.len(), c.state_dim, &states)?, &self.state_proj)?;
         d.tap("state_emb", &states);
         let width = c.expert.width;
-        let embedded: Vec<f32> =
-            times.iter().flat_map(|&t| time_embedding(t, width, c.min_period, c.max_period)).collect();
+        let embedded = time_embedding(times, width, c.min_period, c.max_period);
         let embedded = d.upload(times.len(), width, &embedded)?;
         d.tap("time_emb", &embedded);
         Ok(Steps {
@@ -268,30 +268,30 @@ impl<D: Device> Pi0<D> {
         let _scope = Scope::new(d, format_args!("suffix"));
         let actions = self.embed_suffix(x_t, step, steps)?;
         let robots = d.shape(&steps.states)[0];
-        let first = state_cache.is_none();
-        let (out, cache) = match state_cache {
-            None => {
-                let embs = d.concat_rows(&[&steps.states, &actions])?;
-                d.tap("embs", &embs);
-                self.expert.forward(d, embs, &steps.positions, &[&prefix.0], &steps.first_spans)?
-            }
-            Some(states) => {
-                let positions = &steps.positions[robots..];
-                self.expert.forward(d, actions, positions, &[&prefix.0, states], &steps.later_spans)?
-            }
-        };
-        let out = out.expect("the expert is loaded whole");
-        let norm = self.expert.norm().map(Norm::Rms);
-        let v_t =
-            dense(d, &Dense { norm, norm_tap: Some("norm"), ..Dense::new(&out, &self.action_out_proj) })?;
-        if !first {
-            return Ok(v_t);
+        if let Some(states) = state_cache {
+            let (positions, cached) = (&steps.positions[robots..], [&*prefix.0, states]);
+            let out = self.expert.forward(d, actions, positions, &cached, &steps.later_spans, drop)?;
+            return self.velocity(out);
         }
-        let keep = |l: &LayerCache<D>| {
+        let embs = d.concat_rows(&[&steps.states, &actions])?;
+        d.tap("embs", &embs);
+        let mut layers = Vec::with_capacity(prefix.0.len());
+        let keep = |layer| layers.push(layer);
+        let out = self.expert.forward(d, embs, &steps.positions, &[&prefix.0], &steps.first_spans, keep)?;
+        let v_t = self.velocity(out)?;
+        let states = |l: &LayerCache<D>| {
             Ok(LayerCache { k: d.slice_rows(&l.k, 0..robots)?, v: d.slice_rows(&l.v, 0..robots)? })
         };
-        *state_cache = Some(cache.iter().map(keep).collect::<Result<_, ModelError>>()?);
+        *state_cache = Some(layers.iter().map(states).collect::<Result<_, ModelError>>()?);
         Ok(d.slice_rows(&v_t, robots..d.shape(&v_t)[0])?)
+    }
+
+    /// What the expert's last layer leaves, as velocities: `action_out_proj(norm(out))`.
+    fn velocity(&self, out: Option<D::Tensor>) -> Result<D::Tensor, ModelError> {
+        let out = out.expect("the expert is loaded whole");
+        let norm = self.expert.norm().map(Norm::Rms);
+        let call = Dense { norm, norm_tap: Some("norm"), ..Dense::new(&out, &self.action_out_proj) };
+        Ok(dense(&self.device, &call)?)
     }
 
     /// Pulls the velocities of guided robots towards their previous chunks; on the host, where it is cheap.
@@ -350,15 +350,21 @@ fn draw_noise(seed: u64, count: usize) -> Vec<f32> {
     StandardNormal.sample_iter(ChaCha12Rng::seed_from_u64(seed)).take(count).collect()
 }
 
-/// Sine and cosine of `t` at `width / 2` periods from `min_period` to `max_period`, computed in f64.
-pub fn time_embedding(t: f32, width: usize, min_period: f64, max_period: f64) -> Vec<f32> {
+/// For each of `times` a row `[width]`: sines, then cosines, at `width / 2` periods from `min_period` to `max_period`,
+/// computed in f64.
+pub fn time_embedding(times: &[f32], width: usize, min_period: f64, max_period: f64) -> Vec<f32> {
     let half = width / 2;
-    let angle = |i: usize| {
+    let mut rows = vec![0.0; times.len() * 2 * half];
+    for i in 0..half {
         let fraction = if half > 1 { i as f64 / (half - 1) as f64 } else { 0.0 };
         let period = min_period * (max_period / min_period).powf(fraction);
-        f64::from(t) * std::f64::consts::TAU / period
-    };
-    (0..half).map(|i| angle(i).sin() as f32).chain((0..half).map(|i| angle(i).cos() as f32)).collect()
+        for (row, &t) in times.iter().enumerate() {
+            let (sin, cos) = (f64::from(t) * std::f64::consts::TAU / period).sin_cos();
+            rows[row * 2 * half + i] = sin as f32;
+            rows[row * 2 * half + half + i] = cos as f32;
+        }
+    }
+    rows
 }
 
 /// The patches of all present images, row-major, each as `[3, P, P]` flattened: `[N S, 3 P²]`.

@@ -227,7 +227,8 @@ impl<D: Device> GemmaRun<'_, D> {
         }
         let parts: Vec<&[LayerCache<D>]> = parts.iter().map(Vec::as_slice).collect();
         let x = self.rows(c.width)?;
-        let (out, caches) = tower.forward(d, x, &self.phase.positions, &parts, &self.phase.spans)?;
+        let (positions, spans, mut caches) = (&self.phase.positions, &self.phase.spans, Vec::new());
+        let out = tower.forward(d, x, positions, &parts, spans, |layer| caches.push(layer))?;
         for (i, cache) in caches.iter().enumerate() {
             self.push(outputs, format!("layer{i}.k"), &cache.k)?;
             self.push(outputs, format!("layer{i}.v"), &cache.v)?;

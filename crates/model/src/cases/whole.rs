@@ -18,8 +18,7 @@ fn load<'d, D: Device>(d: &'d D, setup: &Setup) -> Result<Pi0<&'d D>, ModelError
 pub(super) fn time_embedding<D: Device>(d: &D, setup: &Setup) -> Result<Outputs, ModelError> {
     let c = setup.config();
     let width = c.expert.width;
-    let embed = |&t: &f32| crate::time_embedding(t, width, c.min_period, c.max_period);
-    let values: Vec<f32> = setup.times().iter().flat_map(embed).collect();
+    let values = crate::time_embedding(&setup.times(), width, c.min_period, c.max_period);
     let weights = Weights::new(d, &setup.checkpoint, &|_| ());
     let time_mlp_in = weights.linear_exact("action_time_mlp_in", true, Some(width..2 * width))?;
     let _scope = Scope::new(d, format_args!("suffix"));

@@ -110,8 +110,7 @@ impl Tensix {
         kv: &[KeyValue<'_, Tensor>],
         spec: &Attention<'_>,
     ) -> Result<Tensor> {
-        let shapes: Vec<_> = kv.iter().map(|p| ([p.k.rows, p.k.cols], [p.v.rows, p.v.cols])).collect();
-        spec.check([q.rows, q.cols], &shapes)?;
+        spec.check(|t| [t.rows, t.cols], q, kv)?;
         if spec.spans.iter().any(overlapping) {
             return Err(Error::unsupported(NAME, OP, "a key that a query sees twice"));
         }
