@@ -20,7 +20,14 @@ import make_golden
 from reference import arch_of
 
 # The same limit for PyTorch's matrix products; what it computes outside oneDNN may use more.
-ONEDNN_ISA = {"avx2": "AVX2", "avx512": "AVX512_CORE", "avx512-bf16": "AVX512_CORE_BF16", "amx": "AVX512_CORE_AMX"}
+ONEDNN_ISA = {
+    "avx2": "AVX2",
+    "avx2-vnni": "AVX2_VNNI",
+    "avx512": "AVX512_CORE",
+    "avx512-vnni": "AVX512_CORE_VNNI",
+    "avx512-bf16": "AVX512_CORE_BF16",
+    "amx": "AVX512_CORE_AMX",
+}
 
 
 class Worker:

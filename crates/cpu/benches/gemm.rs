@@ -107,7 +107,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let peak = match (o.format, cpu.isa()) {
         (Format::F32, _) => peaks.f32,
         (Format::Int8, Isa::Amx | Isa::NeonBf16) => peaks.int8_tiles,
-        (Format::Int8, Isa::Avx512Bf16 | Isa::NeonDot) => peaks.int8_dot,
+        (Format::Int8, Isa::Avx2Vnni | Isa::Avx512Vnni | Isa::Avx512Bf16 | Isa::NeonDot) => peaks.int8_dot,
         (_, isa) => peaks.bf16(isa),
     };
     println!(

@@ -17,9 +17,13 @@ pub enum Isa {
     NeonBf16,
     /// AVX2 with FMA.
     Avx2,
+    /// The same with int8 dot products (AVX-VNNI): Alder Lake, Zen 5 and later.
+    Avx2Vnni,
     /// AVX-512 F, BW, DQ and VL.
     Avx512,
-    /// AVX-512 with BF16 dot products and VNNI: Zen 4, Cooper Lake and later.
+    /// The same with int8 dot products (AVX512-VNNI): Cascade Lake, Ice Lake, Tiger Lake.
+    Avx512Vnni,
+    /// The same with bf16 dot products as well: Zen 4, Cooper Lake and later.
     Avx512Bf16,
     /// The same and AMX tiles for bf16 and int8: Sapphire Rapids and later.
     Amx,
@@ -27,13 +31,15 @@ pub enum Isa {
 
 impl Isa {
     /// All of them.
-    pub const ALL: [Isa; 8] = [
+    pub const ALL: [Isa; 10] = [
         Isa::Portable,
         Isa::Neon,
         Isa::NeonDot,
         Isa::NeonBf16,
         Isa::Avx2,
+        Isa::Avx2Vnni,
         Isa::Avx512,
+        Isa::Avx512Vnni,
         Isa::Avx512Bf16,
         Isa::Amx,
     ];
@@ -53,7 +59,9 @@ impl Isa {
         match self {
             Isa::Portable => true,
             Isa::Neon | Isa::NeonDot | Isa::NeonBf16 => cfg!(target_arch = "aarch64"),
-            Isa::Avx2 | Isa::Avx512 | Isa::Avx512Bf16 | Isa::Amx => cfg!(target_arch = "x86_64"),
+            Isa::Avx2 | Isa::Avx2Vnni | Isa::Avx512 | Isa::Avx512Vnni | Isa::Avx512Bf16 | Isa::Amx => {
+                cfg!(target_arch = "x86_64")
+            }
         }
     }
 
@@ -63,12 +71,15 @@ impl Isa {
         use std::arch::is_x86_feature_detected as has;
         let avx2 = || has!("avx2") && has!("fma");
         let avx512 = || avx2() && has!("avx512f") && has!("avx512bw") && has!("avx512dq") && has!("avx512vl");
-        let bf16 = || avx512() && has!("avx512bf16") && has!("avx512vnni");
+        let vnni = || avx512() && has!("avx512vnni");
+        let bf16 = || vnni() && has!("avx512bf16");
         match self {
             Isa::Portable => true,
             Isa::Neon | Isa::NeonDot | Isa::NeonBf16 => false,
             Isa::Avx2 => avx2(),
+            Isa::Avx2Vnni => avx2() && has!("avxvnni"),
             Isa::Avx512 => avx512(),
+            Isa::Avx512Vnni => vnni(),
             Isa::Avx512Bf16 => bf16(),
             Isa::Amx => bf16() && amx_granted(),
         }
@@ -84,7 +95,7 @@ impl Isa {
             Isa::Neon => has!("neon"),
             Isa::NeonDot => dot(),
             Isa::NeonBf16 => dot() && has!("bf16") && has!("i8mm"),
-            Isa::Avx2 | Isa::Avx512 | Isa::Avx512Bf16 | Isa::Amx => false,
+            _ => false,
         }
     }
 
@@ -102,7 +113,9 @@ impl Isa {
             Isa::NeonDot => "neon-dot",
             Isa::NeonBf16 => "neon-bf16",
             Isa::Avx2 => "avx2",
+            Isa::Avx2Vnni => "avx2-vnni",
             Isa::Avx512 => "avx512",
+            Isa::Avx512Vnni => "avx512-vnni",
             Isa::Avx512Bf16 => "avx512-bf16",
             Isa::Amx => "amx",
         }

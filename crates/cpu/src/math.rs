@@ -26,10 +26,12 @@ macro_rules! per_isa {
                 }
                 use $crate::Isa;
                 match isa {
-                    // SAFETY: the device's instruction set was found present when it was opened.
-                    Isa::Avx512 | Isa::Avx512Bf16 | Isa::Amx => return unsafe { avx512($($arg),*) },
+                    Isa::Avx512 | Isa::Avx512Vnni | Isa::Avx512Bf16 | Isa::Amx => {
+                        // SAFETY: the device's instruction set was found present when it was opened.
+                        return unsafe { avx512($($arg),*) };
+                    }
                     // SAFETY: as above.
-                    Isa::Avx2 => return unsafe { avx2($($arg),*) },
+                    Isa::Avx2 | Isa::Avx2Vnni => return unsafe { avx2($($arg),*) },
                     Isa::Portable | Isa::Neon | Isa::NeonDot | Isa::NeonBf16 => {}
                 }
             }

@@ -6,7 +6,7 @@ use std::ops::Range;
 
 use crate::Isa;
 use crate::epilogue::{Finish, Place, finish_tile};
-use crate::kernels::{Kernel, Left, Operands, Panels, Resident, pack};
+use crate::kernels::{Kernel, Operands, Panels, Resident, pack};
 use crate::memory::{Block, BlockPool, Pooled, Shared};
 use crate::norm::norm_row;
 use crate::tensor::Tensor;
@@ -68,8 +68,7 @@ impl Engine {
         let panels = kernel.panels(x.rows());
         let (chunk, row_bytes) = (kernel.left_chunk(), kernel.tiles(x.cols()) * kernel.left_chunk());
         let block = self.pool.take(panels.total() * row_bytes);
-        let integer = matches!(kernel.left, Left::Int8 | Left::Uint8);
-        let scales = integer.then(|| self.pool.take(x.rows() * size_of::<f32>()));
+        let scales = kernel.left.integer().then(|| self.pool.take(x.rows() * size_of::<f32>()));
         let out = Shared::new(block.as_ptr());
         let out_scales = scales.as_ref().map(|s| Shared::new(s.as_ptr().cast::<f32>()));
         self.threads.split(x.rows(), (1 << 14) / x.cols().max(1) + 1, |rows| {

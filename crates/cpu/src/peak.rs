@@ -18,7 +18,7 @@ pub struct Peaks {
     pub f32: Option<f64>,
     /// Dot products of bf16 vectors (AVX-512, NEON), GFLOP/s.
     pub bf16_dot: Option<f64>,
-    /// Dot products of int8 vectors (AVX-512 VNNI, NEON), GOP/s.
+    /// Dot products of int8 vectors (VNNI, NEON), GOP/s.
     pub int8_dot: Option<f64>,
     /// Products of bf16 matrices in registers (AMX tiles, NEON), GFLOP/s.
     pub bf16_tiles: Option<f64>,
@@ -42,7 +42,11 @@ impl Peaks {
                     rate(has(Isa::Avx2), x86::f32_avx2)
                 },
                 bf16_dot: rate(has(Isa::Avx512Bf16), x86::bf16_dot),
-                int8_dot: rate(has(Isa::Avx512Bf16), x86::int8_dot),
+                int8_dot: if has(Isa::Avx512Vnni) {
+                    rate(true, x86::int8_dot_512)
+                } else {
+                    rate(cpu.isa() == Isa::Avx2Vnni, x86::int8_dot_256)
+                },
                 bf16_tiles: rate(has(Isa::Amx), x86::bf16_tiles),
                 int8_tiles: rate(has(Isa::Amx), x86::int8_tiles),
                 memory: memory(cpu),
@@ -93,7 +97,7 @@ fn rate(cpu: &Cpu, burst: fn() -> u64) -> f64 {
     rates.into_iter().map(|r| r.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner)).sum()
 }
 
-/// GB/s of reads, all threads together: the best of three passes.
+/// GB/s of reads, all threads together: the best of five passes.
 fn memory(cpu: &Cpu) -> f64 {
     let block = Block::new(MEMORY);
     let start = Shared::new(block.as_ptr());
@@ -105,7 +109,7 @@ fn memory(cpu: &Cpu) -> f64 {
         unsafe { std::slice::from_raw_parts_mut(start.get().add(i * PIECE), PIECE) }.fill(i as u8);
     });
     let mut best = f64::INFINITY;
-    for _ in 0..3 {
+    for _ in 0..5 {
         let begin = Instant::now();
         cpu.in_parallel(pieces, &|i| {
             let words = &block.values::<u64>(MEMORY / 8)[i * PIECE / 8..(i + 1) * PIECE / 8];
@@ -194,7 +198,16 @@ mod x86 {
         }
     );
     burst!(
-        int8_dot,
+        int8_dot_256,
+        int8_256,
+        "avx2,avxvnni",
+        64,
+        _mm256_setzero_si256(),
+        _mm256_set1_epi8(101),
+        |acc, a| { _mm256_dpbusd_avx_epi32(acc, a, a) }
+    );
+    burst!(
+        int8_dot_512,
         int8_512,
         "avx512f,avx512vnni",
         128,

@@ -29,8 +29,16 @@ pub(super) static INT8_DOT: Kernel =
     Kernel { left: Left::Uint8, packed: Packed::Int8, micro: int8_dot_micro, ..KERNEL };
 pub(super) static BF16_AS_F32: Kernel =
     Kernel { packed: Packed::Bf16, block: 32, step: 32, micro: bf16_as_f32_micro, ..KERNEL };
-pub(super) static INT8_AS_INT16: Kernel =
-    Kernel { left: Left::Int8, packed: Packed::Int8, micro: int8_as_int16_micro, ..KERNEL };
+pub(super) static INT8_AS_INT16: Kernel = Kernel {
+    // Fewer sums: widened weights need registers, too.
+    max_rows: 12,
+    left: Left::Int16,
+    packed: Packed::Int8,
+    block: 32,
+    step: 32,
+    micro: int8_as_int16_micro,
+    ..KERNEL
+};
 
 /// Defines the loop over depth of one kernel.
 ///
@@ -155,14 +163,13 @@ kernel!(
     _mm512_setzero_si512,
     _mm512_load_si512,
     _mm512_store_si512,
-    64,
+    128,
     // The even and the odd bytes of each group, widened: two products of neighbours, each without overflow.
     |w| (_mm512_srai_epi16::<8>(_mm512_slli_epi16::<8>(w)), _mm512_srai_epi16::<8>(w)),
     |acc, x: *const u8, (even, odd)| {
-        let x = _mm512_set1_epi32(x.cast::<i32>().read());
-        let (x_even, x_odd) = (_mm512_srai_epi16::<8>(_mm512_slli_epi16::<8>(x)), _mm512_srai_epi16::<8>(x));
-        let acc = _mm512_add_epi32(acc, _mm512_madd_epi16(x_even, even));
-        _mm512_add_epi32(acc, _mm512_madd_epi16(x_odd, odd))
+        let x = x.cast::<i32>();
+        let acc = _mm512_add_epi32(acc, _mm512_madd_epi16(_mm512_set1_epi32(x.read()), even));
+        _mm512_add_epi32(acc, _mm512_madd_epi16(_mm512_set1_epi32(x.add(1).read()), odd))
     }
 );
 

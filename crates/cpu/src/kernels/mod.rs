@@ -74,6 +74,9 @@ pub(crate) enum Left {
     Int8,
     /// The same plus 128: some dot products take the left operand unsigned.
     Uint8,
+    /// The same as [`Left::Int8`] in 16 bits, of each four neighbours the even two first: pairs to multiply with pairs
+    /// of widened weights.
+    Int16,
 }
 
 impl Left {
@@ -83,7 +86,19 @@ impl Left {
             Left::F32 => 4,
             Left::Bf16 => 2,
             Left::Int8 | Left::Uint8 => 1,
+            Left::Int16 => 2,
         }
+    }
+
+    /// Whether rows are integers times a scale.
+    pub(crate) fn integer(self) -> bool {
+        matches!(self, Left::Int8 | Left::Uint8 | Left::Int16)
+    }
+
+    /// Where value `k` of a row lies in a chunk, counted in values.
+    #[cfg(test)]
+    fn place(self, k: usize) -> usize {
+        if self == Left::Int16 { k / 4 * 4 + [0, 2, 1, 3][k % 4] } else { k }
     }
 }
 
@@ -156,14 +171,15 @@ impl Kernel {
             (Isa::Amx, Packed::Bf16) => &amx::BF16,
             (Isa::Amx, Packed::Int8) => &amx::INT8,
             (Isa::Avx512Bf16, Packed::Bf16) => &avx512::BF16_DOT,
-            (Isa::Avx512Bf16, Packed::Int8) => &avx512::INT8_DOT,
-            (Isa::Avx512 | Isa::Avx512Bf16 | Isa::Amx, Packed::F32) => &avx512::F32,
-            (Isa::Avx512, Packed::Bf16) => &avx512::BF16_AS_F32,
+            (Isa::Avx512Vnni | Isa::Avx512Bf16, Packed::Int8) => &avx512::INT8_DOT,
+            (Isa::Avx512 | Isa::Avx512Vnni | Isa::Avx512Bf16 | Isa::Amx, Packed::F32) => &avx512::F32,
+            (Isa::Avx512 | Isa::Avx512Vnni, Packed::Bf16) => &avx512::BF16_AS_F32,
             (Isa::Avx512, Packed::Int8) => &avx512::INT8_AS_INT16,
-            (Isa::Avx2, Packed::F32) => &avx2::F32,
-            (Isa::Avx2, Packed::Bf16) => &avx2::BF16_AS_F32,
+            (Isa::Avx2 | Isa::Avx2Vnni, Packed::F32) => &avx2::F32,
+            (Isa::Avx2 | Isa::Avx2Vnni, Packed::Bf16) => &avx2::BF16_AS_F32,
             (Isa::Avx2, Packed::Int8) => &avx2::INT8_AS_INT16,
-            (Isa::Portable | Isa::Neon | Isa::NeonDot | Isa::NeonBf16, _) => return None,
+            (Isa::Avx2Vnni, Packed::Int8) => &avx2::INT8_DOT,
+            _ => return None,
         })
     }
 
@@ -176,7 +192,7 @@ impl Kernel {
             (Isa::NeonDot, Packed::Int8) => &neon::INT8_DOT,
             (Isa::NeonBf16, Packed::Bf16) => &neon::BF16_MATRIX,
             (Isa::NeonBf16, Packed::Int8) => &neon::INT8_MATRIX,
-            (Isa::Portable | Isa::Avx2 | Isa::Avx512 | Isa::Avx512Bf16 | Isa::Amx, _) => return None,
+            _ => return None,
         })
     }
 
@@ -316,6 +332,7 @@ mod tests {
             Left::Bf16 => out.copy_from_slice(&to_bf16(value as f32).to_le_bytes()),
             Left::Int8 => out[0] = value as i8 as u8,
             Left::Uint8 => out[0] = (value + 128) as u8,
+            Left::Int16 => out.copy_from_slice(&(value as i16).to_le_bytes()),
         }
     }
 
@@ -347,7 +364,7 @@ mod tests {
                 let mut left = Block::new(TILES * padded * chunk);
                 let bytes = left.values_mut::<u8>(TILES * padded * chunk);
                 for (r, k) in (0..rows).flat_map(|r| (0..TILES * depth).map(move |k| (r, k))) {
-                    let at = (k / depth * padded + r) * chunk + k % depth * size;
+                    let at = (k / depth * padded + r) * chunk + kernel.left.place(k % depth) * size;
                     write(value(packed, 1, r, k), kernel.left, &mut bytes[at..at + size]);
                 }
                 let mut sums = Block::new(kernel.tile());

@@ -22,7 +22,6 @@ impl Row {
     }
 
     /// Number of chunks.
-    #[cfg(target_arch = "x86_64")]
     pub(super) fn count(&self) -> usize {
         self.count
     }
@@ -62,12 +61,20 @@ pub(crate) fn left_row_body<const FMA: bool>(left: Left, factor: f32, values: &[
     match left {
         Left::F32 => out.fill(values, |x| x * factor),
         Left::Bf16 => out.fill(values, |x| to_bf16(x * factor)),
-        Left::Int8 | Left::Uint8 => {
-            let offset = if left == Left::Uint8 { 128 } else { 0 };
+        Left::Int8 | Left::Uint8 | Left::Int16 => {
             // Bits of absolute values are ordered like the values, with NaN the largest.
             let largest = f32::from_bits(values.iter().fold(0, |m, x| m.max(x.to_bits() & 0x7fff_ffff)));
             let inverse = if largest > 1e-30 { 127.0 / largest } else { 0.0 };
-            out.fill(values, |x| quantize(x * inverse).wrapping_add(offset) as u8);
+            match left {
+                Left::Int16 => {
+                    out.fill(values, |x| quantize(x * inverse) as i16);
+                    for i in 0..out.count() {
+                        out.chunk::<[i16; 4]>(i).iter_mut().for_each(|four| four.swap(1, 2));
+                    }
+                }
+                Left::Uint8 => out.fill(values, |x| quantize(x * inverse).wrapping_add(128) as u8),
+                _ => out.fill(values, |x| quantize(x * inverse) as u8),
+            }
             return largest / 127.0 * factor;
         }
     }
@@ -97,7 +104,7 @@ pub(crate) fn left_row(isa: Isa, left: Left, factor: f32, values: &[f32], out: R
 }
 
 /// Groups of one depth tile: neighbours in depth that share 4 bytes, whatever their format.
-const GROUPS: usize = 16;
+pub(super) const GROUPS: usize = 16;
 /// Columns of the widest strip.
 const STRIP: usize = 16;
 
@@ -113,6 +120,9 @@ fn transpose(isa: Isa, kernel: &Kernel, columns: &Columns, out: &mut [u8]) {
         #[cfg(target_arch = "x86_64")]
         // SAFETY: the device's instruction set was found present when it was opened.
         Ok(out) if strip == STRIP && isa >= Isa::Avx512 => unsafe { super::avx512::transpose(columns, out) },
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: as above.
+        _ if strip == 8 && isa >= Isa::Avx2 => unsafe { super::avx2::transpose(columns, out) },
         _ => {
             let _ = isa;
             match kernel.group {
