@@ -33,9 +33,10 @@ pub(super) static INT8_DOT: Kernel =
 /// Defines the loop over depth of one kernel and the [`super::Micro`] that picks its number of rows.
 ///
 /// The right operand is multiplied in as many parts as `$part` prepares from one register of 8 columns of a group;
-/// `$step` combines a sum, 4 bytes of the left operand in every lane, and a part.
+/// `$step` combines a sum, 4 bytes of the left operand in every lane, and a part. `$passing` says that the right operand
+/// mostly passes by, from the second-level cache, and is fetched ahead: keys and values.
 macro_rules! kernel {
-    ($micro:ident, $name:ident, $features:literal, $zero:ident, $load:ident, $store:ident, [$($part:expr),+], $step:expr) => {
+    ($micro:ident, $name:ident, $features:literal, $zero:ident, $load:ident, $store:ident, $passing:literal, [$($part:expr),+], $step:expr) => {
         #[target_feature(enable = $features)]
         unsafe fn $name<const ROWS: usize>(
             tiles: usize,
@@ -58,6 +59,9 @@ macro_rules! kernel {
                 }
                 for _ in 0..tiles {
                     for g in 0..GROUPS {
+                        if $passing {
+                            _mm_prefetch::<_MM_HINT_T0>(right.wrapping_add(g * 64 + 2048).cast());
+                        }
                         let mut x = left.add(g * PARTS * 4);
                         $({
                             // Read anew for each part: no register is left to keep it in.
@@ -93,6 +97,7 @@ kernel!(
     _mm256_setzero_ps,
     _mm256_load_ps,
     _mm256_store_ps,
+    true,
     [|w| _mm256_castsi256_ps(w)],
     |acc, x, w| _mm256_fmadd_ps(_mm256_castsi256_ps(x), w, acc)
 );
@@ -104,6 +109,7 @@ kernel!(
     _mm256_setzero_ps,
     _mm256_load_ps,
     _mm256_store_ps,
+    false,
     [
         |w| _mm256_castsi256_ps(_mm256_slli_epi32::<16>(w)),
         |w| _mm256_castsi256_ps(_mm256_and_si256(w, _mm256_set1_epi32(0xffff_0000_u32 as i32)))
@@ -118,6 +124,7 @@ kernel!(
     _mm256_setzero_si256,
     _mm256_load_si256,
     _mm256_store_si256,
+    false,
     // The even and the odd bytes of each group, widened: two products of neighbours, each without overflow.
     [|w| _mm256_srai_epi16::<8>(_mm256_slli_epi16::<8>(w)), |w| _mm256_srai_epi16::<8>(w)],
     |mut acc: __m256i, x: __m256i, w: __m256i| {
@@ -138,6 +145,7 @@ kernel!(
     _mm256_setzero_si256,
     _mm256_load_si256,
     _mm256_store_si256,
+    false,
     [|w| w],
     |acc, x, w| _mm256_dpbusd_avx_epi32(acc, x, w)
 );
