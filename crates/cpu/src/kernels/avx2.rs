@@ -27,8 +27,9 @@ pub(super) static BF16_AS_F32: Kernel =
     Kernel { packed: Packed::Bf16, block: 16, micro: bf16_as_f32_micro, ..KERNEL };
 pub(super) static INT8_AS_INT16: Kernel =
     Kernel { left: Left::Int16, packed: Packed::Int8, block: 16, micro: int8_as_int16_micro, ..KERNEL };
+/// Processors with this instruction have first-level caches of 48 KB, which hold longer steps of a right panel.
 pub(super) static INT8_DOT: Kernel =
-    Kernel { left: Left::Uint8, packed: Packed::Int8, micro: int8_dot_micro, ..KERNEL };
+    Kernel { left: Left::Uint8, packed: Packed::Int8, step: 32, micro: int8_dot_micro, ..KERNEL };
 
 /// Defines the loop over depth of one kernel and the [`super::Micro`] that picks its number of rows.
 ///
