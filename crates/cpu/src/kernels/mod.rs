@@ -76,6 +76,7 @@ pub(crate) enum Left {
     Uint8,
     /// The same as [`Left::Int8`] in 16 bits, of each four neighbours the even two first: pairs to multiply with pairs
     /// of widened weights.
+    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
     Int16,
 }
 
