@@ -3,9 +3,11 @@
 use std::arch::x86_64::*;
 
 use super::pack::{Columns, Row};
-use super::{Kernel, Left, Operands, Packed, nothing};
+use super::{Kernel, Left, Operands, Packed, Resident, nothing};
 
 const MAX_ROWS: usize = 14;
+/// Less than the second-level cache of these processors, which has 512 KB at least: weights pass by in the rest.
+const RESIDENT: usize = 400 << 10;
 
 const KERNEL: Kernel = Kernel {
     max_rows: MAX_ROWS,
@@ -16,7 +18,7 @@ const KERNEL: Kernel = Kernel {
     packed: Packed::F32,
     block: 64,
     step: 64,
-    resident: None,
+    resident: Some(Resident { bytes: RESIDENT, deep_block: 32 }),
     micro: f32_micro,
     enter: nothing,
     leave: nothing,
@@ -27,8 +29,14 @@ pub(super) static BF16_DOT: Kernel =
     Kernel { left: Left::Bf16, packed: Packed::Bf16, micro: bf16_dot_micro, ..KERNEL };
 pub(super) static INT8_DOT: Kernel =
     Kernel { left: Left::Uint8, packed: Packed::Int8, micro: int8_dot_micro, ..KERNEL };
-pub(super) static BF16_AS_F32: Kernel =
-    Kernel { packed: Packed::Bf16, block: 32, step: 32, micro: bf16_as_f32_micro, ..KERNEL };
+pub(super) static BF16_AS_F32: Kernel = Kernel {
+    packed: Packed::Bf16,
+    block: 32,
+    step: 32,
+    resident: Some(Resident { bytes: RESIDENT, deep_block: 16 }),
+    micro: bf16_as_f32_micro,
+    ..KERNEL
+};
 pub(super) static INT8_AS_INT16: Kernel = Kernel {
     // Fewer sums: widened weights need registers, too.
     max_rows: 12,
