@@ -161,15 +161,14 @@ pub(super) fn transpose(columns: &Columns, out: &mut [u32]) {
             // SAFETY: these are 32 bytes.
             unsafe { _mm256_loadu_si256(groups.as_ptr().cast()) }
         });
-        // Pairs of columns, then pairs of pairs: 4 by 4 blocks within each half of a register.
-        let y: [__m256i; 8] = std::array::from_fn(|i| {
-            let (a, b) = (x[i & !1], x[i | 1]);
-            if i & 1 == 0 { _mm256_unpacklo_epi32(a, b) } else { _mm256_unpackhi_epi32(a, b) }
-        });
-        let x: [__m256i; 8] = std::array::from_fn(|i| {
-            let (a, b) = (y[i & !3 | i >> 1 & 1], y[i & !3 | i >> 1 & 1 | 2]);
-            if i & 1 == 0 { _mm256_unpacklo_epi64(a, b) } else { _mm256_unpackhi_epi64(a, b) }
-        });
+        let x = transpose_blocks!(
+            x,
+            8,
+            _mm256_unpacklo_epi32,
+            _mm256_unpackhi_epi32,
+            _mm256_unpacklo_epi64,
+            _mm256_unpackhi_epi64
+        );
         // `x[4 q + j]` holds groups j and 4 + j of columns 4 q to 4 q + 3.
         for j in 0..4 {
             let (low, high) = (x[j], x[4 + j]);

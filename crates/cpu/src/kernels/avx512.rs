@@ -50,8 +50,8 @@ pub(super) static INT8_AS_INT16: Kernel = Kernel {
 
 /// Defines the loop over depth of one kernel.
 ///
-/// `$step` combines a sum, 4 bytes of the left operand in every lane (`left_bytes` of them apart from group to
-/// group) and one register of the right operand, 16 columns of one group.
+/// `$chunk` bytes hold a row's 16 groups. `$step` combines a sum, an address in one of them, and what `$prepare` makes of
+/// one register of the right operand, 16 columns of the group.
 macro_rules! kernel {
     ($micro:ident, $name:ident, $features:literal, $acc:ty, $zero:ident, $load:ident, $store:ident, $chunk:literal, $prepare:expr, $step:expr) => {
         #[target_feature(enable = $features)]
@@ -250,15 +250,14 @@ pub(super) fn bf16_across(rows: &[&[f32]], out: &mut Columns) {
 pub(super) fn transpose(columns: &Columns, out: &mut Columns) {
     // SAFETY: each array has 64 bytes.
     let x: [__m512i; 16] = std::array::from_fn(|i| unsafe { _mm512_loadu_si512(columns[i].as_ptr().cast()) });
-    // Pairs of rows, then pairs of pairs: 4 by 4 blocks within each quarter of a register.
-    let y: [__m512i; 16] = std::array::from_fn(|i| {
-        let (a, b) = (x[i & !1], x[i | 1]);
-        if i & 1 == 0 { _mm512_unpacklo_epi32(a, b) } else { _mm512_unpackhi_epi32(a, b) }
-    });
-    let x: [__m512i; 16] = std::array::from_fn(|i| {
-        let (a, b) = (y[i & !3 | i >> 1 & 1], y[i & !3 | i >> 1 & 1 | 2]);
-        if i & 1 == 0 { _mm512_unpacklo_epi64(a, b) } else { _mm512_unpackhi_epi64(a, b) }
-    });
+    let x = transpose_blocks!(
+        x,
+        16,
+        _mm512_unpacklo_epi32,
+        _mm512_unpackhi_epi32,
+        _mm512_unpacklo_epi64,
+        _mm512_unpackhi_epi64
+    );
     // Then the 4 by 4 quarters: `x[4 q + j]` holds groups j, 4 + j, 8 + j and 12 + j of columns 4 q to 4 q + 3.
     for j in 0..4 {
         let (a, b, c, d) = (x[j], x[4 + j], x[8 + j], x[12 + j]);

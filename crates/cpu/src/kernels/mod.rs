@@ -25,6 +25,22 @@ macro_rules! by_rows {
     };
 }
 
+/// Transposes the 4 by 4 blocks of 4 bytes that 4 neighbours of `$count` registers have in each 16 bytes: pairs of
+/// registers, then pairs of pairs.
+#[cfg(target_arch = "x86_64")]
+macro_rules! transpose_blocks {
+    ($x:ident, $count:literal, $low32:ident, $high32:ident, $low64:ident, $high64:ident) => {{
+        let y: [_; $count] = std::array::from_fn(|i| {
+            let (a, b) = ($x[i & !1], $x[i | 1]);
+            if i & 1 == 0 { $low32(a, b) } else { $high32(a, b) }
+        });
+        std::array::from_fn::<_, $count, _>(|i| {
+            let (a, b) = (y[i & !3 | i >> 1 & 1], y[i & !3 | i >> 1 & 1 | 2]);
+            if i & 1 == 0 { $low64(a, b) } else { $high64(a, b) }
+        })
+    }};
+}
+
 #[cfg(target_arch = "x86_64")]
 mod amx;
 #[cfg(target_arch = "x86_64")]

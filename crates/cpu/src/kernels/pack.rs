@@ -65,15 +65,14 @@ pub(crate) fn left_row_body<const FMA: bool>(left: Left, factor: f32, values: &[
             // Bits of absolute values are ordered like the values, with NaN the largest.
             let largest = f32::from_bits(values.iter().fold(0, |m, x| m.max(x.to_bits() & 0x7fff_ffff)));
             let inverse = if largest > 1e-30 { 127.0 / largest } else { 0.0 };
-            match left {
-                Left::Int16 => {
-                    out.fill(values, |x| quantize(x * inverse) as i16);
-                    for i in 0..out.count() {
-                        out.chunk::<[i16; 4]>(i).iter_mut().for_each(|four| four.swap(1, 2));
-                    }
+            if left == Left::Int16 {
+                out.fill(values, |x| quantize(x * inverse) as i16);
+                for i in 0..out.count() {
+                    out.chunk::<[i16; 4]>(i).iter_mut().for_each(|four| four.swap(1, 2));
                 }
-                Left::Uint8 => out.fill(values, |x| quantize(x * inverse).wrapping_add(128) as u8),
-                _ => out.fill(values, |x| quantize(x * inverse) as u8),
+            } else {
+                let offset = if left == Left::Uint8 { 128 } else { 0 };
+                out.fill(values, |x| quantize(x * inverse).wrapping_add(offset) as u8);
             }
             return largest / 127.0 * factor;
         }
