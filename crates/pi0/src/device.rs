@@ -129,9 +129,15 @@ pub fn load(args: &DeviceArgs, checkpoint: Checkpoint) -> Result<Loaded> {
 
 /// Packs all weights on `device`, with a progress bar.
 pub fn pack<D: Device>(device: D, checkpoint: Checkpoint, extent: Extent) -> Result<Pi0<D>> {
+    let tick = progress_bars(&checkpoint)();
+    Ok(Pi0::load(device, checkpoint, extent, &*tick)?)
+}
+
+/// A progress bar for each time that the weights of `checkpoint` are packed; it goes with the closure that it gives.
+pub fn progress_bars(checkpoint: &Checkpoint) -> impl Fn() -> Box<dyn Fn(u64)> + use<> {
     let bytes = checkpoint.bytes_by_dtype().values().sum();
-    let bar = output::progress("loading", bytes);
-    let model = Pi0::load(device, checkpoint, extent, &|packed| bar.inc(packed))?;
-    bar.finish_and_clear();
-    Ok(model)
+    move || {
+        let bar = output::progress("loading", bytes);
+        Box::new(move |packed| bar.inc(packed))
+    }
 }

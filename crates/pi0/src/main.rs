@@ -3,14 +3,11 @@
 #![forbid(unsafe_code)]
 
 mod commands;
-mod coverage;
 mod device;
-mod host_ops;
 mod output;
 mod policy;
 mod remote;
 mod report;
-mod results;
 
 use std::process::ExitCode;
 

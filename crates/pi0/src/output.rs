@@ -4,8 +4,8 @@ use std::io::{ErrorKind, Write};
 use std::path::Path;
 
 use anyhow::{Context, Result};
-use comfy_table::{CellAlignment, Table, presets};
 use indicatif::{ProgressBar, ProgressStyle};
+pub use pi0_judge::text::table;
 
 /// Prints to standard output. A reader that has gone away (`pi0 … | head`) is no error.
 pub fn print(text: &str) -> Result<()> {
@@ -13,20 +13,6 @@ pub fn print(text: &str) -> Result<()> {
         Err(e) if e.kind() != ErrorKind::BrokenPipe => Err(e).context("cannot write to standard output"),
         _ => Ok(()),
     }
-}
-
-/// A plain table; all columns but the first are numbers, aligned right.
-pub fn table(header: &[String], rows: impl IntoIterator<Item = Vec<String>>) -> String {
-    let mut table = Table::new();
-    table.load_preset(presets::NOTHING).set_header(header);
-    for row in rows {
-        table.add_row(row);
-    }
-    for column in table.column_iter_mut().skip(1) {
-        column.set_cell_alignment(CellAlignment::Right);
-    }
-    let lines: Vec<_> = table.lines().map(|l| l.trim_end().to_string()).collect();
-    lines.join("\n") + "\n"
 }
 
 /// Two columns: what, and its value.

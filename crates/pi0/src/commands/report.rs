@@ -4,12 +4,12 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 use clap::Parser as _;
+use pi0_judge::results::Results;
 
 use crate::commands::{check, coverage};
 use crate::device::DeviceArgs;
 use crate::output;
-use crate::report::{Report, page};
-use crate::results::Results;
+use crate::report::Report;
 
 /// Write accuracy, coverage, timing and roadmap as one self-contained HTML page
 #[derive(clap::Args)]
@@ -83,7 +83,7 @@ pub fn run(args: &Args) -> Result<()> {
             .with_context(|| format!("{} holds no results of pi0 bench", path.display()))
     });
     let report = Report { check, coverage, bench: bench.collect::<Result<_>>()? };
-    std::fs::write(&args.html, page(&report))
+    std::fs::write(&args.html, report.page())
         .with_context(|| format!("cannot write {}", args.html.display()))?;
     if let Some(path) = &args.json {
         output::write_json(path, &report)?;

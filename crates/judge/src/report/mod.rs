@@ -1,10 +1,9 @@
 //! The report: one page of HTML with its charts inside, and nothing to fetch.
 
 mod accuracy;
-mod html;
+pub mod html;
 mod page;
 mod placement;
-mod speed;
-mod svg;
+pub mod svg;
 
-pub use page::{Report, page};
+pub use page::page;

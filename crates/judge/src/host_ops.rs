@@ -2,6 +2,8 @@
 
 use pi0_device::{Kind, OpKind};
 
+use crate::Error;
+
 /// What one name of the list means: a kind of operation, or one operation.
 pub fn parse(name: &str) -> Result<Vec<OpKind>, String> {
     let kind = match name {
@@ -19,6 +21,12 @@ pub fn parse(name: &str) -> Result<Vec<OpKind>, String> {
         let ops = OpKind::BASE.map(OpKind::name).join(", ");
         format!("{name} is neither a kind ({kinds}) nor an operation ({ops})")
     })
+}
+
+/// All that a list of names means.
+pub fn parse_all(names: &[String]) -> crate::Result<Vec<OpKind>> {
+    let one = |name: &String| parse(name).map_err(|why| Error::Option { option: "--host-ops".into(), why });
+    Ok(names.iter().map(one).collect::<crate::Result<Vec<_>>>()?.concat())
 }
 
 #[cfg(test)]

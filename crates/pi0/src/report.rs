@@ -1,11 +1,34 @@
-//! The benchmark: facts, stages and operations, as `pi0 bench` prints them.
+//! What the report adds to the judge's page: benchmarks, as `pi0 bench` prints them.
 
-use super::html::{Cell, escape, facts, figure, table};
-use super::svg::{Bar, bars};
-use crate::commands::bench::report::{OPERATION_COLUMNS, Report, STAGE_COLUMNS};
+use pi0_judge::report::html::{Cell, escape, facts, figure, table};
+use pi0_judge::report::page;
+use pi0_judge::report::svg::{Bar, bars};
+use pi0_judge::results::{CheckResults, CoverageResults};
+use serde::Serialize;
+
+use crate::commands::bench::report::{OPERATION_COLUMNS, Report as Bench, STAGE_COLUMNS};
+
+/// What the page is made of.
+#[derive(Debug, Serialize)]
+pub struct Report {
+    /// Results of `pi0 check`.
+    pub check: Option<CheckResults>,
+    /// Results of `pi0 coverage`.
+    pub coverage: Option<CoverageResults>,
+    /// Results of `pi0 bench`.
+    pub bench: Vec<Bench>,
+}
+
+impl Report {
+    /// The whole page.
+    pub fn page(&self) -> String {
+        let benches: Vec<_> = self.bench.iter().map(section).collect();
+        page(self.check.as_ref(), self.coverage.as_ref(), &benches)
+    }
+}
 
 /// The section made from `pi0 bench`.
-pub fn section(bench: &Report) -> String {
+fn section(bench: &Bench) -> String {
     let mut out = format!("<section><h2>Benchmark</h2>{}", facts(&bench.facts()));
     let mut start = 0.0;
     let rows: Vec<Bar> = bench

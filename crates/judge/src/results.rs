@@ -1,8 +1,11 @@
 //! What `check` and `coverage` find out, as it is written to JSON and read back by `report` and `compare`.
 
-use anyhow::{Context, Result, bail};
+use std::path::Path;
+
 use pi0_model::cases::check::{Checked, Comparison};
 use serde::{Deserialize, Serialize};
+
+use crate::{Error, Result};
 
 /// The results of one command.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -17,11 +20,15 @@ pub enum Results {
 
 impl Results {
     /// Reads what `--json` wrote.
-    pub fn read(path: &std::path::Path) -> Result<Self> {
+    pub fn read(path: &Path) -> Result<Self> {
         let text =
-            std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+            std::fs::read_to_string(path).map_err(|source| Error::Read { path: path.into(), source })?;
         serde_json::from_str(&text)
-            .with_context(|| format!("{} holds no results of pi0 check or pi0 coverage", path.display()))
+            .map_err(|e| Self::wrong(path, format!("holds no results of pi0 check or pi0 coverage: {e}")))
+    }
+
+    fn wrong(path: &Path, what: String) -> Error {
+        Error::Results { path: path.into(), what }
     }
 
     /// The name of the command.
@@ -33,20 +40,23 @@ impl Results {
     }
 
     /// Reads the results of `pi0 check`.
-    pub fn read_check(path: &std::path::Path) -> Result<CheckResults> {
+    pub fn read_check(path: &Path) -> Result<CheckResults> {
         match Self::read(path)? {
             Results::Check(check) => Ok(check),
-            other => bail!("{} holds results of pi0 {}, wanted pi0 check", path.display(), other.command()),
+            other => {
+                Err(Self::wrong(path, format!("holds results of pi0 {}, wanted pi0 check", other.command())))
+            }
         }
     }
 
     /// Reads the results of `pi0 coverage`.
-    pub fn read_coverage(path: &std::path::Path) -> Result<CoverageResults> {
+    pub fn read_coverage(path: &Path) -> Result<CoverageResults> {
         match Self::read(path)? {
             Results::Coverage(coverage) => Ok(coverage),
-            other => {
-                bail!("{} holds results of pi0 {}, wanted pi0 coverage", path.display(), other.command())
-            }
+            other => Err(Self::wrong(
+                path,
+                format!("holds results of pi0 {}, wanted pi0 coverage", other.command()),
+            )),
         }
     }
 }

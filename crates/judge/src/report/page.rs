@@ -2,48 +2,30 @@
 
 use std::fmt::Write as _;
 
-use serde::Serialize;
-
 use super::accuracy::{self, module_passed, names};
 use super::html::escape;
-use super::{placement, speed};
-use crate::commands::bench::report::Report as Bench;
+use super::placement;
 use crate::results::{CheckResults, CoverageResults, Environment};
-
-/// What the page is made of.
-#[derive(Debug, Serialize)]
-pub struct Report {
-    /// Results of `pi0 check`.
-    pub check: Option<CheckResults>,
-    /// Results of `pi0 coverage`.
-    pub coverage: Option<CoverageResults>,
-    /// Results of `pi0 bench`.
-    pub bench: Vec<Bench>,
-}
 
 const STYLE: &str = include_str!("style.css");
 
-/// The whole page.
-pub fn page(report: &Report) -> String {
+/// The whole page: results of `pi0 check` and of `pi0 coverage`, and whatever sections the caller adds.
+pub fn page(check: Option<&CheckResults>, coverage: Option<&CoverageResults>, more: &[String]) -> String {
     let mut out = String::from("<!doctype html><html lang=en><head><meta charset=utf-8>");
     out += "<meta name=viewport content='width=device-width,initial-scale=1'><title>π0 device report</title>";
     let _ = write!(out, "<style>{STYLE}</style></head><body><main>");
-    out += &header(report);
-    if let Some(check) = &report.check {
+    out += &header(check, coverage);
+    if let Some(check) = check {
         out += &accuracy::sections(check);
     }
-    if let Some(coverage) = &report.coverage {
+    if let Some(coverage) = coverage {
         out += &placement::sections(coverage);
     }
-    for bench in &report.bench {
-        out += &speed::section(bench);
-    }
+    out += &more.concat();
     out + "</main></body></html>\n"
 }
 
-fn header(report: &Report) -> String {
-    let check = report.check.as_ref();
-    let coverage = report.coverage.as_ref();
+fn header(check: Option<&CheckResults>, coverage: Option<&CoverageResults>) -> String {
     let place = check.map(|c| &c.environment).or(coverage.map(|c| &c.environment));
     let device = place.map_or("no device", |e| e.device.as_str());
     let mut out = format!("<header><h1>π0 on {}</h1>", escape(device));
@@ -72,7 +54,7 @@ fn header(report: &Report) -> String {
     }
     out += "</div>";
     if let Some(e) = place {
-        out += &environment(e, report);
+        out += &environment(e, check, coverage);
     }
     out + "</header>"
 }
@@ -86,7 +68,7 @@ fn tile(value: &str, what: &str, good: Option<bool>) -> String {
     format!("<div class='tile{class}'><b>{}</b><span>{}</span></div>", escape(value), escape(what))
 }
 
-fn environment(e: &Environment, report: &Report) -> String {
+fn environment(e: &Environment, check: Option<&CheckResults>, coverage: Option<&CoverageResults>) -> String {
     let mut rows = vec![
         ("device", format!("{}: {}", e.device, e.device_detail)),
         ("host", format!("{}, {}", e.processor, e.system)),
@@ -96,11 +78,11 @@ fn environment(e: &Environment, report: &Report) -> String {
     if !e.optimized {
         rows.push(("warning", "built without optimization: times mean nothing".into()));
     }
-    if let Some(c) = &report.check {
+    if let Some(c) = check {
         let model = c.model.as_deref().unwrap_or("small random networks");
         rows.push(("checked", format!("{model}, mode {}, thresholds for {}", c.mode, c.format)));
     }
-    if let Some(c) = &report.coverage {
+    if let Some(c) = coverage {
         let w = &c.workload;
         let mut what = format!(
             "{}: {} robot(s), {} camera(s), {} tokens, {} steps; median of {}; host: {}",
