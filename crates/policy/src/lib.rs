@@ -1,38 +1,35 @@
 //! Everything between a robot and the π0 network: images, state and prompt to the network's inputs, the network's
 //! outputs to actions, as openpi and lerobot do it for the checkpoint at hand.
 //!
+//! Where to look: `openpi/` and `lerobot/` hold what each family of checkpoints says and means; both come down to a
+//! list of steps, which `pipeline/` runs. `observation/` turns images into the network's, `prompt/` words into tokens.
+//!
 //! [`Policy::load`] works out from a checkpoint directory what to do; [`Policy::preprocess`] and
 //! [`Policy::postprocess`] do it; [`Policy::summary`] tells what was worked out.
 
 #![forbid(unsafe_code)]
 
+mod assemble;
 mod error;
 mod files;
 mod lerobot;
 mod load;
-mod normalize;
 mod observation;
 mod openpi;
 mod pipeline;
 mod policy;
-mod previous;
-mod resize;
+mod prompt;
 mod robot;
 #[cfg(test)]
 mod robustness;
-mod sentencepiece;
 mod summary;
-mod tokenizer;
-mod writer;
 
 pub use error::{Error, Result, Warning};
-pub use normalize::Formula;
-pub use observation::{Image, Layout, MAX_SIDE, Observation, Pixels};
+pub use lerobot::{LerobotProcessors, MeanStd, TINY_TOKENIZER, write_lerobot_processors};
+pub use observation::{Filter, Image, Layout, MAX_SIDE, Observation, Pad, Pixels, Resize};
 pub use openpi::{CONFIGS, OpenPiConfig};
-pub use pipeline::StateLength;
+pub use pipeline::{Formula, StateLength};
 pub use policy::{Actions, ModelFacts, Policy, PolicyOptions, Prepared, RobotChoice};
-pub use resize::{Filter, Pad, Resize};
+pub use prompt::{PromptFormat, TOKENIZER_FILES, Tokenizer};
 pub use robot::{AlohaUnits, OPENPI_CAMERAS, Robot, RobotCamera};
 pub use summary::{CameraSummary, Family, Normalization, Summary, TokenizerSummary};
-pub use tokenizer::{PromptFormat, TOKENIZER_FILES, Tokenizer};
-pub use writer::{LerobotProcessors, MeanStd, TINY_TOKENIZER, write_lerobot_processors};

@@ -6,11 +6,11 @@ use std::path::{Path, PathBuf};
 use pi0_model::{Config, Inputs};
 
 use crate::observation::LayoutRule;
+use crate::observation::{Filter, Pad, Resize};
 use crate::pipeline::{InputStep, OutputStep, StateLength, Transition, finite, run_outputs};
-use crate::resize::{Filter, Pad, Resize};
+use crate::prompt::Tokenizer;
 use crate::robot::Robot;
 use crate::summary::{Origin, Summary};
-use crate::tokenizer::Tokenizer;
 use crate::{Error, Observation, Result, Warning, load};
 
 /// What the policy must know of the network.

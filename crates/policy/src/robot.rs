@@ -2,6 +2,8 @@
 
 use serde::Serialize;
 
+use crate::{Error, Result};
+
 /// A robot with a place in openpi.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -205,6 +207,15 @@ impl AlohaUnits {
                 };
             }
         }
+    }
+}
+
+/// The units to convert, if any are.
+pub(crate) fn aloha_units(adapt: bool, robot: Option<Robot>) -> Result<Option<AlohaUnits>> {
+    match (adapt, robot) {
+        (false, _) => Ok(None),
+        (true, Some(Robot::Aloha)) => Ok(Some(AlohaUnits::OpenPi)),
+        (true, _) => Err(Error::Option { option: "--adapt-to-pi", why: "only ALOHA is converted".into() }),
     }
 }
 

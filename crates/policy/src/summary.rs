@@ -4,12 +4,12 @@ use std::path::PathBuf;
 
 use serde::Serialize;
 
-use crate::normalize::{Formula, Normalizer, OPENPI_EPS};
+use crate::observation::Resize;
+use crate::pipeline::{Formula, Normalizer, OPENPI_EPS};
 use crate::pipeline::{InputStep, OutputStep, StateLength};
 use crate::policy::Policy;
-use crate::resize::Resize;
+use crate::prompt::PromptFormat;
 use crate::robot::{AlohaUnits, Robot};
-use crate::tokenizer::PromptFormat;
 
 /// Where a checkpoint comes from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]

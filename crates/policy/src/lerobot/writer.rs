@@ -11,7 +11,7 @@ use crate::{Error, Result};
 
 /// A `tokenizer.json` of 300 entries laid out like PaliGemma's: PAD 0, EOS 1, BOS 2, newline 108, bytes for whatever
 /// it does not know. Made by `tests/make_fixtures.py`.
-pub const TINY_TOKENIZER: &str = include_str!("../tests/data/tiny.json");
+pub const TINY_TOKENIZER: &str = include_str!("../../tests/data/tiny.json");
 
 /// Statistics of one vector.
 #[derive(Debug, Clone, PartialEq)]

@@ -277,7 +277,7 @@ mod tests {
     }
 
     fn fixtures() -> Vec<Fixture<'static>> {
-        let mut bytes: &[u8] = include_bytes!("../tests/data/resize.bin");
+        let mut bytes: &[u8] = include_bytes!("../../tests/data/resize.bin");
         let mut all = Vec::new();
         while !bytes.is_empty() {
             let sizes: [usize; 4] = std::array::from_fn(|i| {

@@ -1,10 +1,14 @@
 //! What a robot sees, as it sends it: raw images, raw state, the task in words.
 
+mod resize;
+
 use std::borrow::Cow;
 use std::path::Path;
 use std::sync::Arc;
 
 use bytes::Bytes;
+
+pub use resize::{Filter, Pad, Resize};
 
 use crate::{Error, Result};
 

@@ -1,11 +1,15 @@
 //! What happens to state, prompt and actions, one step after the other. Both families of checkpoints come down to
 //! such a list: lerobot writes it into files, openpi keeps it in code.
 
+mod normalize;
+mod previous;
+
 use serde::Serialize;
 
-use crate::normalize::Normalizer;
+pub use normalize::{Formula, Normalizer, OPENPI_EPS, Stats};
+
+use crate::prompt::{PromptFormat, Tokenizer};
 use crate::robot::AlohaUnits;
-use crate::tokenizer::{PromptFormat, Tokenizer};
 use crate::{Error, Result, Warning};
 
 /// A step before the network.

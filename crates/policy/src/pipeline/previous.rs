@@ -1,6 +1,6 @@
 //! From actions as a robot got them back to the network's units: what real-time chunking continues from.
 
-use crate::pipeline::OutputStep;
+use super::OutputStep;
 use crate::{Error, Policy, Prepared, Result};
 
 impl Policy {
@@ -49,8 +49,8 @@ fn undo(step: &OutputStep, action: &mut [f64], reference: &[f64]) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::normalize::{Formula, Normalizer, Stats};
     use crate::pipeline::run_outputs;
+    use crate::pipeline::{Formula, Normalizer, Stats};
     use crate::robot::{AlohaUnits, Robot};
 
     #[test]

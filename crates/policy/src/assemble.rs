@@ -1,0 +1,121 @@
+//! The last steps of loading, alike in both families: the tokenizer, the names of the cameras, the caller's options.
+
+use std::collections::HashMap;
+use std::path::Path;
+
+use crate::observation::{LayoutRule, Resize};
+use crate::pipeline::{InputStep, OutputStep, StateLength};
+use crate::policy::{Camera, ModelFacts, Policy, PolicyOptions};
+use crate::prompt::{TOKENIZER_FILES, Tokenizer};
+use crate::robot::Robot;
+use crate::summary::Origin;
+use crate::{Error, Result};
+
+/// A policy but for the tokenizer and the options that both families share.
+pub(crate) struct Parts<'a> {
+    pub directory: &'a Path,
+    pub facts: ModelFacts,
+    pub robot: Option<Robot>,
+    pub cameras: Vec<Camera>,
+    pub ignored: Vec<String>,
+    pub layout: LayoutRule,
+    pub resize: Resize,
+    pub state: StateLength,
+    pub before: Vec<InputStep>,
+    pub after: Vec<OutputStep>,
+    pub rows: usize,
+    pub cols: usize,
+    pub default_prompt: Option<String>,
+    pub tokenizer: Option<std::path::PathBuf>,
+    pub origin: Origin,
+}
+
+impl Parts<'_> {
+    pub fn build(mut self, options: &PolicyOptions) -> Result<Policy> {
+        let tokenizer = find_tokenizer(self.directory, options, self.tokenizer.as_deref())?;
+        match &tokenizer {
+            None => self.origin.problems.push(Error::NoTokenizer { path: self.directory.into() }.to_string()),
+            Some(tokenizer) if tokenizer.size() > self.facts.vocab_size => {
+                self.origin.problems.push(format!(
+                    "{} has {} entries, the model only {}",
+                    tokenizer.path().display(),
+                    tokenizer.size(),
+                    self.facts.vocab_size
+                ))
+            }
+            Some(_) => {}
+        }
+        let names = name_table(&self.cameras, &self.ignored);
+        for (i, camera) in self.cameras.iter_mut().enumerate() {
+            let mut mine = Vec::new();
+            for name in camera.names.drain(..).filter(|name| names.get(name) == Some(&Some(i))) {
+                if !mine.contains(&name) {
+                    mine.push(name);
+                }
+            }
+            camera.names = mine;
+        }
+        Ok(Policy {
+            directory: self.directory.into(),
+            facts: self.facts,
+            robot: self.robot,
+            cameras: self.cameras,
+            layout: self.layout,
+            resize: Resize {
+                filter: options.filter.unwrap_or(self.resize.filter),
+                pad: options.pad.unwrap_or(self.resize.pad),
+            },
+            state: self.state,
+            before: self.before,
+            after: self.after,
+            rows: self.rows,
+            cols: self.cols,
+            default_prompt: options.default_prompt.clone().or(self.default_prompt),
+            tokenizer,
+            names,
+            origin: self.origin,
+        })
+    }
+}
+
+/// Every name that means one camera. A name that could mean two means none, unless it is a camera's own.
+fn name_table(cameras: &[Camera], ignored: &[String]) -> HashMap<String, Option<usize>> {
+    let mut names: HashMap<String, Option<usize>> = HashMap::new();
+    let mut ambiguous = Vec::new();
+    for (i, camera) in cameras.iter().enumerate() {
+        for name in &camera.names {
+            if names.insert(name.clone(), Some(i)).is_some_and(|other| other != Some(i)) {
+                ambiguous.push(name.clone());
+            }
+        }
+    }
+    for name in ambiguous {
+        names.remove(&name);
+    }
+    for (i, camera) in cameras.iter().enumerate().filter(|(_, camera)| camera.names.contains(&camera.key)) {
+        names.insert(camera.key.clone(), Some(i));
+    }
+    for name in ignored {
+        names.entry(name.clone()).or_insert(None);
+    }
+    names
+}
+
+/// The tokenizer that was asked for, else the one that the checkpoint's files name, else one that lies beside.
+fn find_tokenizer(
+    directory: &Path,
+    options: &PolicyOptions,
+    artifact: Option<&Path>,
+) -> Result<Option<Tokenizer>> {
+    if let Some(path) = &options.tokenizer {
+        return Tokenizer::open(path).map(Some);
+    }
+    let artifact = artifact.map(|folder| folder.join("tokenizer.json"));
+    let beside = TOKENIZER_FILES.iter().map(|name| directory.join(name));
+    artifact
+        .into_iter()
+        .chain(beside)
+        .find(|file| file.is_file())
+        .map(|file| Tokenizer::open(&file))
+        .transpose()
+}
