@@ -5,8 +5,8 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use pi0_device::{
-    Activation, Attention, Dense, Device, Error, HostTensor, KeyValue, MemoryMeter, Norm, OpKind, Qkv,
-    Result, WeightSource, operands,
+    Activation, Attention, Dense, Device, Error, HostTensor, KeyValue, MemoryMeter, Modulation, Norm, OpKind,
+    Qkv, Result, WeightSource, operands,
 };
 
 use crate::epilogue::{Finish, Rotate, Target};
@@ -14,7 +14,7 @@ use crate::kernels::{Kernel, Left, Packed};
 use crate::math::{fma, gelu, per_isa, silu};
 use crate::matmul::Engine;
 use crate::memory::{BlockPool, Pooled, Shared};
-use crate::norm::norm_row;
+use crate::norm::{ada_norm_row, norm_row};
 use crate::rope::{Rope, Tables};
 use crate::threads::{Threads, physical_cores};
 use crate::weight::{self, Linear, NormWeight};
@@ -165,8 +165,18 @@ fn norm_weight<'a>(op: OpKind, x: &Tensor, weight: &'a Weight) -> Result<&'a Nor
     }
 }
 
-fn given_norm<'a>(x: &Tensor, norm: Option<Norm<'a, Weight>>) -> Result<Option<&'a NormWeight>> {
-    norm.map(|n| norm_weight(n.op(), x, n.weight())).transpose()
+impl Cpu {
+    /// The weight of a fused layer's norm.
+    fn given_norm<'a>(
+        &self,
+        op: OpKind,
+        x: &Tensor,
+        norm: Option<Norm<'a, Tensor, Weight>>,
+    ) -> Result<Option<&'a NormWeight>> {
+        let Some(norm) = norm else { return Ok(None) };
+        let Some(weight) = norm.weight() else { return Err(self.unsupported(op, "an adaptive norm")) };
+        norm_weight(norm.op(), x, weight).map(Some)
+    }
 }
 
 #[inline(always)]
@@ -186,6 +196,17 @@ fn add_scaled_body<const FMA: bool>(x: &[f32], y: &[f32], scale: f32, out: &mut 
     out.iter_mut().zip(x).zip(y).for_each(|((o, &x), &y)| *o = fma::<FMA>(scale, y, x));
 }
 
+#[inline(always)]
+fn gated_add_body<const FMA: bool>(x: &[f32], y: &[f32], gate: &[f32], out: &mut [f32]) {
+    for (((o, &x), &y), &g) in out.iter_mut().zip(x).zip(y).zip(gate) {
+        *o = fma::<FMA>(g, y, x);
+    }
+}
+
+per_isa! {
+    /// The same bits as `add_scaled` with this scale: a robot without gates does not feel a neighbour that has some.
+    fn gated_add(x: &[f32], y: &[f32], gate: &[f32], out: &mut [f32]) = gated_add_body
+}
 per_isa! {
     fn activate(kind: Activation, x: &[f32], out: &mut [f32]) = activate_body
 }
@@ -256,6 +277,13 @@ impl Device for Cpu {
         self.norm(OpKind::RmsNorm, x, weight)
     }
 
+    fn ada_rms_norm(&self, x: &Tensor, by: &Modulation<'_, Tensor>) -> Result<Tensor> {
+        operands::modulation(OpKind::AdaRmsNorm, self.shape(x), self.shape(by.table), by.rows)?;
+        Ok(self.rows(x.rows(), x.cols(), |i, out| {
+            ada_norm_row(self.isa(), by.table.row(by.rows[i] as usize), x.row(i), out);
+        }))
+    }
+
     fn rope(&self, x: &Tensor, positions: &[u32], head_dim: usize) -> Result<Tensor> {
         operands::rope(self.shape(x), positions, head_dim)?;
         let rope = Rope::new(&self.angles, positions, head_dim);
@@ -301,6 +329,14 @@ impl Device for Cpu {
         Ok(self.rows(x.rows(), x.cols(), |i, out| add_scaled(isa, x.row(i), y.row(i), scale, out)))
     }
 
+    fn gated_add(&self, x: &Tensor, y: &Tensor, by: &Modulation<'_, Tensor>) -> Result<Tensor> {
+        operands::gated_add(self.shape(x), self.shape(y), self.shape(by.table), by.rows)?;
+        let (isa, cols) = (self.isa(), x.cols());
+        Ok(self.rows(x.rows(), cols, |i, out| {
+            gated_add(isa, x.row(i), y.row(i), &by.table.row(by.rows[i] as usize)[2 * cols..], out);
+        }))
+    }
+
     fn concat_rows(&self, parts: &[&Tensor]) -> Result<Tensor> {
         operands::concat_rows(parts.iter().map(|p| self.shape(p)))?;
         let cols = parts[0].cols();
@@ -327,7 +363,10 @@ impl Device for Cpu {
 
     fn dense(&self, call: &Dense<'_, Tensor, Weight>) -> Result<Tensor> {
         let weight = linear_weight(OpKind::Dense, call.x, call.weight)?;
-        let norm = given_norm(call.x, call.norm)?;
+        let norm = self.given_norm(OpKind::Dense, call.x, call.norm)?;
+        if call.gate.is_some() {
+            return Err(self.unsupported(OpKind::Dense, "a gated residual"));
+        }
         let geglu = call.activation == Some(Activation::Geglu);
         if geglu && !weight.paired {
             return Err(self.unsupported(OpKind::Dense, "GEGLU of a weight that is not two equal parts"));
@@ -348,7 +387,7 @@ impl Device for Cpu {
 
     fn qkv(&self, call: &Qkv<'_, Tensor, Weight>) -> Result<[Tensor; 3]> {
         let weight = linear_weight(OpKind::Qkv, call.x, call.weight)?;
-        let norm = given_norm(call.x, Some(call.norm))?;
+        let norm = self.given_norm(OpKind::Qkv, call.x, Some(call.norm))?;
         let (q_end, kv) = (call.heads * call.head_dim, call.kv_heads * call.head_dim);
         let bounds = [(0, q_end), (q_end, q_end + kv), (q_end + kv, q_end + 2 * kv)];
         if weight.outputs != q_end + 2 * kv {

@@ -1,6 +1,6 @@
-//! Layer norm and RMS norm of one row.
+//! Layer norm, RMS norm and adaptive RMS norm of one row.
 
-use pi0_device::NormKind;
+use pi0_device::{ADA_EPS, NormKind};
 
 use crate::math::{fma, per_isa, sum_by};
 
@@ -35,4 +35,18 @@ fn norm_body<const FMA: bool>(
 per_isa! {
     /// Normalizes a row; the weight of an RMS norm has its 1 added already.
     pub(crate) fn norm_row(kind: NormKind, eps: f32, weight: &[f32], bias: &[f32], x: &[f32], out: &mut [f32]) = norm_body
+}
+
+#[inline(always)]
+fn ada_norm_body<const FMA: bool>(modulation: &[f32], x: &[f32], out: &mut [f32]) {
+    let inverse = 1.0 / (sum_by(x, |x| x * x) / x.len() as f32 + ADA_EPS).sqrt();
+    let (scale, rest) = modulation.split_at(x.len());
+    for (((o, &x), &scale), &shift) in out.iter_mut().zip(x).zip(scale).zip(rest) {
+        *o = fma::<FMA>(x * inverse, 1.0 + scale, shift);
+    }
+}
+
+per_isa! {
+    /// Normalizes a row by a row of modulations: scale, shift, gate.
+    pub(crate) fn ada_norm_row(modulation: &[f32], x: &[f32], out: &mut [f32]) = ada_norm_body
 }

@@ -13,7 +13,7 @@ fn more_steps_allocate_no_more() -> Result<(), Box<dyn std::error::Error>> {
         tokens: vec![1; tokens],
         state: vec![0.2; config.state_dim],
         noise: None,
-        guidance: None,
+        rtc: None,
     };
     let batch = [robot([true, false], 3), robot([false, true], 0)];
     for isa in Isa::available() {

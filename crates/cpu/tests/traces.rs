@@ -23,7 +23,7 @@ fn allocations<D: Device>(model: &Pi0<D>) -> Outcome<usize> {
         tokens: vec![1, 2, 3],
         state: vec![0.2; config.state_dim],
         noise: None,
-        guidance: None,
+        rtc: None,
     };
     let batch = [robot.clone(), robot];
     let before = counting::allocations();
@@ -66,7 +66,7 @@ impl<D: Device> Device for Plain<D> {
 
     pi0_device::forward! { D.0:
         name memory shape on_host lacks upload download prepare
-        embed linear layer_norm rms_norm rope attention gelu silu geglu add add_scaled
+        embed linear layer_norm rms_norm ada_rms_norm rope attention gelu silu geglu add add_scaled gated_add
         concat_rows slice_rows slice_cols
     }
 }

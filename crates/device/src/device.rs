@@ -68,6 +68,13 @@ pub trait Device {
         Err(self.lacks(OpKind::RmsNorm))
     }
 
+    /// `x / sqrt(mean(x²) + 1e-6) * (1 + scale) + shift` over each row: the adaptive norm of π0.5's expert. Row `i` of
+    /// `x` takes scale and shift from row `by.rows[i]` of the table.
+    fn ada_rms_norm(&self, x: &Self::Tensor, by: &Modulation<'_, Self::Tensor>) -> Result<Self::Tensor> {
+        let _ = (x, by);
+        Err(self.lacks(OpKind::AdaRmsNorm))
+    }
+
     /// Rotary position embedding over whole heads: of each head the pair `(i, i + head_dim / 2)` turns by
     /// `positions[row] * 10000^(-2i / head_dim)`. `x` is `[rows, heads * head_dim]`.
     fn rope(&self, x: &Self::Tensor, positions: &[u32], head_dim: usize) -> Result<Self::Tensor> {
@@ -119,6 +126,17 @@ pub trait Device {
     fn add_scaled(&self, x: &Self::Tensor, y: &Self::Tensor, scale: f32) -> Result<Self::Tensor> {
         let _ = (x, y, scale);
         Err(self.lacks(OpKind::AddScaled))
+    }
+
+    /// `x + gate * y`, of equal shapes; row `i` takes its gate from row `by.rows[i]` of the table.
+    fn gated_add(
+        &self,
+        x: &Self::Tensor,
+        y: &Self::Tensor,
+        by: &Modulation<'_, Self::Tensor>,
+    ) -> Result<Self::Tensor> {
+        let _ = (x, y, by);
+        Err(self.lacks(OpKind::GatedAdd))
     }
 
     // ---- base operations: shape ----
@@ -200,6 +218,7 @@ pub enum OpKind {
     Linear,
     LayerNorm,
     RmsNorm,
+    AdaRmsNorm,
     Rope,
     Attention,
     Gelu,
@@ -207,6 +226,7 @@ pub enum OpKind {
     Geglu,
     Add,
     AddScaled,
+    GatedAdd,
     ConcatRows,
     SliceRows,
     SliceCols,
@@ -216,11 +236,12 @@ pub enum OpKind {
 
 impl OpKind {
     /// Every base operation: what a complete device implements beside the moves.
-    pub const BASE: [OpKind; 14] = [
+    pub const BASE: [OpKind; 16] = [
         OpKind::Embed,
         OpKind::Linear,
         OpKind::LayerNorm,
         OpKind::RmsNorm,
+        OpKind::AdaRmsNorm,
         OpKind::Rope,
         OpKind::Attention,
         OpKind::Gelu,
@@ -228,6 +249,7 @@ impl OpKind {
         OpKind::Geglu,
         OpKind::Add,
         OpKind::AddScaled,
+        OpKind::GatedAdd,
         OpKind::ConcatRows,
         OpKind::SliceRows,
         OpKind::SliceCols,
@@ -243,6 +265,7 @@ impl OpKind {
             OpKind::Linear => "linear",
             OpKind::LayerNorm => "layer_norm",
             OpKind::RmsNorm => "rms_norm",
+            OpKind::AdaRmsNorm => "ada_rms_norm",
             OpKind::Rope => "rope",
             OpKind::Attention => "attention",
             OpKind::Gelu => "gelu",
@@ -250,6 +273,7 @@ impl OpKind {
             OpKind::Geglu => "geglu",
             OpKind::Add => "add",
             OpKind::AddScaled => "add_scaled",
+            OpKind::GatedAdd => "gated_add",
             OpKind::ConcatRows => "concat_rows",
             OpKind::SliceRows => "slice_rows",
             OpKind::SliceCols => "slice_cols",
@@ -276,36 +300,60 @@ pub enum Activation {
     Geglu,
 }
 
-/// The normalization before a [`Dense`] or [`Qkv`] layer.
+/// What drives adaptive norms and gated residuals: rows of scale, shift and gate, and which of them each row of an
+/// activation takes. Rows that share a time share a row of the table.
 #[derive(Debug)]
-pub enum Norm<'a, W> {
-    /// [`Device::layer_norm`].
-    Layer(&'a W),
-    /// [`Device::rms_norm`].
-    Rms(&'a W),
+pub struct Modulation<'a, T> {
+    /// `[M, 3 W]`: scale (without the 1), shift and gate stand side by side, `W` columns each.
+    pub table: &'a T,
+    /// For each row of the activation a row of the table.
+    pub rows: &'a [u32],
 }
 
-impl<W> Clone for Norm<'_, W> {
+impl<T> Clone for Modulation<'_, T> {
     fn clone(&self) -> Self {
         *self
     }
 }
-impl<W> Copy for Norm<'_, W> {}
+impl<T> Copy for Modulation<'_, T> {}
 
-impl<'a, W> Norm<'a, W> {
-    /// The norm's weight.
-    pub fn weight(&self) -> &'a W {
+/// What is added to the mean square of an adaptive norm's row.
+pub const ADA_EPS: f32 = 1e-6;
+
+/// The normalization before a [`Dense`] or [`Qkv`] layer.
+#[derive(Debug)]
+pub enum Norm<'a, T, W> {
+    /// [`Device::layer_norm`].
+    Layer(&'a W),
+    /// [`Device::rms_norm`].
+    Rms(&'a W),
+    /// [`Device::ada_rms_norm`].
+    Ada(Modulation<'a, T>),
+}
+
+impl<T, W> Clone for Norm<'_, T, W> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+impl<T, W> Copy for Norm<'_, T, W> {}
+
+impl<'a, T, W> Norm<'a, T, W> {
+    /// The norm's weight, where it has one of its own.
+    pub fn weight(&self) -> Option<&'a W> {
         match self {
-            Norm::Layer(w) | Norm::Rms(w) => w,
+            Norm::Layer(w) | Norm::Rms(w) => Some(w),
+            Norm::Ada(_) => None,
         }
     }
 
-    /// The same norm over another weight type.
-    pub fn map<V>(&self, weight: &'a V) -> Norm<'a, V> {
-        match self {
-            Norm::Layer(_) => Norm::Layer(weight),
-            Norm::Rms(_) => Norm::Rms(weight),
-        }
+    /// The same norm with the weight inside the present one.
+    pub fn with_inner<V>(&self, inner: impl Fn(&'a W) -> Result<&'a V>) -> Result<Norm<'a, T, V>> {
+        Ok(match self {
+            Norm::Layer(w) => Norm::Layer(inner(w)?),
+            Norm::Rms(w) => Norm::Rms(inner(w)?),
+            Norm::Ada(by) => Norm::Ada(*by),
+        })
     }
 
     /// The base operation that this norm is.
@@ -313,41 +361,55 @@ impl<'a, W> Norm<'a, W> {
         match self {
             Norm::Layer(_) => OpKind::LayerNorm,
             Norm::Rms(_) => OpKind::RmsNorm,
+            Norm::Ada(_) => OpKind::AdaRmsNorm,
         }
     }
 }
 
-/// `residual + activation(linear(norm(x)))`, each of norm, activation and residual optional.
+/// `residual + gate * activation(linear(norm(x)))`, each of norm, activation, gate and residual optional.
 pub struct Dense<'a, T, W> {
     /// `[rows, in]`.
     pub x: &'a T,
     /// Applied to `x` first.
-    pub norm: Option<Norm<'a, W>>,
+    pub norm: Option<Norm<'a, T, W>>,
     /// The linear layer.
     pub weight: &'a W,
     /// Applied to the linear layer's result.
     pub activation: Option<Activation>,
+    /// Multiplies what comes before the residual, which must be present and of equal shape; see
+    /// [`Device::gated_add`].
+    pub gate: Option<Modulation<'a, T>>,
     /// Added last, under the row rule of [`Device::add`].
     pub residual: Option<&'a T>,
     /// Tap of the norm's result.
     pub norm_tap: Option<&'a str>,
-    /// Tap of the result before the residual is added.
+    /// Tap of the result before gate and residual.
     pub branch_tap: Option<&'a str>,
 }
 
 impl<'a, T, W> Dense<'a, T, W> {
     /// A bare linear layer; add the rest with the struct update syntax.
     pub fn new(x: &'a T, weight: &'a W) -> Self {
-        Self { x, norm: None, weight, activation: None, residual: None, norm_tap: None, branch_tap: None }
+        Self {
+            x,
+            norm: None,
+            weight,
+            activation: None,
+            gate: None,
+            residual: None,
+            norm_tap: None,
+            branch_tap: None,
+        }
     }
 
     /// The same call with the weights inside the present ones, as a wrapper of a device passes it on.
     pub fn with_inner<V>(&self, inner: impl Fn(&'a W) -> Result<&'a V>) -> Result<Dense<'a, T, V>> {
         Ok(Dense {
             x: self.x,
-            norm: self.norm.map(|n| Ok(n.map(inner(n.weight())?))).transpose()?,
+            norm: self.norm.map(|n| n.with_inner(&inner)).transpose()?,
             weight: inner(self.weight)?,
             activation: self.activation,
+            gate: self.gate,
             residual: self.residual,
             norm_tap: self.norm_tap,
             branch_tap: self.branch_tap,
@@ -368,7 +430,7 @@ pub struct Qkv<'a, T, W> {
     /// `[rows, in]`.
     pub x: &'a T,
     /// Applied to `x` first.
-    pub norm: Norm<'a, W>,
+    pub norm: Norm<'a, T, W>,
     /// Parts q `[heads * head_dim, in]`, k and v `[kv_heads * head_dim, in]`.
     pub weight: &'a W,
     /// Query heads.
@@ -388,7 +450,7 @@ impl<'a, T, W> Qkv<'a, T, W> {
     pub fn with_inner<V>(&self, inner: impl Fn(&'a W) -> Result<&'a V>) -> Result<Qkv<'a, T, V>> {
         Ok(Qkv {
             x: self.x,
-            norm: self.norm.map(inner(self.norm.weight())?),
+            norm: self.norm.with_inner(&inner)?,
             weight: inner(self.weight)?,
             heads: self.heads,
             kv_heads: self.kv_heads,
@@ -546,7 +608,9 @@ pub(crate) fn compose_dense<D: Device + ?Sized>(
         d.tap(name, &y);
     }
     match call.residual {
+        None if call.gate.is_some() => Err(Error::shape(OpKind::Dense, "a gate without a residual")),
         None => Ok(y),
+        Some(r) if call.gate.is_some() => d.gated_add(r, &y, &call.gate.expect("checked")),
         // The longer operand first: the rows of the other repeat.
         Some(r) if d.shape(r)[0] < d.shape(&y)[0] => d.add(&y, r),
         Some(r) => d.add(r, &y),
@@ -581,7 +645,7 @@ pub(crate) fn compose_qkv<D: Device + ?Sized>(
 
 fn normed<D: Device + ?Sized>(
     d: &D,
-    norm: Option<Norm<'_, D::Weight>>,
+    norm: Option<Norm<'_, D::Tensor, D::Weight>>,
     x: &D::Tensor,
     tap: Option<&str>,
 ) -> Result<Option<D::Tensor>> {
@@ -589,6 +653,7 @@ fn normed<D: Device + ?Sized>(
         None => return Ok(None),
         Some(Norm::Layer(w)) => d.layer_norm(x, w)?,
         Some(Norm::Rms(w)) => d.rms_norm(x, w)?,
+        Some(Norm::Ada(by)) => d.ada_rms_norm(x, &by)?,
     };
     if let Some(name) = tap {
         d.tap(name, &h);

@@ -18,12 +18,13 @@ pub fn pointwise(op: OpKind, [rows, cols]: [usize; 2]) -> u64 {
     let each = match op {
         OpKind::LayerNorm => 7,
         OpKind::RmsNorm => 4,
+        OpKind::AdaRmsNorm => 5,
         OpKind::Rope => 3,
         OpKind::Gelu => 9,
         OpKind::Silu => 4,
         OpKind::Geglu => 10,
         OpKind::Embed | OpKind::Add => 1,
-        OpKind::AddScaled => 2,
+        OpKind::AddScaled | OpKind::GatedAdd => 2,
         _ => 0,
     };
     each * rows as u64 * cols as u64

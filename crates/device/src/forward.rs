@@ -14,7 +14,7 @@
 ///
 ///     pi0_device::forward! { D.0:
 ///         name memory shape on_host lacks tap enter exit upload download prepare
-///         embed linear layer_norm rms_norm rope attention gelu silu geglu add add_scaled
+///         embed linear layer_norm rms_norm ada_rms_norm rope attention gelu silu geglu add add_scaled gated_add
 ///         concat_rows slice_rows slice_cols
 ///     }
 /// }
@@ -65,6 +65,11 @@ macro_rules! forward {
     (@linear $($to:tt)*) => { $crate::forward! { @weighted $($to)* linear } };
     (@layer_norm $($to:tt)*) => { $crate::forward! { @weighted $($to)* layer_norm } };
     (@rms_norm $($to:tt)*) => { $crate::forward! { @weighted $($to)* rms_norm } };
+    (@ada_rms_norm $($to:tt)*) => {
+        $crate::forward! { @fn $($to)*
+            ada_rms_norm(x: &Self::Tensor, by: &$crate::Modulation<'_, Self::Tensor>)
+                -> $crate::Result<Self::Tensor> }
+    };
     (@weighted $($to:tt)*) => {
         $crate::forward! { @fn $($to)* (x: &Self::Tensor, weight: &Self::Weight) -> $crate::Result<Self::Tensor> }
     };
@@ -93,6 +98,11 @@ macro_rules! forward {
     (@add_scaled $($to:tt)*) => {
         $crate::forward! { @fn $($to)*
             add_scaled(x: &Self::Tensor, y: &Self::Tensor, scale: f32) -> $crate::Result<Self::Tensor> }
+    };
+    (@gated_add $($to:tt)*) => {
+        $crate::forward! { @fn $($to)*
+            gated_add(x: &Self::Tensor, y: &Self::Tensor, by: &$crate::Modulation<'_, Self::Tensor>)
+                -> $crate::Result<Self::Tensor> }
     };
     (@concat_rows $($to:tt)*) => {
         $crate::forward! { @fn $($to)*

@@ -26,7 +26,8 @@ mod traced;
 
 pub use compare::{Agreement, Bound, compare};
 pub use device::{
-    Activation, Attention, Dense, Device, KeyValue, Keys, Norm, OpKind, Qkv, Scope, Span, dense, qkv,
+    ADA_EPS, Activation, Attention, Dense, Device, KeyValue, Keys, Modulation, Norm, OpKind, Qkv, Scope,
+    Span, dense, qkv,
 };
 pub use error::{Error, Result};
 pub use host::HostTensor;

@@ -38,6 +38,24 @@ pub fn norm(op: OpKind, [_, cols]: Shape, kind: NormKind, width: usize) -> Resul
     must(width == cols, op, || format!("{cols} columns, the weight has {width}"))
 }
 
+/// A table three times as wide as the rows, and one of its rows for each of them.
+pub fn modulation(op: OpKind, [rows, cols]: Shape, table: Shape, picked: &[u32]) -> Result<()> {
+    must(cols.checked_mul(3) == Some(table[1]), op, || {
+        format!("{cols} columns, the table of modulations has {} (three times as many wanted)", table[1])
+    })?;
+    must(picked.len() == rows, op, || format!("{} rows of modulations named for {rows} rows", picked.len()))?;
+    match picked.iter().find(|&&row| row as usize >= table[0]) {
+        Some(row) => Err(Error::shape(op, format!("row {row} of a table of {} modulations", table[0]))),
+        None => Ok(()),
+    }
+}
+
+/// Equal shapes, and modulations that fit.
+pub fn gated_add(x: Shape, y: Shape, table: Shape, picked: &[u32]) -> Result<()> {
+    must(x == y, OpKind::GatedAdd, || format!("{x:?} and {y:?}"))?;
+    modulation(OpKind::GatedAdd, x, table, picked)
+}
+
 /// Whole heads that can be halved, and a position a row.
 pub fn rope([rows, cols]: Shape, positions: &[u32], head_dim: usize) -> Result<()> {
     let whole = head_dim > 0 && head_dim.is_multiple_of(2) && cols.is_multiple_of(head_dim);

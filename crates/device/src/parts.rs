@@ -23,6 +23,7 @@ pub(crate) enum Form {
         norm: Option<OpKind>,
         activation: Option<Activation>,
         residual: bool,
+        gated: bool,
     },
     Qkv {
         norm: OpKind,
@@ -46,13 +47,14 @@ impl Form {
     fn ops(self) -> Vec<OpKind> {
         match self {
             Form::Base(_) | Form::Attention { .. } => vec![self.op()],
-            Form::Dense { norm, activation, residual } => {
+            Form::Dense { norm, activation, residual, gated } => {
                 let activation = activation.map(|a| match a {
                     Activation::Gelu => OpKind::Gelu,
                     Activation::Silu => OpKind::Silu,
                     Activation::Geglu => OpKind::Geglu,
                 });
-                let residual = residual.then_some(OpKind::Add);
+                let add = if gated { OpKind::GatedAdd } else { OpKind::Add };
+                let residual = residual.then_some(add);
                 norm.into_iter().chain([OpKind::Linear]).chain(activation).chain(residual).collect()
             }
             Form::Qkv { norm, rotated, .. } => {
@@ -77,7 +79,7 @@ impl Form {
             (Form::Attention { flop }, _) => flop,
             (_, OpKind::Linear) => flops::linear(x[0], inputs, out),
             (_, OpKind::Rope) => flops::pointwise(op, [x[0], rotated.next().unwrap_or(0)]),
-            (_, OpKind::LayerNorm | OpKind::RmsNorm) => flops::pointwise(op, x),
+            (_, OpKind::LayerNorm | OpKind::RmsNorm | OpKind::AdaRmsNorm) => flops::pointwise(op, x),
             _ => flops::pointwise(op, result),
         };
         self.ops().into_iter().map(|op| Part { op, flop: flop(op) }).collect()
@@ -90,6 +92,7 @@ impl<T, W> Dense<'_, T, W> {
             norm: self.norm.as_ref().map(|n| n.op()),
             activation: self.activation,
             residual: self.residual.is_some(),
+            gated: self.gate.is_some(),
         }
     }
 

@@ -141,11 +141,11 @@ impl OpKind {
         Some(match self {
             OpKind::Linear => Kind::Linear,
             OpKind::Attention => Kind::Attention,
-            OpKind::LayerNorm | OpKind::RmsNorm => Kind::Normalization,
+            OpKind::LayerNorm | OpKind::RmsNorm | OpKind::AdaRmsNorm => Kind::Normalization,
             OpKind::Gelu | OpKind::Silu | OpKind::Geglu => Kind::Activation,
             OpKind::Embed | OpKind::Rope => Kind::Embedding,
             OpKind::ConcatRows => Kind::Concatenation,
-            OpKind::Add | OpKind::AddScaled => Kind::ElementWise,
+            OpKind::Add | OpKind::AddScaled | OpKind::GatedAdd => Kind::ElementWise,
             OpKind::SliceRows | OpKind::SliceCols => Kind::Utilities,
             OpKind::Upload | OpKind::Download | OpKind::Prepare | OpKind::Dense | OpKind::Qkv => return None,
         })

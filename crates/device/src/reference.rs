@@ -5,8 +5,8 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use crate::{
-    Attention, Device, Error, HostTensor, KeyValue, NormKind, OpKind, Result, TensorSource, WeightSource,
-    operands,
+    ADA_EPS, Attention, Device, Error, HostTensor, KeyValue, Modulation, NormKind, OpKind, Result,
+    TensorSource, WeightSource, operands,
 };
 
 /// The scalar device.
@@ -168,6 +168,21 @@ impl Device for Reference {
         self.norm(OpKind::RmsNorm, x, weight)
     }
 
+    fn ada_rms_norm(&self, x: &Tensor, by: &Modulation<'_, Tensor>) -> Result<Tensor> {
+        operands::modulation(OpKind::AdaRmsNorm, self.shape(x), self.shape(by.table), by.rows)?;
+        let width = x.cols();
+        let mut out = Vec::with_capacity(x.data.len());
+        for (r, &picked) in by.rows.iter().enumerate() {
+            let (row, drive) = (x.row(r), by.table.row(picked as usize));
+            let inv = 1.0 / (dot(row, row) / width as f64 + f64::from(ADA_EPS)).sqrt();
+            let drive = drive[..width].iter().zip(&drive[width..2 * width]);
+            out.extend(row.iter().zip(drive).map(|(&x, (&scale, &shift))| {
+                (f64::from(x) * inv * (1.0 + f64::from(scale)) + f64::from(shift)) as f32
+            }));
+        }
+        matrix(x.rows(), width, out)
+    }
+
     fn rope(&self, x: &Tensor, positions: &[u32], head_dim: usize) -> Result<Tensor> {
         operands::rope(self.shape(x), positions, head_dim)?;
         let half = head_dim / 2;
@@ -243,6 +258,13 @@ impl Device for Reference {
     fn add_scaled(&self, x: &Tensor, y: &Tensor, scale: f32) -> Result<Tensor> {
         operands::add_scaled(self.shape(x), self.shape(y))?;
         matrix(x.rows(), x.cols(), x.data.iter().zip(&y.data).map(|(x, y)| x + scale * y).collect())
+    }
+
+    fn gated_add(&self, x: &Tensor, y: &Tensor, by: &Modulation<'_, Tensor>) -> Result<Tensor> {
+        operands::gated_add(self.shape(x), self.shape(y), self.shape(by.table), by.rows)?;
+        let width = x.cols();
+        let gates = by.rows.iter().flat_map(|&row| &by.table.row(row as usize)[2 * width..]);
+        matrix(x.rows(), width, x.data.iter().zip(&y.data).zip(gates).map(|((x, y), g)| x + g * y).collect())
     }
 
     fn concat_rows(&self, parts: &[&Tensor]) -> Result<Tensor> {

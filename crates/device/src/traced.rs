@@ -15,7 +15,8 @@ use crate::device::{compose_dense, compose_qkv};
 use crate::parts::Form;
 use crate::record::{Fusion, Place, Record};
 use crate::{
-    Attention, Dense, Device, HostTensor, KeyValue, OpKind, Qkv, Result, WeightSource, flops, forward,
+    Attention, Dense, Device, HostTensor, KeyValue, Modulation, OpKind, Qkv, Result, WeightSource, flops,
+    forward,
 };
 use tape::{Extra, Outcome, Tape};
 
@@ -279,6 +280,14 @@ impl<D: Device, H: Device> Device for Traced<D, H> {
             |h, x| h.rms_norm(x, self.host_weight(weight)?),
         )
     }
+    fn ada_rms_norm(&self, x: &D::Tensor, by: &Modulation<'_, D::Tensor>) -> Result<D::Tensor> {
+        self.run(
+            Form::Base(OpKind::AdaRmsNorm),
+            [self.shape(x), self.shape(by.table)],
+            |d| d.ada_rms_norm(x, by),
+            |h, f| h.ada_rms_norm(&f.down(x)?, &Modulation { table: &f.down(by.table)?, rows: by.rows }),
+        )
+    }
     fn rope(&self, x: &D::Tensor, positions: &[u32], head_dim: usize) -> Result<D::Tensor> {
         self.pointwise(
             OpKind::Rope,
@@ -330,6 +339,17 @@ impl<D: Device, H: Device> Device for Traced<D, H> {
             [self.shape(x), self.shape(y)],
             |d| d.add_scaled(x, y, scale),
             |h, f| h.add_scaled(&f.down(x)?, &f.down(y)?, scale),
+        )
+    }
+    fn gated_add(&self, x: &D::Tensor, y: &D::Tensor, by: &Modulation<'_, D::Tensor>) -> Result<D::Tensor> {
+        self.run(
+            Form::Base(OpKind::GatedAdd),
+            [self.shape(x), self.shape(y), self.shape(by.table)],
+            |d| d.gated_add(x, y, by),
+            |h, f| {
+                let by = Modulation { table: &f.down(by.table)?, rows: by.rows };
+                h.gated_add(&f.down(x)?, &f.down(y)?, &by)
+            },
         )
     }
     fn concat_rows(&self, parts: &[&D::Tensor]) -> Result<D::Tensor> {

@@ -1,8 +1,8 @@
 //! The scalar definitions against values worked out by hand, and their answers to operands that do not fit.
 
 use pi0_device::{
-    Activation, Attention, Dense, Device, Dtype, HostTensor, KeyValue, Keys, LinearPart, Norm, NormKind,
-    OpKind, Qkv, Reference, Span, TensorSource, WeightSource, dense, qkv,
+    Activation, Attention, Dense, Device, Dtype, HostTensor, KeyValue, Keys, LinearPart, Modulation, Norm,
+    NormKind, OpKind, Qkv, Reference, Span, TensorSource, WeightSource, dense, qkv,
 };
 
 const D: Reference = Reference;
@@ -180,6 +180,39 @@ fn dense_is_norm_linear_activation_residual() {
     let silu = |x: f32| x / (1.0 + (-x).exp());
     close(&dense(&D, &call).unwrap(), [1, 2], &[3.0 + silu(3.0 / s), 4.0 + silu(4.0 / s + 1.0)]);
     assert_eq!(call.parts(), [OpKind::RmsNorm, OpKind::Linear, OpKind::Silu, OpKind::Add]);
+}
+
+/// Two rows of scale, shift and gate, two columns each.
+const TABLE: [f32; 12] = [0.5, -1.0, 0.1, 0.2, 2.0, 3.0, 0.0, 1.0, -0.1, -0.2, -1.0, 0.5];
+
+#[test]
+fn adaptive_norms_and_gates_take_the_row_they_are_told() {
+    let x = up(3, 2, &[3.0, 4.0, 6.0, 8.0, 0.0, 1.0]);
+    let table = up(2, 6, &TABLE);
+    let rows = [1, 0, 1];
+    let by = Modulation { table: &table, rows: &rows };
+    let (s, t) = (12.5f32.sqrt(), 0.5f32.sqrt());
+    let want = [3.0 / s - 0.1, 8.0 / s - 0.2, 1.5 * 3.0 / s + 0.1, 0.2, -0.1, 2.0 / t - 0.2];
+    close(&D.ada_rms_norm(&x, &by).unwrap(), [3, 2], &want);
+    let y = up(3, 2, &[1.0, 1.0, 10.0, 10.0, 2.0, 2.0]);
+    close(&D.gated_add(&x, &y, &by).unwrap(), [3, 2], &[2.0, 4.5, 26.0, 38.0, -2.0, 2.0]);
+
+    // As parts of a dense layer.
+    let w = linear(&[(&[2, 2], &[1.0, 0.0, 0.0, 1.0], Some(&[0.0, 1.0]))]);
+    let call = Dense { norm: Some(Norm::Ada(by)), gate: Some(by), residual: Some(&y), ..Dense::new(&x, &w) };
+    let branch = [want[0], want[1] + 1.0, want[2], want[3] + 1.0, want[4], want[5] + 1.0];
+    let gates = [-1.0, 0.5, 2.0, 3.0, -1.0, 0.5];
+    let want: Vec<f32> = (0..6).map(|i| y.data[i] + gates[i] * branch[i]).collect();
+    close(&dense(&D, &call).unwrap(), [3, 2], &want);
+    assert_eq!(call.parts(), [OpKind::AdaRmsNorm, OpKind::Linear, OpKind::GatedAdd]);
+    assert!(dense(&D, &Dense { residual: None, ..call }).is_err());
+
+    for rows in [&[0, 1][..], &[0, 1, 2]] {
+        let by = Modulation { table: &table, rows };
+        assert!(D.ada_rms_norm(&x, &by).is_err() && D.gated_add(&x, &y, &by).is_err());
+    }
+    assert!(D.ada_rms_norm(&up(3, 1, &[0.0; 3]), &by).is_err());
+    assert!(D.gated_add(&x, &up(1, 2, &[0.0; 2]), &by).is_err());
 }
 
 #[test]

@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 use pi0_device::{Agreement, Device, Fallback, HostTensor, OpKind, Reference, Tapped, Traced};
 use pi0_model::cases::check::{Checked, Comparison, check, compare_taps, culprits};
 use pi0_model::cases::{Format, LayerChoice, Module, Setup, bound};
-use pi0_model::golden::{self, golden_taps, read_inputs, read_tensors};
-use pi0_model::{Checkpoint, Extent, Pi0, SampleOptions};
+use pi0_model::golden::{self, golden_taps, padded_tokens, read_inputs, read_tensors};
+use pi0_model::{Checkpoint, Extent, Kind, Pi0, SampleOptions};
 
 use crate::results::{CheckResults, Environment, Line, ModuleResult};
 use crate::{Error, Result, text};
@@ -74,7 +74,7 @@ pub fn select(names: &[String], checkpoint: Option<&Checkpoint>, mode: Mode) -> 
     }
     let large = checkpoint.is_some_and(|c| c.parameters() > LARGE);
     let shallow = large && mode != Mode::Full;
-    let modules = Module::all().into_iter().filter(|m| !shallow || !m.is_deep()).collect();
+    let modules = Module::all(Kind::Pi05).into_iter().filter(|m| !shallow || !m.is_deep()).collect();
     Ok(Selection { modules, shallow })
 }
 
@@ -88,7 +88,7 @@ fn named(names: &[String]) -> Result<Vec<Module>> {
         }
         picked.extend(found);
     }
-    Ok(Module::all().into_iter().filter(|m| picked.contains(m)).collect())
+    Ok(Module::all(Kind::Pi05).into_iter().filter(|m| picked.contains(m)).collect())
 }
 
 /// What to check, and how.
@@ -123,7 +123,8 @@ impl Plan {
         let mut taps = Vec::new();
         let mut checked: Vec<Checked> = Vec::new();
         for setup in &self.setups {
-            for &module in &self.modules {
+            let has = Module::all(setup.config().kind);
+            for &module in self.modules.iter().filter(|m| has.contains(m)) {
                 let done = check(&traced, judge, module, setup, self.format);
                 let host: BTreeSet<_> =
                     traced.take().iter().filter(|r| r.on_host()).map(|r| r.op.name().to_string()).collect();
@@ -173,7 +174,7 @@ fn against<D: Device>(device: &D, path: &Path, checkpoint: &Checkpoint, format: 
     let chunks = model.sample_actions(&batch, &SampleOptions::default())?;
     let c = model.config();
     let times = c.schedule.times(c.num_steps);
-    let mut got = golden_taps(model.device().take()?, &batch, c, &times, c.max_tokens)?;
+    let mut got = golden_taps(model.device().take()?, &batch, c, &times, padded_tokens(&want, &batch, c))?;
     let shape = [chunks.len(), c.horizon, c.action_dim];
     let actions = chunks.into_iter().flat_map(|a| a.data).collect();
     got.insert("actions".into(), HostTensor::new(shape, actions));
@@ -210,9 +211,9 @@ pub fn list() -> String {
         let parts: Vec<_> = m.parts().into_iter().map(Module::name).collect();
         vec![m.name().to_string(), parts.join(", ")]
     };
-    let width = Module::all().iter().map(|m| m.name().len()).max().unwrap_or(0);
+    let width = Module::all(Kind::Pi05).iter().map(|m| m.name().len()).max().unwrap_or(0);
     let line = |row: Vec<String>| format!("{:width$}  {}\n", row[0], row[1]).trim_end().to_string() + "\n";
-    Module::all().into_iter().map(|m| line(row(m))).collect()
+    Module::all(Kind::Pi05).into_iter().map(|m| line(row(m))).collect()
 }
 
 /// One line a module: the worst of its rounds.

@@ -9,10 +9,9 @@ use pi0_device::{Bytes, Dtype, MappedFile, TensorSource};
 use safetensors::SafeTensors;
 use safetensors::tensor::Dtype as StoredDtype;
 
-use crate::config::PI05;
 use crate::error::SHOWN;
 use crate::weights::{EMBED, LM_HEAD, expected_tensors};
-use crate::{Config, ModelError};
+use crate::{Config, Kind, ModelError};
 
 /// A checked checkpoint: its configuration and every tensor of the network, still in the mapped file.
 #[derive(Debug, Clone)]
@@ -35,13 +34,22 @@ struct Stored {
 impl Checkpoint {
     /// Opens `dir`. Reads the configuration and the file's header; of the weights nothing is touched.
     pub fn open(dir: &Path) -> Result<Self, ModelError> {
-        let config = Config::load(dir)?;
         let path = dir.join("model.safetensors");
+        if !dir.join("config.json").exists() || !path.exists() {
+            // What is wrong with the directory, in the configuration's words.
+            Config::load(dir, Kind::Pi0)?;
+        }
         if dir.join("adapter_config.json").exists() && !path.exists() {
             return Err(ModelError::config(dir, "is a PEFT adapter; merge it into its base model first"));
         }
         let file = MappedFile::open(&path).map_err(|e| ModelError::Read { path: path.clone(), source: e })?;
         let stored = read_header(&file, &path)?;
+        // Tensors of no network of the family are listed as missing and unexpected, under what the configuration says.
+        let kind = Kind::of_tensors(stored.iter().map(|s| s.original.as_str()));
+        let config = match kind {
+            Some(kind) => Config::load(dir, kind)?,
+            None => Config::load(dir, Kind::Pi0).or_else(|_| Config::load(dir, Kind::Pi05))?,
+        };
         let tensors = check(&config, stored, &file).map_err(|faults| match faults {
             Faults::Refused(what) => ModelError::config(&path, what),
             Faults::Listed(faults) => ModelError::Tensors { path: path.clone(), faults },
@@ -134,7 +142,7 @@ fn read_header(file: &MappedFile, path: &Path) -> Result<Vec<Stored>, ModelError
 }
 
 /// The name of the table for a stored name: prefixes stripped, older spellings replaced.
-fn canonical(name: &str) -> String {
+fn canonical(name: &str, kind: Kind) -> String {
     const P: &str = "paligemma_with_expert.paligemma.";
     let name = name.replace("._orig_mod", "");
     let mut name = name.strip_prefix("model.").unwrap_or(&name).to_string();
@@ -150,17 +158,24 @@ fn canonical(name: &str) -> String {
             break;
         }
     }
+    // Either network's time layers under the other's name.
+    let (from, to) = match kind {
+        Kind::Pi0 => ("time_mlp_", "action_time_mlp_"),
+        Kind::Pi05 => ("action_time_mlp_", "time_mlp_"),
+    };
     for side in ["in", "out"] {
-        if let Some(rest) = name.strip_prefix(&format!("time_mlp_{side}.")) {
-            name = format!("action_time_mlp_{side}.{rest}");
+        if let Some(rest) = name.strip_prefix(&format!("{from}{side}.")) {
+            name = format!("{to}{side}.{rest}");
         }
     }
     name
 }
 
 /// Tensors that checkpoints carry and the network does not use.
-fn unused(name: &str) -> bool {
+fn unused(name: &str, kind: Kind) -> bool {
     name == "paligemma_with_expert.gemma_expert.lm_head.weight"
+        // lerobot leaves these of π0 out when it loads π0.5.
+        || kind == Kind::Pi05 && name.starts_with("state_proj.")
         || ["normalize_inputs.", "normalize_targets.", "unnormalize_outputs."]
             .iter()
             .any(|p| name.starts_with(p))
@@ -178,10 +193,17 @@ fn check(
     stored: Vec<Stored>,
     file: &Arc<MappedFile>,
 ) -> Result<BTreeMap<String, TensorSource>, Faults> {
-    let names: Vec<String> = stored.iter().map(|s| canonical(&s.original)).collect();
+    let names: Vec<String> = stored.iter().map(|s| canonical(&s.original, config.kind)).collect();
     let any = |part: &str| names.iter().any(|n| n.contains(part));
-    if !any("state_proj.") && any(".dense.weight") {
-        return Err(Faults::Refused(PI05.into()));
+    let second_time = names.iter().find(|n| {
+        let top = n.split('.').next().unwrap_or_default();
+        top.contains("time") && !["time_mlp_in", "time_mlp_out"].contains(&top.trim_start_matches("action_"))
+    });
+    if let Some(name) = second_time {
+        return Err(Faults::Refused(format!(
+            "has {name}: a network with another time input (as distilled ones with two times), not one of {}",
+            config.kind
+        )));
     }
     if any("lora_") {
         return Err(Faults::Refused("holds LoRA factors; merge them into the weights first".into()));
@@ -197,7 +219,7 @@ fn check(
         let name = match name.as_str() {
             LM_HEAD if tied => EMBED.to_string(),
             LM_HEAD => continue,
-            _ if unused(&name) => continue,
+            _ if unused(&name, config.kind) => continue,
             _ => name,
         };
         if let Some(twin) = found.get(&name) {
@@ -272,7 +294,8 @@ mod tests {
             ("model.time_mlp_in.weight", "action_time_mlp_in.weight"),
             ("model.state_proj.bias", "state_proj.bias"),
         ] {
-            assert_eq!(canonical(stored), name);
+            assert_eq!(canonical(stored, Kind::Pi0), name);
         }
+        assert_eq!(canonical("model.action_time_mlp_out.bias", Kind::Pi05), "time_mlp_out.bias");
     }
 }

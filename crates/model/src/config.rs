@@ -8,9 +8,11 @@ use serde_json::{Map, Value};
 
 use crate::ModelError;
 
-/// All sizes of a π0 network and how it is sampled.
+/// All sizes of a network of the π0 family and how it is sampled.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Config {
+    /// Which network of the family.
+    pub kind: Kind,
     /// Which code base wrote the checkpoint.
     pub family: Family,
     /// SigLIP.
@@ -37,6 +39,63 @@ pub struct Config {
     pub min_period: f64,
     /// Longest period of the time embedding.
     pub max_period: f64,
+    /// Real-time chunking: the longest delay that the checkpoint was trained to continue a chunk after; 0 where it
+    /// was not (lerobot's `rtc_training_max_delay`).
+    pub rtc_training_max_delay: usize,
+}
+
+/// A network of the π0 family. The tensors of a checkpoint say which it is; of its configuration only lerobot's does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Kind {
+    /// The state is a row of the suffix, and time is mixed into the action rows.
+    Pi0,
+    /// The state stands in the prompt, and time drives the norms of the action expert.
+    Pi05,
+}
+
+impl Kind {
+    /// Name on the command line and in lerobot's `type`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Kind::Pi0 => "pi0",
+            Kind::Pi05 => "pi05",
+        }
+    }
+
+    /// Name for people.
+    pub fn title(self) -> &'static str {
+        match self {
+            Kind::Pi0 => "π0",
+            Kind::Pi05 => "π0.5",
+        }
+    }
+
+    /// Longest prompt unless a configuration says otherwise.
+    pub(crate) fn max_tokens(self) -> usize {
+        match self {
+            Kind::Pi0 => 48,
+            Kind::Pi05 => 200,
+        }
+    }
+
+    /// Which network has tensors of these names; none where they are no policy of this family.
+    pub(crate) fn of_tensors<'a>(mut names: impl Iterator<Item = &'a str> + Clone) -> Option<Self> {
+        let expert = |name: &str| name.contains("gemma_expert.model.");
+        // First, since lerobot takes a π0.5 that still carries π0's state projection.
+        if names.clone().any(|name| expert(name) && name.ends_with("norm.dense.weight")) {
+            return Some(Kind::Pi05);
+        }
+        let pi0 = names
+            .any(|name| name.ends_with("state_proj.weight") || expert(name) && name.ends_with("norm.weight"));
+        pi0.then_some(Kind::Pi0)
+    }
+}
+
+impl std::fmt::Display for Kind {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.title())
+    }
 }
 
 /// The code base that a checkpoint comes from: it decides names, schedule and preprocessing.
@@ -129,6 +188,9 @@ impl GemmaConfig {
 /// `arch.json`: the true sizes of a shrunk model, which `config.json` has no words for.
 #[derive(Debug, Serialize, Deserialize)]
 struct Arch {
+    /// `pi05`; absent for π0.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    family: Option<String>,
     vision: VisionConfig,
     gemma: GemmaConfig,
     expert: GemmaConfig,
@@ -144,6 +206,7 @@ impl Config {
     /// The published π0: 3.5 billion parameters.
     pub fn full() -> Self {
         Self {
+            kind: Kind::Pi0,
             family: Family::Lerobot,
             vision: VisionConfig {
                 hidden_size: 1152,
@@ -164,7 +227,13 @@ impl Config {
             schedule: TimeSchedule::Lerobot,
             min_period: 4e-3,
             max_period: 4.0,
+            rtc_training_max_delay: 0,
         }
+    }
+
+    /// The same sizes as another network of the family, with its usual prompt.
+    pub fn of_kind(self, kind: Kind) -> Self {
+        Self { kind, max_tokens: kind.max_tokens(), ..self }
     }
 
     /// A network of the same shape that runs in milliseconds.
@@ -194,8 +263,8 @@ impl Config {
         }
     }
 
-    /// Reads `config.json` and, if present, `arch.json` of a checkpoint directory.
-    pub fn load(dir: &Path) -> Result<Self, ModelError> {
+    /// Reads `config.json` and, if present, `arch.json` of a checkpoint directory. `kind` is what its tensors say.
+    pub fn load(dir: &Path, kind: Kind) -> Result<Self, ModelError> {
         if !dir.is_dir() {
             let what =
                 if dir.exists() { "is a file; give the directory that holds it" } else { "does not exist" };
@@ -205,18 +274,21 @@ impl Config {
         let Value::Object(json) = read_json(&path)? else {
             return Err(ModelError::config(&path, "is not a JSON object"));
         };
-        let mut config = Self::from_json(&json).map_err(|what| ModelError::config(&path, what))?;
+        let mut config = Self::from_json(&json, kind).map_err(|what| ModelError::config(&path, what))?;
         let arch_path = dir.join("arch.json");
         if arch_path.exists() {
             let arch: Arch = serde_json::from_value(read_json(&arch_path)?)
                 .map_err(|e| ModelError::config(&arch_path, e.to_string()))?;
+            if let Some(family) = arch.family.as_deref().filter(|f| *f != kind.name()) {
+                return Err(ModelError::config(&arch_path, contradiction(family, kind)));
+            }
             config.apply(arch);
         }
         config.check().map_err(|what| ModelError::config(dir, what))?;
         Ok(config)
     }
 
-    fn from_json(json: &Map<String, Value>) -> Result<Self, String> {
+    fn from_json(json: &Map<String, Value>, kind: Kind) -> Result<Self, String> {
         let variant = |key: &str, default: &str| {
             let name = json.get(key).and_then(Value::as_str).unwrap_or(default);
             GemmaConfig::variant(name)
@@ -236,14 +308,14 @@ impl Config {
                 .filter(|x| *x > 0.0)
                 .ok_or_else(|| format!("{key} is {v}, wanted a number above 0")),
         };
-        let full = Self::full();
+        let full = Self::full().of_kind(kind);
         let gemma = variant("paligemma_variant", "gemma_2b")?;
         let expert = variant("action_expert_variant", "gemma_300m")?;
         match json.get("type").and_then(Value::as_str) {
-            Some("pi0") => {}
-            Some("pi05") => return Err(PI05.into()),
+            Some(name) if name == kind.name() => {}
+            Some(name @ ("pi0" | "pi05")) => return Err(contradiction(name, kind)),
             Some(other) => {
-                return Err(format!("describes a policy of type {other:?}; this program runs pi0"));
+                return Err(format!("describes a policy of type {other:?}; this program runs pi0 and pi05"));
             }
             None if json.contains_key("action_horizon") => {
                 let action_dim = number("action_dim", 32)?;
@@ -272,6 +344,26 @@ impl Config {
                 _ => return Err(format!("image resolution {v}, wanted two equal sizes")),
             },
         };
+        let flag = |key: &str| match json.get(key) {
+            None | Some(Value::Null) => Ok(false),
+            Some(Value::Bool(on)) => Ok(*on),
+            Some(v) => Err(format!("{key} is {v}, wanted true or false")),
+        };
+        for (key, what) in [
+            ("use_visual_memory", "a memory of earlier images"),
+            ("use_proprioceptive_memory", "a memory of earlier states"),
+        ] {
+            if flag(key)? {
+                return Err(format!("sets {key}: the policy reads {what}, which this program does not run"));
+            }
+        }
+        let horizon = number("chunk_size", 50)?;
+        let max_delay = number("rtc_training_max_delay", 0)?;
+        if max_delay > 0 && (kind != Kind::Pi05 || max_delay >= horizon) {
+            return Err(format!(
+                "rtc_training_max_delay is {max_delay}; only π0.5 is trained so, and for less than a chunk of {horizon}"
+            ));
+        }
         // Releases up to 0.3 (which have this key) added dt in f32, as openpi does.
         let old = json.contains_key("resize_imgs_with_padding");
         Ok(Self {
@@ -280,19 +372,30 @@ impl Config {
             expert,
             action_dim: number("max_action_dim", 32)?,
             state_dim: number("max_state_dim", 32)?,
-            horizon: number("chunk_size", 50)?,
-            max_tokens: number("tokenizer_max_length", 48)?,
+            horizon,
+            max_tokens: number("tokenizer_max_length", full.max_tokens)?,
             num_steps: number("num_inference_steps", number("num_steps", 10)?)?,
             schedule: if old { TimeSchedule::Openpi } else { TimeSchedule::Lerobot },
             min_period: real("min_period", 4e-3)?,
             max_period: real("max_period", 4.0)?,
+            rtc_training_max_delay: max_delay,
             ..full
         })
     }
 
     fn apply(&mut self, arch: Arch) {
-        let Arch { vision, gemma, expert, vocab_size, action_dim, state_dim, horizon, max_tokens, num_steps } =
-            arch;
+        let Arch {
+            family: _,
+            vision,
+            gemma,
+            expert,
+            vocab_size,
+            action_dim,
+            state_dim,
+            horizon,
+            max_tokens,
+            num_steps,
+        } = arch;
         *self = Self {
             vision,
             gemma,
@@ -323,11 +426,15 @@ impl Config {
         }
         inputs
             .insert("observation.state".into(), serde_json::json!({"type": "STATE", "shape": [robot_state]}));
-        let config = serde_json::json!({
-            "type": "pi0",
+        let normalization = match self.kind {
+            Kind::Pi0 => "MEAN_STD",
+            Kind::Pi05 => "QUANTILES",
+        };
+        let mut config = serde_json::json!({
+            "type": self.kind.name(),
             "input_features": inputs,
             "output_features": {"action": {"type": "ACTION", "shape": [robot_action]}},
-            "normalization_mapping": {"VISUAL": "IDENTITY", "STATE": "MEAN_STD", "ACTION": "MEAN_STD"},
+            "normalization_mapping": {"VISUAL": "IDENTITY", "STATE": normalization, "ACTION": normalization},
             "paligemma_variant": "gemma_2b",
             "action_expert_variant": "gemma_300m",
             "dtype": "bfloat16",
@@ -342,9 +449,15 @@ impl Config {
             "empty_cameras": 0,
             "tokenizer_max_length": self.max_tokens,
         });
+        if self.kind == Kind::Pi05 {
+            config["rtc_training_max_delay"] = self.rtc_training_max_delay.into();
+        }
         fs::write(dir.join("config.json"), serde_json::to_string_pretty(&config)?)?;
-        if *self != Self::full() {
+        let full =
+            Self { rtc_training_max_delay: self.rtc_training_max_delay, ..Self::full().of_kind(self.kind) };
+        if *self != full {
             let arch = Arch {
+                family: (self.kind != Kind::Pi0).then(|| self.kind.name().into()),
                 vision: self.vision.clone(),
                 gemma: self.gemma.clone(),
                 expert: self.expert.clone(),
@@ -411,9 +524,12 @@ impl Config {
     }
 }
 
-/// Why a π0.5 checkpoint is refused.
-pub(crate) const PI05: &str =
-    "is a π0.5 checkpoint (adaptive norms, no state token); this program runs π0 only";
+/// A configuration of one network beside the tensors of another.
+fn contradiction(declared: &str, kind: Kind) -> String {
+    format!(
+        "says {declared:?}, but the tensors beside it are those of {kind}; which of the two files is the right one?"
+    )
+}
 
 /// Reads a JSON file. Deep nesting and other damage come back as errors.
 fn read_json(path: &Path) -> Result<Value, ModelError> {
@@ -435,8 +551,9 @@ mod tests {
 
     #[test]
     fn openpi_and_lerobot_are_told_apart() {
-        let parse =
-            |s: &str| Config::from_json(serde_json::from_str::<Value>(s).unwrap().as_object().unwrap());
+        let parse = |s: &str| {
+            Config::from_json(serde_json::from_str::<Value>(s).unwrap().as_object().unwrap(), Kind::Pi0)
+        };
         let openpi = parse(r#"{"action_dim": 32, "action_horizon": 10, "precision": "bfloat16"}"#).unwrap();
         assert_eq!(
             (openpi.family, openpi.horizon, openpi.schedule),
@@ -451,7 +568,9 @@ mod tests {
             parse(r#"{"type": "pi0", "resize_imgs_with_padding": [224, 224], "num_steps": 5}"#).unwrap();
         assert_eq!((old.schedule, old.num_steps), (TimeSchedule::Openpi, 5));
         for (json, word) in [
-            (r#"{"type": "pi05"}"#, "π0.5"),
+            (r#"{"type": "pi05"}"#, "pi05"),
+            (r#"{"type": "pi0", "use_visual_memory": true}"#, "use_visual_memory"),
+            (r#"{"type": "pi0", "rtc_training_max_delay": 3}"#, "rtc_training_max_delay"),
             (r#"{"type": "act"}"#, "act"),
             ("{}", "neither"),
             (r#"{"type": "pi0", "chunk_size": -1}"#, "chunk_size"),

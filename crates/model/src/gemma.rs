@@ -1,15 +1,16 @@
 //! Gemma: the language model that reads the prefix, and the action expert, which is the same with its own
-//! weights.
+//! weights. The norms of π0.5's expert are adaptive: time drives them ([`crate::modulation`]).
 //!
 //! Shapes: R packed rows, W width, Q = heads · head_dim, C = kv_heads · head_dim, F mlp_dim.
 
 use std::iter::once;
 
 use pi0_device::{
-    Activation, Attention, Dense, Device, KeyValue, Norm, Qkv, Result, Scope, Span, dense, qkv,
+    Activation, Attention, Dense, Device, KeyValue, Modulation, Norm, Qkv, Result, Scope, Span, dense, qkv,
 };
 use smallvec::SmallVec;
 
+use crate::modulation::Drive;
 use crate::weights::Weights;
 use crate::{GemmaConfig, ModelError};
 
@@ -17,7 +18,44 @@ use crate::{GemmaConfig, ModelError};
 pub struct Gemma<D: Device> {
     layers: Vec<GemmaLayer<D>>,
     /// Absent where nothing reads the last layer's output.
-    norm: Option<D::Weight>,
+    norm: Option<TowerNorm<D>>,
+}
+
+/// A norm of a tower.
+pub enum TowerNorm<D: Device> {
+    /// Its weight says how the rows are scaled.
+    Rms(D::Weight),
+    /// It has no weight: each call brings what drives it.
+    Adaptive,
+}
+
+/// Whether a tower's norms have weights.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Norms {
+    /// Yes: the language model, and π0's expert.
+    Rms,
+    /// No: π0.5's expert.
+    Adaptive,
+}
+
+impl<D: Device> TowerNorm<D> {
+    fn load(w: &Weights<'_, D>, name: &str, norms: Norms) -> std::result::Result<Self, ModelError> {
+        Ok(match norms {
+            Norms::Rms => Self::Rms(w.rms_norm(name)?),
+            Norms::Adaptive => Self::Adaptive,
+        })
+    }
+
+    /// As the norm of a fused layer; `by` is what drives it where it is adaptive.
+    ///
+    /// # Panics
+    /// If an adaptive norm gets nothing to drive it: [`Pi0`](crate::Pi0) drives the towers that it loads so.
+    fn of<'a>(&'a self, by: Option<Modulation<'a, D::Tensor>>) -> Norm<'a, D::Tensor, D::Weight> {
+        match self {
+            Self::Rms(weight) => Norm::Rms(weight),
+            Self::Adaptive => Norm::Ada(by.expect("an adaptive tower is driven")),
+        }
+    }
 }
 
 /// Keys (after rotation) and values of one layer, `[R, C]` each.
@@ -50,9 +88,12 @@ pub enum Extent {
 /// One layer.
 pub struct GemmaLayer<D: Device> {
     config: GemmaConfig,
-    input_layernorm: D::Weight,
+    input_layernorm: TowerNorm<D>,
     body: Body<D>,
 }
+
+/// What drives both norms of one layer and gates their branches; nothing in a tower whose norms have weights.
+pub type LayerDrive<'a, T> = Option<[Modulation<'a, T>; 2]>;
 
 enum Body<D: Device> {
     Whole(Whole<D>),
@@ -66,7 +107,7 @@ enum Body<D: Device> {
 pub(crate) struct Whole<D: Device> {
     qkv: D::Weight,
     o_proj: D::Weight,
-    post_attention_layernorm: D::Weight,
+    post_attention_layernorm: TowerNorm<D>,
     gate_up: D::Weight,
     down_proj: D::Weight,
 }
@@ -75,22 +116,24 @@ impl<D: Device> Gemma<D> {
     pub(crate) fn load(
         config: &GemmaConfig,
         w: &Weights<'_, D>,
+        norms: Norms,
         extent: Extent,
     ) -> std::result::Result<Self, ModelError> {
         let last = config.depth - 1;
         let layer = |i| {
             let extent = if i == last { extent } else { Extent::Whole };
-            GemmaLayer::load(config, &w.pp("layers").pp(i), extent)
+            GemmaLayer::load(config, &w.pp("layers").pp(i), norms, extent)
         };
         Ok(Self {
             layers: (0..config.depth).map(layer).collect::<std::result::Result<_, _>>()?,
-            norm: (extent == Extent::Whole).then(|| w.rms_norm("norm")).transpose()?,
+            norm: (extent == Extent::Whole).then(|| TowerNorm::load(w, "norm", norms)).transpose()?,
         })
     }
 
     /// Runs all layers over `x` `[R, W]`. `cached` holds, for each layer, parts 1, 2 … of its attention; part 0
-    /// is its own keys and values, which `keep` gets. Returns the last layer's output before the final norm (nothing
-    /// for [`Extent::Cache`]).
+    /// is its own keys and values, which `keep` gets. `drive` drives adaptive norms. Returns the last layer's output
+    /// before the final norm (nothing for [`Extent::Cache`]).
+    #[allow(clippy::too_many_arguments)] // a layer's seven, all different
     pub fn forward(
         &self,
         d: &D,
@@ -98,6 +141,7 @@ impl<D: Device> Gemma<D> {
         positions: &[u32],
         cached: &[&[LayerCache<D>]],
         spans: &[Span],
+        drive: Option<Drive<'_, D>>,
         mut keep: impl FnMut(LayerCache<D>),
     ) -> Result<Option<D::Tensor>> {
         let mut x = Some(x);
@@ -105,7 +149,8 @@ impl<D: Device> Gemma<D> {
             let _scope = Scope::new(d, format_args!("layer{i}"));
             let Some(rows) = x else { break };
             let earlier: SmallVec<[_; 2]> = cached.iter().map(|part| part[i].key_value()).collect();
-            let (next, cache) = layer.forward(d, &rows, positions, &earlier, spans)?;
+            let drive = drive.map(|drive| drive.layer(d, i));
+            let (next, cache) = layer.forward(d, &rows, positions, &earlier, spans, drive)?;
             d.tap("k_cache", &cache.k);
             d.tap("v_cache", &cache.v);
             if let Some(next) = &next {
@@ -117,9 +162,10 @@ impl<D: Device> Gemma<D> {
         Ok(x)
     }
 
-    /// The final norm alone; `None` for [`Extent::Cache`].
-    pub fn norm(&self) -> Option<&D::Weight> {
-        self.norm.as_ref()
+    /// The final norm alone; `None` for [`Extent::Cache`]. `drive` as for [`forward`](Self::forward).
+    pub fn norm<'a>(&'a self, d: &D, drive: Option<Drive<'a, D>>) -> Option<Norm<'a, D::Tensor, D::Weight>> {
+        let norm = self.norm.as_ref()?;
+        Some(norm.of(drive.map(|drive| drive.last(d))))
     }
 
     /// The layers.
@@ -132,18 +178,19 @@ impl<D: Device> GemmaLayer<D> {
     pub(crate) fn load(
         config: &GemmaConfig,
         w: &Weights<'_, D>,
+        norms: Norms,
         extent: Extent,
     ) -> std::result::Result<Self, ModelError> {
         let attn = w.pp("self_attn");
         Ok(Self {
             config: config.clone(),
-            input_layernorm: w.rms_norm("input_layernorm")?,
+            input_layernorm: TowerNorm::load(w, "input_layernorm", norms)?,
             body: match extent {
                 Extent::Cache => Body::Cache { kv: attn.linear(&["k_proj", "v_proj"])? },
                 Extent::Whole => Body::Whole(Whole {
                     qkv: attn.linear(&["q_proj", "k_proj", "v_proj"])?,
                     o_proj: attn.linear(&["o_proj"])?,
-                    post_attention_layernorm: w.rms_norm("post_attention_layernorm")?,
+                    post_attention_layernorm: TowerNorm::load(w, "post_attention_layernorm", norms)?,
                     gate_up: w.pp("mlp").linear(&["gate_proj", "up_proj"])?,
                     down_proj: w.pp("mlp").linear(&["down_proj"])?,
                 }),
@@ -168,17 +215,20 @@ impl<D: Device> GemmaLayer<D> {
         positions: &[u32],
         cached: &[KeyValue<'_, D::Tensor>],
         spans: &[Span],
+        drive: LayerDrive<'_, D::Tensor>,
     ) -> Result<Output<D>> {
+        let [first, second] = split(drive);
         match &self.body {
-            Body::Cache { kv } => Ok((None, self.keys_values(d, x, kv, positions)?)),
+            Body::Cache { kv } => Ok((None, self.keys_values(d, x, kv, positions, first)?)),
             Body::Whole(w) => {
-                let (x, cache) = self.attention(d, x, w, positions, cached, spans)?;
-                Ok((Some(self.mlp(d, &x, w)?), cache))
+                let (x, cache) = self.attention(d, x, w, positions, cached, spans, first)?;
+                Ok((Some(self.mlp(d, &x, w, second)?), cache))
             }
         }
     }
 
-    /// `x + o_proj(attention(input_layernorm(x)))`.
+    /// `x + gate * o_proj(attention(input_layernorm(x)))`; without `by` there is no gate.
+    #[allow(clippy::too_many_arguments)] // all different
     pub(crate) fn attention(
         &self,
         d: &D,
@@ -187,13 +237,14 @@ impl<D: Device> GemmaLayer<D> {
         positions: &[u32],
         cached: &[KeyValue<'_, D::Tensor>],
         spans: &[Span],
+        by: Option<Modulation<'_, D::Tensor>>,
     ) -> Result<(D::Tensor, LayerCache<D>)> {
         let GemmaConfig { num_heads: heads, num_kv_heads: kv_heads, head_dim, .. } = self.config;
         let [q, k, v] = qkv(
             d,
             &Qkv {
                 x,
-                norm: Norm::Rms(&self.input_layernorm),
+                norm: self.input_layernorm.of(by),
                 weight: &w.qkv,
                 heads,
                 kv_heads,
@@ -208,26 +259,42 @@ impl<D: Device> GemmaLayer<D> {
             let scale = (head_dim as f32).powf(-0.5);
             d.attention(&q, &parts, &Attention { heads, kv_heads, head_dim, scale, spans })?
         };
-        let out = Dense { residual: Some(x), branch_tap: Some("attn"), ..Dense::new(&a, &w.o_proj) };
+        let out =
+            Dense { gate: by, residual: Some(x), branch_tap: Some("attn"), ..Dense::new(&a, &w.o_proj) };
         Ok((dense(d, &out)?, cache))
     }
 
-    /// `x + down_proj(geglu(gate_up(post_attention_layernorm(x))))`.
-    pub(crate) fn mlp(&self, d: &D, x: &D::Tensor, w: &Whole<D>) -> Result<D::Tensor> {
+    /// `x + gate * down_proj(geglu(gate_up(post_attention_layernorm(x))))`; without `by` there is no gate.
+    pub(crate) fn mlp(
+        &self,
+        d: &D,
+        x: &D::Tensor,
+        w: &Whole<D>,
+        by: Option<Modulation<'_, D::Tensor>>,
+    ) -> Result<D::Tensor> {
         let h = dense(
             d,
             &Dense {
-                norm: Some(Norm::Rms(&w.post_attention_layernorm)),
+                norm: Some(w.post_attention_layernorm.of(by)),
                 activation: Some(Activation::Geglu),
                 norm_tap: Some("ln2"),
                 ..Dense::new(x, &w.gate_up)
             },
         )?;
-        dense(d, &Dense { residual: Some(x), branch_tap: Some("mlp"), ..Dense::new(&h, &w.down_proj) })
+        let out =
+            Dense { gate: by, residual: Some(x), branch_tap: Some("mlp"), ..Dense::new(&h, &w.down_proj) };
+        dense(d, &out)
     }
 
-    fn keys_values(&self, d: &D, x: &D::Tensor, kv: &D::Weight, positions: &[u32]) -> Result<LayerCache<D>> {
-        let norm = Some(Norm::Rms(&self.input_layernorm));
+    fn keys_values(
+        &self,
+        d: &D,
+        x: &D::Tensor,
+        kv: &D::Weight,
+        positions: &[u32],
+        by: Option<Modulation<'_, D::Tensor>>,
+    ) -> Result<LayerCache<D>> {
+        let norm = Some(self.input_layernorm.of(by));
         let y = dense(d, &Dense { norm, norm_tap: Some("ln1"), ..Dense::new(x, kv) })?;
         let width = self.config.num_kv_heads * self.config.head_dim;
         let k = d.slice_cols(&y, 0..width)?;
@@ -236,4 +303,9 @@ impl<D: Device> GemmaLayer<D> {
             v: d.slice_cols(&y, width..2 * width)?,
         })
     }
+}
+
+/// What drives each of the two norms.
+pub(crate) fn split<T>(drive: LayerDrive<'_, T>) -> [Option<Modulation<'_, T>>; 2] {
+    drive.map_or([None, None], |[first, second]| [Some(first), Some(second)])
 }

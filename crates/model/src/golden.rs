@@ -8,10 +8,10 @@ use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype, TensorView};
 
 use crate::layout::Layout;
-use crate::{Config, Inputs, ModelError};
+use crate::{Config, Inputs, ModelError, Rtc};
 
 /// Reads a batch of inputs: `image_{c}` F32 `[B, 3, H, W]`, `image_mask` `[B, C]`, `tokens` `[B, L]`,
-/// `token_mask` `[B, L]`, `state` F32 `[B, S]` and, optionally, `noise` F32 `[B, T, A]`.
+/// `token_mask` `[B, L]` and, optionally, `state` F32 `[B, S]` (π0 needs it) and `noise` F32 `[B, T, A]`.
 pub fn read_inputs(path: &Path) -> Result<Vec<Inputs>, ModelError> {
     let bytes = std::fs::read(path).map_err(|e| ModelError::Read { path: path.into(), source: e })?;
     let file = SafeTensors::deserialize(&bytes)
@@ -23,15 +23,15 @@ pub fn read_inputs(path: &Path) -> Result<Vec<Inputs>, ModelError> {
     let (mask_shape, image_mask) = whole("image_mask")?;
     let (token_shape, tokens) = whole("tokens")?;
     let (token_mask_shape, token_mask) = whole("token_mask")?;
-    let state = reals("state")?;
-    let noise = file.names().contains(&"noise").then(|| reals("noise")).transpose()?;
+    let optional = |name: &str| file.names().contains(&name).then(|| reals(name)).transpose();
+    let (state, noise) = (optional("state")?, optional("noise")?);
     let [batch, cameras] = mask_shape[..] else { return Err(fail("image_mask is not a matrix".into())) };
     if token_shape.len() != 2 || token_shape != token_mask_shape {
         return Err(fail(format!("holds tokens {token_shape:?} and token_mask {token_mask_shape:?}")));
     }
     let images = (0..cameras).map(|c| reals(&format!("image_{c}"))).collect::<Result<Vec<_>, _>>()?;
-    let mut named: Vec<(String, usize)> =
-        vec![("tokens".into(), token_shape[0]), ("state".into(), state.shape[0])];
+    let mut named: Vec<(String, usize)> = vec![("tokens".into(), token_shape[0])];
+    named.extend(state.iter().map(|s| ("state".into(), s.shape[0])));
     named.extend(noise.iter().map(|n| ("noise".into(), n.shape[0])));
     named.extend(images.iter().enumerate().map(|(c, i)| (format!("image_{c}"), i.shape[0])));
     if let Some((name, rows)) = named.iter().find(|(_, rows)| *rows != batch) {
@@ -51,12 +51,48 @@ pub fn read_inputs(path: &Path) -> Result<Vec<Inputs>, ModelError> {
             tokens: valid
                 .map(|i| u32::try_from(tokens[i]).map_err(|_| fail(format!("holds the token {}", tokens[i]))))
                 .collect::<Result<_, _>>()?,
-            state: part(&state, b),
+            state: state.as_ref().map_or_else(Vec::new, |s| part(s, b)),
             noise: noise.as_ref().map(|n| part(n, b)),
-            guidance: None,
+            rtc: None,
         })
     };
     (0..batch).map(input).collect()
+}
+
+/// The previous chunk beside the inputs of a batch, `prev_chunk` F32 `[n, a]` (the same for all robots) or `[B, n, a]`:
+/// for each robot its rows, filled up with zeros to `action_dim` columns as lerobot does. None where the file has none.
+pub fn read_previous_chunk(
+    path: &Path,
+    robots: usize,
+    action_dim: usize,
+) -> Result<Option<Vec<Vec<f32>>>, ModelError> {
+    let bytes = std::fs::read(path).map_err(|e| ModelError::Read { path: path.into(), source: e })?;
+    let file = SafeTensors::deserialize(&bytes)
+        .map_err(|e| ModelError::Damaged { path: path.into(), what: e.to_string() })?;
+    if !file.names().contains(&"prev_chunk") {
+        return Ok(None);
+    }
+    let fail = |what: String| ModelError::Config { path: path.into(), what };
+    let chunk = read_reals(&file, "prev_chunk").map_err(fail)?;
+    let fits = match chunk.shape[..] {
+        [_, width] => width <= action_dim,
+        [batch, _, width] => batch == robots && width <= action_dim,
+        _ => false,
+    };
+    if !fits {
+        let shape = &chunk.shape;
+        return Err(fail(format!(
+            "holds prev_chunk {shape:?}, wanted [rows, width] or [{robots}, rows, width] of width {action_dim} at most"
+        )));
+    }
+    let padded =
+        |row: &[f32]| row.iter().copied().chain(std::iter::repeat_n(0.0, action_dim - row.len())).collect();
+    let rows: Vec<Vec<f32>> = chunk.data.chunks_exact(chunk.cols()).map(padded).collect();
+    let of_robot = |b: usize| match chunk.shape[..] {
+        [batch, n, _] if batch == robots => rows[b * n..(b + 1) * n].concat(),
+        _ => rows.concat(),
+    };
+    Ok(Some((0..robots).map(of_robot).collect()))
 }
 
 fn view<'a>(file: &SafeTensors<'a>, name: &str) -> Result<TensorView<'a>, String> {
@@ -123,7 +159,7 @@ pub fn golden_taps(
     padded_tokens: usize,
 ) -> Result<BTreeMap<String, HostTensor>, ModelError> {
     let layout = Layout::new(config, batch)?;
-    let g = Golden { layout: &layout, config, cameras: batch[0].images.len(), padded_tokens };
+    let g = Golden { layout: &layout, batch, config, cameras: batch[0].images.len(), padded_tokens };
     let mut out = BTreeMap::new();
     for (name, tap) in taps {
         if let Some(rest) = name.strip_prefix("vision.") {
@@ -138,18 +174,24 @@ pub fn golden_taps(
             let t = g.prefix(&tap);
             out.insert(name, if cache { g.heads(t) } else { t });
         } else if let Some(rest) = name.strip_prefix("step0.suffix.") {
-            if !rest.ends_with("_cache") {
+            if let Some(norm) = rest.strip_suffix(".modulation") {
+                for (part, values) in g.modulation(&tap, 0, times.len()) {
+                    out.insert(format!("suffix.{norm}.{part}"), values);
+                }
+            } else if !rest.ends_with("_cache") {
                 out.insert(format!("suffix.{rest}"), g.suffix(&tap));
             }
-        } else if name == "suffix.time_emb" {
-            for (step, t) in times.iter().enumerate() {
-                let row = g.repeated(tap.row(step));
-                out.insert(format!("step{step}.time_emb"), row);
-                out.insert(
-                    format!("step{step}.time"),
-                    HostTensor::new([layout.batch()], vec![*t; layout.batch()]),
-                );
+        } else if let Some(what @ ("time_emb" | "cond")) = name.strip_prefix("suffix.") {
+            for (step, &t) in times.iter().enumerate() {
+                out.insert(format!("step{step}.{what}"), g.of_time(&tap, step, times.len()));
+                let time =
+                    HostTensor::new([times.len() + 1, 1], times.iter().map(|_| t).chain([0.0]).collect());
+                let mut time = g.of_time(&time, step, times.len());
+                time.shape.pop();
+                out.insert(format!("step{step}.time"), time);
             }
+        } else if let Some("time_mlp_in" | "time_mlp_out") = name.strip_prefix("suffix.") {
+            out.insert(name, g.of_time(&tap, 0, times.len()));
         } else if name == "suffix.state_emb" {
             out.insert(name, tap);
         } else if name.starts_with("step") && !name.contains("suffix") {
@@ -157,7 +199,15 @@ pub fn golden_taps(
         }
     }
     g.geometry(&mut out);
+    g.guidance(times.len(), &mut out);
     Ok(out)
+}
+
+/// How long the prompts of golden outputs were padded, as their masks have it; the model's longest where they have none.
+pub fn padded_tokens(want: &BTreeMap<String, HostTensor>, batch: &[Inputs], config: &Config) -> usize {
+    let images = batch.first().map_or(0, |i| i.images.len()) * config.vision.patches();
+    let of_mask = |mask: &HostTensor| mask.cols().checked_sub(*mask.shape.get(1)? + images);
+    want.get("suffix.attend").and_then(of_mask).unwrap_or(config.max_tokens)
 }
 
 /// Compares intermediates with golden ones, over the rows that mean something: not those of masked cameras or
@@ -202,6 +252,7 @@ pub fn compare_taps(
 /// Places packed rows where the golden data has them.
 struct Golden<'a> {
     layout: &'a Layout,
+    batch: &'a [Inputs],
     config: &'a Config,
     cameras: usize,
     padded_tokens: usize,
@@ -291,14 +342,65 @@ impl Golden<'_> {
         out
     }
 
-    fn repeated(&self, row: &[f32]) -> HostTensor {
-        HostTensor::new([self.layout.batch(), row.len()], row.repeat(self.layout.batch()))
+    /// What follows from the time alone: row `step` for every robot, `[B, W]`. Where some actions are known, and so have
+    /// time 0, which is row `clean`, every action has its own: `[B, T, W]`.
+    fn of_time(&self, rows: &HostTensor, step: usize, clean: usize) -> HostTensor {
+        let known = |inputs: &Inputs| match &inputs.rtc {
+            Some(Rtc::Trained(known)) => known.delay,
+            _ => 0,
+        };
+        let (batch, cols) = (self.layout.batch(), rows.cols());
+        if self.batch.iter().all(|i| known(i) == 0) {
+            return HostTensor::new([batch, cols], rows.row(step).repeat(batch));
+        }
+        let row = |inputs, t| rows.row(if t < known(inputs) { clean } else { step });
+        let data = self.batch.iter().flat_map(|i| (0..self.layout.horizon).flat_map(move |t| row(i, t)));
+        HostTensor::new([batch, self.layout.horizon, cols], data.copied().collect())
+    }
+
+    /// The three parts of a table of modulations, of one step.
+    fn modulation(&self, table: &HostTensor, step: usize, clean: usize) -> [(&'static str, HostTensor); 3] {
+        let width = table.cols() / 3;
+        let part = |i: usize| {
+            let rows = (0..table.rows()).flat_map(|r| &table.row(r)[i * width..(i + 1) * width]);
+            self.of_time(&HostTensor::new([table.rows(), width], rows.copied().collect()), step, clean)
+        };
+        [("scale", part(0)), ("shift", part(1)), ("gate", part(2))]
+    }
+
+    /// What guided real-time chunking goes by in each step, on the host: where the chunk leads without it (`x1`), and
+    /// how strongly it is corrected. As the references, for a batch that is guided alike.
+    fn guidance(&self, steps: usize, out: &mut BTreeMap<String, HostTensor>) {
+        let Some(Rtc::Guided(g)) = self.batch.first().and_then(|i| i.rtc.as_ref()) else { return };
+        let (horizon, dim) = (self.layout.horizon, self.config.action_dim);
+        let weights = g.weights(dim).into_iter().map(|w| w as f32).chain(std::iter::repeat(0.0));
+        out.insert("rtc.weights".into(), HostTensor::new([horizon], weights.take(horizon).collect()));
+        let noise: Option<Vec<f32>> =
+            self.batch.iter().map(|i| i.noise.as_deref()).collect::<Option<Vec<_>>>().map(|n| n.concat());
+        for step in 0..steps {
+            let t = 1.0 - step as f64 / steps as f64;
+            let strength = HostTensor::new([1], vec![g.strength(t) as f32]);
+            out.insert(format!("step{step}.guidance_weight"), strength);
+            let x = match step {
+                0 => noise.as_ref(),
+                _ => out.get(&format!("step{}.x_next", step - 1)).map(|x| &x.data),
+            };
+            let Some((x, v)) = x.zip(out.get(&format!("step{step}.v_t"))) else { continue };
+            let end = |(&x, &v): (&f32, &f32)| (f64::from(x) - t * f64::from(v)) as f32;
+            let x1 = HostTensor::new(v.shape.clone(), x.iter().zip(&v.data).map(end).collect());
+            out.insert(format!("step{step}.x1"), x1);
+        }
     }
 
     /// Masks and positions, which are not tensors of the network: read off the spans that attention is given.
     fn geometry(&self, out: &mut BTreeMap<String, HostTensor>) {
         let (batch, width) = (self.layout.batch(), self.prefix_width());
-        let suffix = 1 + self.layout.horizon;
+        // Suffix row 0 is the state's, if there is one, the others the actions'; packed, all states come first.
+        let (horizon, state) = (self.layout.horizon, usize::from(self.layout.state_rows));
+        let suffix = state + horizon;
+        let packed_row = |b: usize, row: usize| {
+            if row < state { b } else { self.layout.states() + b * horizon + row - state }
+        };
         let packed = self.layout.prefix_positions();
         let mut pad_mask = HostTensor::zeros([batch, width]);
         let mut positions = HostTensor::zeros([batch, width]);
@@ -314,12 +416,10 @@ impl Golden<'_> {
                 }
                 positions.row_mut(b)[i] = last;
             }
-            // Suffix row 0 is the state's, the others the actions'; the spans list all states first.
             for s in 0..suffix {
-                let packed_row = if s == 0 { b } else { batch + b * self.layout.horizon + s - 1 };
                 let span = spans
                     .iter()
-                    .find(|span| span.queries.contains(&packed_row))
+                    .find(|span| span.queries.contains(&packed_row(b, s)))
                     .expect("spans cover all rows");
                 let sees = |part: usize, row: usize| {
                     span.keys.iter().any(|k| k.part == part && k.rows.contains(&row))
@@ -329,8 +429,7 @@ impl Golden<'_> {
                     line[i] = f32::from(u8::from(row.is_some_and(|row| sees(1, row))));
                 }
                 for other in 0..suffix {
-                    let row = if other == 0 { b } else { batch + b * self.layout.horizon + other - 1 };
-                    line[width + other] = f32::from(u8::from(sees(0, row)));
+                    line[width + other] = f32::from(u8::from(sees(0, packed_row(b, other))));
                 }
             }
         }

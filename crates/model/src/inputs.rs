@@ -1,6 +1,6 @@
 //! What goes into the network and what comes out, in the model's own units.
 
-use crate::Guidance;
+use crate::Rtc;
 
 /// What one robot sees, ready for the network: preprocessed, normalized, tokenized. A batch is a slice of these.
 ///
@@ -13,12 +13,13 @@ pub struct Inputs {
     pub images: Vec<Option<Vec<f32>>>,
     /// The prompt's tokens with BOS and newline, without padding.
     pub tokens: Vec<u32>,
-    /// Normalized, padded with zeros to the model's state width.
+    /// Normalized, padded with zeros to the model's state width. π0.5 reads the state in its prompt and not this, which
+    /// may then be empty.
     pub state: Vec<f32>,
     /// Starting noise `[horizon, action_dim]`; drawn from the seed of [`SampleOptions`] when absent.
     pub noise: Option<Vec<f32>>,
-    /// Real-time chunking: follow the chunk that is still being executed.
-    pub guidance: Option<Guidance>,
+    /// Real-time chunking: continue the chunk that is still being executed.
+    pub rtc: Option<Rtc>,
 }
 
 /// How to sample.

@@ -1,14 +1,14 @@
 //! How the rows of a batch are packed: only what exists has a row.
 //!
 //! The prefix holds the images of every robot of the batch, then the tokens of every robot:
-//! `[image rows of 0, of 1, …, token rows of 0, of 1, …]`. The suffix holds the state rows of all robots (first
+//! `[image rows of 0, of 1, …, token rows of 0, of 1, …]`. The suffix holds the state rows of all robots (of π0, first
 //! step only), then their action rows. Attention's spans tie together what belongs to one robot.
 
 use std::ops::Range;
 
 use pi0_device::{Keys, Span};
 
-use crate::{Config, Inputs, ModelError};
+use crate::{Config, Inputs, Kind, ModelError, Rtc};
 
 /// Where everything of a batch lies.
 #[derive(Debug, Clone, PartialEq)]
@@ -23,6 +23,8 @@ pub struct Layout {
     pub patches: usize,
     /// Actions of one chunk.
     pub horizon: usize,
+    /// Whether each robot has a state row before its actions: π0 has, π0.5 has not.
+    pub state_rows: bool,
 }
 
 impl Layout {
@@ -36,6 +38,7 @@ impl Layout {
             token_rows: Vec::new(),
             patches,
             horizon: config.horizon,
+            state_rows: config.kind == Kind::Pi0,
         };
         for (row, inputs) in batch.iter().enumerate() {
             check(config, inputs, first.images.len()).map_err(|what| ModelError::Input { row, what })?;
@@ -100,36 +103,44 @@ impl Layout {
             .collect()
     }
 
+    /// State rows of the suffix: one a robot, or none at all.
+    pub fn states(&self) -> usize {
+        if self.state_rows { self.batch() } else { 0 }
+    }
+
     /// Position of each suffix row of the first step: the state rows, then the action rows.
     pub fn suffix_positions(&self) -> Vec<u32> {
         let robots = 0..self.batch();
-        let states = robots.clone().map(|b| self.prefix_len(b));
-        let actions = robots.flat_map(|b| (1..=self.horizon).map(move |i| self.prefix_len(b) + i));
+        let states = (0..self.states()).map(|b| self.prefix_len(b));
+        let first = usize::from(self.state_rows);
+        let actions = robots.flat_map(|b| (0..self.horizon).map(move |i| self.prefix_len(b) + first + i));
         states.chain(actions).map(|p| p as u32).collect()
     }
 
     /// The first step: part 0 is the step's own rows (states, then actions), part 1 the prefix. A state row sees the
     /// prefix and itself, an action row the prefix, its state row and all its actions.
     pub fn first_step_spans(&self) -> Vec<Span> {
-        let batch = self.batch();
         let state = |b: usize| Keys { part: 0, rows: b..b + 1 };
-        let states = (0..batch).map(|b| Span {
+        let states = (0..self.states()).map(|b| Span {
             queries: b..b + 1,
             keys: self.prefix_keys(b, 1).into_iter().chain([state(b)]).collect(),
         });
-        let actions = (0..batch).map(|b| {
-            let rows = batch + b * self.horizon..batch + (b + 1) * self.horizon;
-            let own = [state(b), Keys { part: 0, rows: rows.clone() }];
+        let actions = (0..self.batch()).map(|b| {
+            let rows = self.states() + b * self.horizon..self.states() + (b + 1) * self.horizon;
+            let own =
+                self.state_rows.then(|| state(b)).into_iter().chain([Keys { part: 0, rows: rows.clone() }]);
             Span { queries: rows, keys: self.prefix_keys(b, 1).into_iter().chain(own).collect() }
         });
         states.chain(actions).collect()
     }
 
-    /// A later step: part 0 is the step's action rows, part 1 the prefix, part 2 the state rows kept from the first.
+    /// A later step: part 0 is the step's action rows, part 1 the prefix, part 2 the state rows kept from the first,
+    /// where there are any.
     pub fn later_step_spans(&self) -> Vec<Span> {
         let span = |b: usize| {
             let rows = b * self.horizon..(b + 1) * self.horizon;
-            let rest = [Keys { part: 2, rows: b..b + 1 }, Keys { part: 0, rows: rows.clone() }];
+            let state = self.state_rows.then(|| Keys { part: 2, rows: b..b + 1 });
+            let rest = state.into_iter().chain([Keys { part: 0, rows: rows.clone() }]);
             Span { queries: rows, keys: self.prefix_keys(b, 1).into_iter().chain(rest).collect() }
         };
         (0..self.batch()).map(span).collect()
@@ -168,7 +179,8 @@ fn check(c: &Config, inputs: &Inputs, cameras: usize) -> Result<(), String> {
     if let Some(t) = inputs.tokens.iter().find(|t| **t as usize >= c.vocab_size) {
         return Err(format!("token {t}, the vocabulary has {}", c.vocab_size));
     }
-    if inputs.state.len() != c.state_dim {
+    let unread = c.kind == Kind::Pi05 && inputs.state.is_empty();
+    if inputs.state.len() != c.state_dim && !unread {
         return Err(format!("state of {} values, wanted {}", inputs.state.len(), c.state_dim));
     }
     finite("state", &inputs.state)?;
@@ -178,12 +190,36 @@ fn check(c: &Config, inputs: &Inputs, cameras: usize) -> Result<(), String> {
         }
         finite("noise", noise)?;
     }
-    if let Some(g) = &inputs.guidance {
-        if g.previous.len() > c.horizon * c.action_dim || !g.previous.len().is_multiple_of(c.action_dim) {
-            let what = "previous chunk of";
-            return Err(format!("{what} {} values, wanted rows of {}", g.previous.len(), c.action_dim));
+    match &inputs.rtc {
+        None => {}
+        Some(Rtc::Guided(g)) => {
+            if g.previous.len() > c.horizon * c.action_dim || !g.previous.len().is_multiple_of(c.action_dim) {
+                let what = "previous chunk of";
+                return Err(format!("{what} {} values, wanted rows of {}", g.previous.len(), c.action_dim));
+            }
+            finite("previous chunk", &g.previous)?;
         }
-        finite("previous chunk", &g.previous)?;
+        Some(Rtc::Trained(clean)) => {
+            let (delay, longest) = (clean.delay, c.rtc_training_max_delay);
+            if longest == 0 {
+                let why = "trained real-time chunking, which the checkpoint did not learn";
+                return Err(format!("{why} (rtc_training_max_delay is 0); guided needs no training"));
+            }
+            if delay > longest || delay >= c.horizon {
+                return Err(format!(
+                    "a delay of {delay} actions; the checkpoint learned to continue after at most {longest}"
+                ));
+            }
+            if clean.previous.len() < delay * c.action_dim
+                || !clean.previous.len().is_multiple_of(c.action_dim)
+            {
+                let (values, width) = (clean.previous.len(), c.action_dim);
+                return Err(format!(
+                    "previous chunk of {values} values, wanted at least {delay} rows of {width}"
+                ));
+            }
+            finite("previous chunk", &clean.previous)?;
+        }
     }
     Ok(())
 }
@@ -233,6 +269,39 @@ mod tests {
         let counts = |spans: Vec<Span>| spans.iter().map(Span::key_count).collect::<Vec<_>>();
         assert_eq!(counts(l.first_step_spans()), [260, 513, 259 + 17, 512 + 17]);
         assert_eq!(counts(l.later_step_spans()), [259 + 17, 512 + 17]);
+    }
+
+    #[test]
+    fn without_state_rows_actions_follow_the_prefix() {
+        let c = Config::tiny().of_kind(Kind::Pi05);
+        let l = Layout::new(&c, &[inputs([false, true], 3), inputs([true, true], 0)]).unwrap();
+        assert_eq!(l.suffix_positions()[..17], (259..275).chain([512]).collect::<Vec<u32>>());
+        let counts = |spans: Vec<Span>| spans.iter().map(Span::key_count).collect::<Vec<_>>();
+        assert_eq!(counts(l.first_step_spans()), [259 + 16, 512 + 16]);
+        assert_eq!(l.first_step_spans(), l.later_step_spans());
+    }
+
+    #[test]
+    fn previous_chunks_that_do_not_fit_are_named() {
+        let learned = Config { rtc_training_max_delay: 4, ..Config::tiny().of_kind(Kind::Pi05) };
+        let with = |c: &Config, rtc| {
+            let input = Inputs { rtc: Some(rtc), ..inputs([true, true], 3) };
+            Layout::new(c, &[input]).map(|_| ()).map_err(|e| e.to_string())
+        };
+        let clean = |values: usize, delay| Rtc::Trained(crate::Clean { previous: vec![0.1; values], delay });
+        assert_eq!(with(&learned, clean(4 * 32, 4)), Ok(()));
+        assert_eq!(with(&learned, clean(0, 0)), Ok(()));
+        for (c, rtc, word) in [
+            (&learned, clean(5 * 32, 5), "at most 4"),
+            (&learned, clean(3 * 32, 4), "at least 4 rows"),
+            (&learned, clean(4 * 32 + 1, 4), "rows of 32"),
+            (&learned, Rtc::Trained(crate::Clean { previous: vec![f32::NAN; 128], delay: 2 }), "NaN"),
+            (&Config::tiny().of_kind(Kind::Pi05), clean(128, 2), "did not learn"),
+            (&Config::tiny(), clean(128, 2), "did not learn"),
+        ] {
+            let e = with(c, rtc).unwrap_err();
+            assert!(e.contains(word), "{e} should say {word}");
+        }
     }
 
     #[test]

@@ -1,7 +1,7 @@
-//! The π0 network, written once, generic over the device.
+//! π0 and π0.5, one network written once, generic over the device.
 //!
-//! Start at [`Pi0::sample_actions`]; [`siglip`] and [`gemma`] hold the layers, [`layout`] says how a batch is packed,
-//! [`weights`] lists every tensor, [`Checkpoint`] reads them, [`golden`] names intermediates as the references do.
+//! Start at [`Pi0::sample_actions`]; [`siglip`] and [`gemma`] hold the layers, [`modulation`] what drives π0.5's norms,
+//! [`layout`] says how a batch is packed, [`weights`] lists every tensor, [`Checkpoint`] reads them, [`golden`] names intermediates as the references do.
 
 #![forbid(unsafe_code)]
 
@@ -11,18 +11,19 @@ mod config;
 mod error;
 pub mod gemma;
 pub mod golden;
-mod guidance;
 mod inputs;
 pub mod layout;
+pub mod modulation;
 mod pi0;
+mod rtc;
 pub mod siglip;
 pub mod synth;
 pub mod weights;
 
 pub use checkpoint::Checkpoint;
-pub use config::{Config, Family, GemmaConfig, TimeSchedule, VisionConfig};
+pub use config::{Config, Family, GemmaConfig, Kind, TimeSchedule, VisionConfig};
 pub use error::ModelError;
 pub use gemma::Extent;
-pub use guidance::{Guidance, GuidanceSchedule};
 pub use inputs::{Inputs, SampleOptions};
 pub use pi0::{ActionModel, Pi0, PrefixCache, STEPS, patchify, time_embedding};
+pub use rtc::{Clean, Guidance, GuidanceSchedule, Rtc};

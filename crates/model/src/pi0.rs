@@ -1,19 +1,22 @@
-//! π0: images, prompt and state in, a chunk of actions out. The names are openpi's.
+//! π0 and π0.5: images, prompt and state in, a chunk of actions out. The names are openpi's.
 //!
-//! Shapes: B robots, R packed prefix rows, T horizon, A action_dim, W the expert's width.
+//! The two differ in how state and time reach the action expert, [`Conditioning`], and in nothing else.
+//!
+//! Shapes: B robots, R packed prefix rows, T horizon, A action_dim, W the expert's width, N steps.
 
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
-use pi0_device::{Dense, Device, HostTensor, MemoryMeter, Norm, Scope, Span, dense};
+use pi0_device::{Dense, Device, HostTensor, MemoryMeter, Modulation, Norm, Scope, Span, dense};
 use rand_chacha::ChaCha12Rng;
 use rand_chacha::rand_core::SeedableRng;
 use rand_distr::{Distribution, StandardNormal};
 
-use crate::gemma::{Extent, Gemma, LayerCache};
+use crate::gemma::{Extent, Gemma, LayerCache, Norms};
 use crate::layout::Layout;
+use crate::modulation::{Drive, ModulationCache, Modulations};
 use crate::siglip::SigLip;
 use crate::weights::{EMBED, EXPERT, LANGUAGE, PROJECTOR, VISION, Weights};
-use crate::{Checkpoint, Config, Inputs, ModelError, SampleOptions};
+use crate::{Checkpoint, Config, Inputs, Kind, ModelError, Rtc, SampleOptions};
 
 /// The network on a device.
 pub struct Pi0<D: Device> {
@@ -24,19 +27,29 @@ pub struct Pi0<D: Device> {
     embed_tokens: D::Weight,
     language: Gemma<D>,
     expert: Gemma<D>,
-    state_proj: D::Weight,
+    conditioning: Conditioning<D>,
     action_in_proj: D::Weight,
-    /// The half of `action_time_mlp_in` that reads the action.
-    action_mlp_in: D::Weight,
-    /// The half that reads the time, with the bias: one row a step, for all actions.
-    time_mlp_in: D::Weight,
-    action_time_mlp_out: D::Weight,
     action_out_proj: D::Weight,
     /// The first weight that is NaN or infinite, if any; looked for when a result first is.
     bad_weight: OnceLock<Option<(String, usize)>>,
 }
 
-/// A π0 on some device, where it no longer matters which: what a command or a server holds.
+/// How state and time reach the action expert.
+enum Conditioning<D: Device> {
+    /// π0: the state is a row before the actions, and time is mixed into every action row.
+    Rows {
+        state_proj: D::Weight,
+        /// The half of `action_time_mlp_in` that reads the action.
+        action_mlp_in: D::Weight,
+        /// The half that reads the time, with the bias: one row a step, for all actions.
+        time_mlp_in: D::Weight,
+        action_time_mlp_out: D::Weight,
+    },
+    /// π0.5: the state stands in the prompt, and time drives the expert's norms.
+    Norms(ModulationCache<D>),
+}
+
+/// A network of the family on some device, where it no longer matters which: what a command or a server holds.
 pub trait ActionModel {
     /// Sizes and schedule.
     fn config(&self) -> &Config;
@@ -77,14 +90,36 @@ pub struct PrefixCache<D: Device>(pub Vec<LayerCache<D>>);
 
 /// What stays the same in all steps of one inference.
 pub(crate) struct Steps<D: Device> {
-    /// Positions of the state rows, then of the action rows.
+    /// Positions of the state rows, if any, then of the action rows.
     positions: Vec<u32>,
     first_spans: Vec<Span>,
     later_spans: Vec<Span>,
-    /// The time half of the first suffix layer, `[steps, W]`.
-    times: D::Tensor,
-    /// `[B, W]`.
-    pub(crate) states: D::Tensor,
+    pub(crate) condition: Condition<D>,
+    /// Where some actions are known and must stay as they are.
+    known: Option<Known<D>>,
+}
+
+/// State and time of all steps, as [`Conditioning`] has them.
+pub(crate) enum Condition<D: Device> {
+    Rows {
+        /// The time half of the first suffix layer, `[N, W]`.
+        times: D::Tensor,
+        /// `[B, W]`.
+        states: D::Tensor,
+    },
+    Norms {
+        modulations: Arc<Modulations<D>>,
+        /// For each step, and in it for each action row, a row of the modulations: `[N, B T]`.
+        rows: Vec<u32>,
+    },
+}
+
+/// Euler steps that leave known actions as they are.
+struct Known<D: Device> {
+    /// As modulations `[2, 3 A]` of which only the gates are read: how far a step goes in a free row and in a known one.
+    steps: D::Tensor,
+    /// For each action row, which of the two it is.
+    rows: Vec<u32>,
 }
 
 impl<D: Device> Pi0<D> {
@@ -104,13 +139,26 @@ impl<D: Device> Pi0<D> {
         let vision = SigLip::load(&c.vision, &w.pp(VISION))?;
         let projector = w.linear_bias(&[PROJECTOR])?;
         let embed_tokens = w.embedding(EMBED)?;
-        let language = Gemma::load(&c.gemma, &w.pp(LANGUAGE), extent)?;
-        let expert = Gemma::load(&c.expert, &w.pp(EXPERT), Extent::Whole)?;
-        let state_proj = w.linear_exact("state_proj", true, None)?;
+        let language = Gemma::load(&c.gemma, &w.pp(LANGUAGE), Norms::Rms, extent)?;
+        let (norms, conditioning) = match c.kind {
+            Kind::Pi0 => {
+                let mlp_in = |bias, columns| w.linear_exact("action_time_mlp_in", bias, Some(columns));
+                let rows = Conditioning::Rows {
+                    state_proj: w.linear_exact("state_proj", true, None)?,
+                    action_mlp_in: mlp_in(false, 0..width)?,
+                    time_mlp_in: mlp_in(true, width..2 * width)?,
+                    action_time_mlp_out: w.linear_exact("action_time_mlp_out", true, None)?,
+                };
+                (Norms::Rms, rows)
+            }
+            Kind::Pi05 => {
+                let cache = ModulationCache::new();
+                cache.get(&device, &checkpoint, &c.schedule.times(c.num_steps))?;
+                (Norms::Adaptive, Conditioning::Norms(cache))
+            }
+        };
+        let expert = Gemma::load(&c.expert, &w.pp(EXPERT), norms, Extent::Whole)?;
         let action_in_proj = w.linear_exact("action_in_proj", true, None)?;
-        let action_mlp_in = w.linear_exact("action_time_mlp_in", false, Some(0..width))?;
-        let time_mlp_in = w.linear_exact("action_time_mlp_in", true, Some(width..2 * width))?;
-        let action_time_mlp_out = w.linear_exact("action_time_mlp_out", true, None)?;
         let action_out_proj = w.linear_exact("action_out_proj", true, None)?;
         Ok(Self {
             vision,
@@ -118,11 +166,8 @@ impl<D: Device> Pi0<D> {
             embed_tokens,
             language,
             expert,
-            state_proj,
+            conditioning,
             action_in_proj,
-            action_mlp_in,
-            time_mlp_in,
-            action_time_mlp_out,
             action_out_proj,
             bad_weight: OnceLock::new(),
             device,
@@ -156,24 +201,33 @@ impl<D: Device> Pi0<D> {
 
         let mut noise = Vec::new();
         for (row, inputs) in batch.iter().enumerate() {
+            let start = noise.len();
             match &inputs.noise {
                 Some(given) => noise.extend(given),
                 None => {
                     noise.extend(draw_noise(options.seed.wrapping_add(row as u64), c.horizon * c.action_dim))
                 }
             }
+            if let Some(Rtc::Trained(clean)) = &inputs.rtc {
+                let known = clean.rows(c.action_dim);
+                noise[start..start + known.len()].copy_from_slice(known);
+            }
         }
-        let dt = (-1.0 / times.len() as f64) as f32;
+        let dt = -1.0 / times.len() as f64;
         let mut x_t = d.upload(batch.len() * c.horizon, c.action_dim, &noise)?;
         let mut state_cache = None;
-        for (step, &t) in times.iter().enumerate() {
+        for step in 0..times.len() {
             let _scope = Scope::new(d, format_args!("step{step}"));
             let mut v_t = self.denoise_step(&x_t, step, &steps, &prefix, &mut state_cache)?;
             d.tap("v_t", &v_t);
-            if batch.iter().any(|i| i.guidance.is_some()) {
-                v_t = self.guide(batch, &x_t, &v_t, t)?;
+            if batch.iter().any(|i| matches!(i.rtc, Some(Rtc::Guided(_)))) {
+                v_t = self.guide(batch, &x_t, &v_t, 1.0 + step as f64 * dt)?;
+                d.tap("v_guided", &v_t);
             }
-            x_t = d.add_scaled(&x_t, &v_t, dt)?;
+            x_t = match &steps.known {
+                None => d.add_scaled(&x_t, &v_t, dt as f32)?,
+                Some(Known { steps: table, rows }) => d.gated_add(&x_t, &v_t, &Modulation { table, rows })?,
+            };
             d.tap("x_next", &x_t);
         }
         self.finish(d.download(&x_t)?)
@@ -204,14 +258,14 @@ impl<D: Device> Pi0<D> {
         let _scope = Scope::new(d, format_args!("prefix"));
         let (positions, spans) = (layout.prefix_positions(), layout.prefix_spans());
         let mut cache = Vec::with_capacity(self.language.layers().len());
-        let out = self.language.forward(d, embs, &positions, &[], &spans, |layer| cache.push(layer))?;
-        if let (Some(out), Some(norm)) = (out, self.language.norm()) {
+        let out = self.language.forward(d, embs, &positions, &[], &spans, None, |layer| cache.push(layer))?;
+        if let (Some(out), Some(Norm::Rms(norm))) = (out, self.language.norm(d, None)) {
             d.tap("norm", &d.rms_norm(&out, norm)?);
         }
         Ok(PrefixCache(cache))
     }
 
-    /// What all steps share: state rows, the time half of the suffix's first layer, positions and spans.
+    /// What all steps share: state and time as the network takes them, positions and spans.
     pub(crate) fn prepare_steps(
         &self,
         batch: &[Inputs],
@@ -219,20 +273,43 @@ impl<D: Device> Pi0<D> {
         times: &[f32],
     ) -> Result<Steps<D>, ModelError> {
         let (d, c) = (&self.device, self.config());
-        let _scope = Scope::new(d, format_args!("suffix"));
-        let states: Vec<f32> = batch.iter().flat_map(|i| i.state.iter().copied()).collect();
-        let states = d.linear(&d.upload(batch.len(), c.state_dim, &states)?, &self.state_proj)?;
-        d.tap("state_emb", &states);
-        let width = c.expert.width;
-        let embedded = time_embedding(times, width, c.min_period, c.max_period);
-        let embedded = d.upload(times.len(), width, &embedded)?;
-        d.tap("time_emb", &embedded);
+        let condition = match &self.conditioning {
+            Conditioning::Rows { state_proj, time_mlp_in, .. } => {
+                let _scope = Scope::new(d, format_args!("suffix"));
+                let states: Vec<f32> = batch.iter().flat_map(|i| i.state.iter().copied()).collect();
+                let states = d.linear(&d.upload(batch.len(), c.state_dim, &states)?, state_proj)?;
+                d.tap("state_emb", &states);
+                let width = c.expert.width;
+                let embedded = time_embedding(times, width, c.min_period, c.max_period);
+                let embedded = d.upload(times.len(), width, &embedded)?;
+                d.tap("time_emb", &embedded);
+                Condition::Rows { times: d.linear(&embedded, time_mlp_in)?, states }
+            }
+            Conditioning::Norms(cache) => {
+                let modulations = cache.get(d, &self.checkpoint, times)?;
+                let _scope = Scope::new(d, format_args!("suffix"));
+                modulations.tap(d);
+                // Known actions are at time 0, the last row.
+                let (last, known) = (times.len() as u32, known_rows(batch, layout));
+                let rows =
+                    (0..last).flat_map(|step| known.iter().map(move |&k| if k == 1 { last } else { step }));
+                Condition::Norms { modulations, rows: rows.collect() }
+            }
+        };
+        let rows = known_rows(batch, layout);
+        let known = if rows.contains(&1) {
+            let mut table = vec![0.0; 2 * 3 * c.action_dim];
+            table[2 * c.action_dim..3 * c.action_dim].fill((-1.0 / times.len() as f64) as f32);
+            Some(Known { steps: d.upload(2, 3 * c.action_dim, &table)?, rows })
+        } else {
+            None
+        };
         Ok(Steps {
             positions: layout.suffix_positions(),
             first_spans: layout.first_step_spans(),
             later_spans: layout.later_step_spans(),
-            times: d.linear(&embedded, &self.time_mlp_in)?,
-            states,
+            condition,
+            known,
         })
     }
 
@@ -246,16 +323,21 @@ impl<D: Device> Pi0<D> {
         let d = &self.device;
         let action_emb = d.linear(x_t, &self.action_in_proj)?;
         d.tap("action_emb", &action_emb);
-        let time = d.slice_rows(&steps.times, step..step + 1)?;
-        let h = dense(d, &Dense { residual: Some(&time), ..Dense::new(&action_emb, &self.action_mlp_in) })?;
+        let (Conditioning::Rows { action_mlp_in, action_time_mlp_out, .. }, Condition::Rows { times, .. }) =
+            (&self.conditioning, &steps.condition)
+        else {
+            return Ok(action_emb);
+        };
+        let time = d.slice_rows(times, step..step + 1)?;
+        let h = dense(d, &Dense { residual: Some(&time), ..Dense::new(&action_emb, action_mlp_in) })?;
         d.tap("time_mlp_in", &h);
-        let embs = d.linear(&d.silu(&h)?, &self.action_time_mlp_out)?;
+        let embs = d.linear(&d.silu(&h)?, action_time_mlp_out)?;
         d.tap("time_mlp_out", &embs);
         Ok(embs)
     }
 
-    /// The velocity `v_t` `[B T, A]`. The first step also runs the state rows and leaves their keys and values, which
-    /// no later step changes, in `state_cache`.
+    /// The velocity `v_t` `[B T, A]`. Of π0 the first step also runs the state rows and leaves their keys and values,
+    /// which no later step changes, in `state_cache`.
     pub(crate) fn denoise_step(
         &self,
         x_t: &D::Tensor,
@@ -267,18 +349,30 @@ impl<D: Device> Pi0<D> {
         let d = &self.device;
         let _scope = Scope::new(d, format_args!("suffix"));
         let actions = self.embed_suffix(x_t, step, steps)?;
-        let robots = d.shape(&steps.states)[0];
+        let states = match &steps.condition {
+            Condition::Norms { modulations, rows } => {
+                d.tap("embs", &actions);
+                let count = d.shape(&actions)[0];
+                let drive = Some(Drive { modulations, rows: &rows[step * count..(step + 1) * count] });
+                let (positions, spans) = (&steps.positions, &steps.first_spans);
+                let out = self.expert.forward(d, actions, positions, &[&prefix.0], spans, drive, drop)?;
+                return self.velocity(out, drive);
+            }
+            Condition::Rows { states, .. } => states,
+        };
+        let robots = d.shape(states)[0];
         if let Some(states) = state_cache {
             let (positions, cached) = (&steps.positions[robots..], [&*prefix.0, states]);
-            let out = self.expert.forward(d, actions, positions, &cached, &steps.later_spans, drop)?;
-            return self.velocity(out);
+            let out = self.expert.forward(d, actions, positions, &cached, &steps.later_spans, None, drop)?;
+            return self.velocity(out, None);
         }
-        let embs = d.concat_rows(&[&steps.states, &actions])?;
+        let embs = d.concat_rows(&[states, &actions])?;
         d.tap("embs", &embs);
         let mut layers = Vec::with_capacity(prefix.0.len());
         let keep = |layer| layers.push(layer);
-        let out = self.expert.forward(d, embs, &steps.positions, &[&prefix.0], &steps.first_spans, keep)?;
-        let v_t = self.velocity(out)?;
+        let (positions, spans) = (&steps.positions, &steps.first_spans);
+        let out = self.expert.forward(d, embs, positions, &[&prefix.0], spans, None, keep)?;
+        let v_t = self.velocity(out, None)?;
         let states = |l: &LayerCache<D>| {
             Ok(LayerCache { k: d.slice_rows(&l.k, 0..robots)?, v: d.slice_rows(&l.v, 0..robots)? })
         };
@@ -287,9 +381,9 @@ impl<D: Device> Pi0<D> {
     }
 
     /// What the expert's last layer leaves, as velocities: `action_out_proj(norm(out))`.
-    fn velocity(&self, out: Option<D::Tensor>) -> Result<D::Tensor, ModelError> {
+    fn velocity(&self, out: Option<D::Tensor>, drive: Option<Drive<'_, D>>) -> Result<D::Tensor, ModelError> {
         let out = out.expect("the expert is loaded whole");
-        let norm = self.expert.norm().map(Norm::Rms);
+        let norm = self.expert.norm(&self.device, drive);
         let call = Dense { norm, norm_tap: Some("norm"), ..Dense::new(&out, &self.action_out_proj) };
         Ok(dense(&self.device, &call)?)
     }
@@ -300,7 +394,7 @@ impl<D: Device> Pi0<D> {
         batch: &[Inputs],
         x_t: &D::Tensor,
         v_t: &D::Tensor,
-        t: f32,
+        t: f64,
     ) -> Result<D::Tensor, ModelError> {
         let d = &self.device;
         let (x, mut v) = (d.download(x_t)?, d.download(v_t)?);
@@ -308,7 +402,7 @@ impl<D: Device> Pi0<D> {
         for ((inputs, x), v) in
             batch.iter().zip(x.data.chunks_exact(chunk)).zip(v.data.chunks_exact_mut(chunk))
         {
-            if let Some(guidance) = &inputs.guidance {
+            if let Some(Rtc::Guided(guidance)) = &inputs.rtc {
                 guidance.apply(x, v, t, self.config().action_dim);
             }
         }
@@ -331,6 +425,17 @@ impl<D: Device> Pi0<D> {
         let chunk = |data: &[f32]| HostTensor::new([c.horizon, c.action_dim], data.to_vec());
         Ok(x.data.chunks_exact(c.horizon * c.action_dim).map(chunk).collect())
     }
+}
+
+/// For each action row 1 where the action is known already (trained real-time chunking), 0 elsewhere.
+fn known_rows(batch: &[Inputs], layout: &Layout) -> Vec<u32> {
+    let mut rows = vec![0; batch.len() * layout.horizon];
+    for (inputs, rows) in batch.iter().zip(rows.chunks_exact_mut(layout.horizon)) {
+        if let Some(Rtc::Trained(clean)) = &inputs.rtc {
+            rows[..clean.delay].fill(1);
+        }
+    }
+    rows
 }
 
 /// Numbers of denoising steps that make sense.

@@ -126,8 +126,11 @@ fn fnv1a(text: &str) -> u64 {
 fn scale(name: &str, shape: &[usize]) -> (f32, f32) {
     let leaf = name.rsplit('.').nth(1).unwrap_or_default();
     let norm = leaf.contains("norm");
+    // The dense layer of an adaptive norm: scale, shift and gate. Their means keep layers alive; the references begin
+    // at zero, where no layer does anything.
+    let adaptive = name.contains("norm.dense.");
     if name.ends_with(".bias") {
-        return (0.0, if norm { 0.2 } else { 0.1 });
+        return (if adaptive { 0.3 } else { 0.0 }, if norm || adaptive { 0.2 } else { 0.1 });
     }
     if norm {
         // Layer norms multiply by w, Gemma's by 1 + w.
@@ -135,10 +138,12 @@ fn scale(name: &str, shape: &[usize]) -> (f32, f32) {
     }
     let fan_in = shape[1..].iter().product::<usize>() as f32;
     let gain = match leaf {
+        "dense" => 0.6,
         "position_embedding" => return (0.0, 0.5),
         "patch_embedding" => 1.7,
         "q_proj" | "k_proj" | "action_time_mlp_out" => 1.6,
-        "action_time_mlp_in" => 1.5,
+        "action_time_mlp_in" | "time_mlp_in" => 1.5,
+        "time_mlp_out" => 2.2,
         "fc1" | "gate_proj" => 1.3,
         "out_proj" | "fc2" => 0.9,
         "o_proj" => 0.8,

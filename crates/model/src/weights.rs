@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use pi0_device::{Device, LinearPart, NormKind, WeightSource};
 
-use crate::{Checkpoint, Config, ModelError};
+use crate::{Checkpoint, Config, Kind, ModelError};
 
 pub(crate) const VISION: &str = "paligemma_with_expert.paligemma.model.vision_tower.vision_model";
 pub(crate) const PROJECTOR: &str = "paligemma_with_expert.paligemma.model.multi_modal_projector.linear";
@@ -67,20 +67,31 @@ pub fn expected_tensors(c: &Config) -> Vec<(String, Vec<usize>)> {
             for (name, out, inputs) in linears {
                 put(format!("{layer}.{name}.weight"), &[out, inputs]);
             }
-            put(format!("{layer}.input_layernorm.weight"), &[w]);
-            put(format!("{layer}.post_attention_layernorm.weight"), &[w]);
         }
-        put(format!("{tower}.norm.weight"), &[w]);
+        let norms = (0..g.depth).flat_map(|i| {
+            ["input_layernorm", "post_attention_layernorm"].map(|norm| format!("{tower}.layers.{i}.{norm}"))
+        });
+        for norm in norms.chain([format!("{tower}.norm")]) {
+            // The norms of π0.5's expert have no weight of their own: time drives them.
+            if tower == EXPERT && c.kind == Kind::Pi05 {
+                put(format!("{norm}.dense.weight"), &[3 * w, w]);
+                put(format!("{norm}.dense.bias"), &[3 * w]);
+            } else {
+                put(format!("{norm}.weight"), &[w]);
+            }
+        }
     }
 
     let w = c.expert.width;
-    let projections = [
-        ("state_proj", w, c.state_dim),
-        ("action_in_proj", w, c.action_dim),
-        ("action_time_mlp_in", w, 2 * w),
-        ("action_time_mlp_out", w, w),
-        ("action_out_proj", c.action_dim, w),
-    ];
+    let mut projections = vec![("action_in_proj", w, c.action_dim), ("action_out_proj", c.action_dim, w)];
+    projections.extend(match c.kind {
+        Kind::Pi0 => vec![
+            ("state_proj", w, c.state_dim),
+            ("action_time_mlp_in", w, 2 * w),
+            ("action_time_mlp_out", w, w),
+        ],
+        Kind::Pi05 => vec![("time_mlp_in", w, w), ("time_mlp_out", w, w)],
+    });
     for (name, out, inputs) in projections {
         put(format!("{name}.weight"), &[out, inputs]);
         put(format!("{name}.bias"), &[out]);

@@ -5,8 +5,8 @@ use std::path::Path;
 use pi0_device::{Dtype, Reference, TensorSource};
 use pi0_model::weights::{EMBED, LM_HEAD};
 use pi0_model::{
-    Checkpoint, Config, Extent, Family, GemmaConfig, Inputs, ModelError, Pi0, SampleOptions, VisionConfig,
-    synth,
+    Checkpoint, Config, Extent, Family, GemmaConfig, Inputs, Kind, ModelError, Pi0, SampleOptions,
+    VisionConfig, synth,
 };
 use proptest::prelude::*;
 use safetensors::tensor::{Dtype as StoredDtype, TensorView};
@@ -167,18 +167,55 @@ fn two_names_of_one_tensor_are_a_fault() {
 
 #[test]
 fn other_kinds_of_checkpoints_are_refused_by_name() {
-    let mut pi05 = stored();
-    pi05.retain(|t| !t.0.starts_with("state_proj"));
-    let dense = "paligemma_with_expert.gemma_expert.model.layers.0.input_layernorm.dense.weight";
-    pi05.push((dense.into(), StoredDtype::BF16, vec![1], vec![0; 2]));
     let mut lora = stored();
     lora.push(("q_proj.lora_A.weight".into(), StoredDtype::BF16, vec![1], vec![0; 2]));
     let mut memory = stored();
     memory.push(("proprio_history_proj.weight".into(), StoredDtype::BF16, vec![1], vec![0; 2]));
-    for (tensors, word) in [(pi05, "π0.5"), (lora, "LoRA"), (memory, "memory")] {
+    for (tensors, word) in [(lora, "LoRA"), (memory, "memory")] {
         let e = open(&tensors).unwrap_err().to_string();
         assert!(e.contains(word), "{e}");
     }
+}
+
+/// π0.5 is told by its tensors: openpi's configuration does not say, lerobot's must not contradict.
+#[test]
+fn pi05_is_told_by_its_tensors() {
+    let pi05 = config().of_kind(Kind::Pi05);
+    let made = synth::checkpoint(&pi05, 1).unwrap();
+    let mut tensors: Vec<Stored> = made
+        .tensors()
+        .map(|t| (t.name.clone(), StoredDtype::BF16, t.shape.clone(), t.bytes().to_vec()))
+        .collect();
+    let e = open(&tensors).unwrap_err().to_string();
+    assert!(e.contains("config.json") && e.contains("\"pi0\"") && e.contains("π0.5"), "{e}");
+
+    // What lerobot's loader forgives: π0's names of the time layers, a state projection that nothing reads.
+    for (name, ..) in &mut tensors {
+        *name = format!("model.{}", name.replace("time_mlp_", "action_time_mlp_"));
+    }
+    tensors.push(("model.state_proj.weight".into(), StoredDtype::BF16, vec![1], vec![0; 2]));
+    let dir = write(&tensors);
+    let openpi = r#"{"action_dim": 3, "action_horizon": 2, "precision": "bfloat16"}"#;
+    std::fs::write(dir.path().join("config.json"), openpi).unwrap();
+    let arch = std::fs::read_to_string(dir.path().join("arch.json")).unwrap();
+    std::fs::write(dir.path().join("arch.json"), arch.replace("\"max_tokens\": 48", "\"max_tokens\": 200"))
+        .unwrap();
+    let read = Checkpoint::open(dir.path()).unwrap();
+    assert_eq!(
+        (read.config.kind, read.config.family, read.config.max_tokens),
+        (Kind::Pi05, Family::Openpi, 200)
+    );
+    for (a, b) in read.tensors().zip(made.tensors()) {
+        assert_eq!(a.bytes(), b.bytes(), "{} and {}", a.name, b.name);
+    }
+
+    // A second time input is not this network.
+    tensors.push(("model.target_time_mlp_in.weight".into(), StoredDtype::BF16, vec![4, 4], vec![0; 32]));
+    let dir = write(&tensors);
+    std::fs::write(dir.path().join("config.json"), openpi).unwrap();
+    std::fs::write(dir.path().join("arch.json"), arch).unwrap();
+    let e = Checkpoint::open(dir.path()).unwrap_err().to_string();
+    assert!(e.contains("target_time_mlp_in") && e.contains("time"), "{e}");
 }
 
 #[test]
@@ -312,6 +349,6 @@ proptest! {
     fn no_configuration_panics(text in r#"\{("(type|chunk_size|image_resolution|min_period|action_horizon)": ?("pi0"|-?[0-9]{1,20}|\[[0-9, ]*\]|null|1e999),?){0,4}\}"#) {
         let dir = tempfile::tempdir().unwrap();
         std::fs::write(dir.path().join("config.json"), &text).unwrap();
-        let _ = Config::load(dir.path());
+        let _ = Config::load(dir.path(), Kind::Pi0);
     }
 }

@@ -5,9 +5,14 @@
 
 use std::path::{Path, PathBuf};
 
-use pi0_device::{Bound, HostTensor, Reference, Tapped};
-use pi0_model::golden::{compare_taps, golden_taps, read_inputs, read_tensors};
-use pi0_model::{Checkpoint, Extent, Pi0, SampleOptions};
+use pi0_device::{Bound, Device, HostTensor, Reference, Tapped};
+use pi0_model::golden::{
+    compare_taps, golden_taps, padded_tokens, read_inputs, read_previous_chunk, read_tensors,
+};
+use pi0_model::{
+    Checkpoint, Clean, Config, Extent, Guidance, GuidanceSchedule, Inputs, Kind, Pi0, Rtc, SampleOptions,
+};
+use serde_json::Value;
 
 /// The bound for intermediates; correlation to match.
 const BOUND: Bound = Bound { pcc: 0.999_999_99, relative_l2: 1e-5, max_abs: 1e-4 };
@@ -23,6 +28,8 @@ fn cases() -> Vec<(PathBuf, PathBuf)> {
         (root.join("golden/b"), root.join("golden/b")),
         // The weights of case c are also the random policy of the first steps.
         (root.join("models/tiny"), root.join("golden/c")),
+        (root.join("golden/d"), root.join("golden/d")),
+        (root.join("golden/e"), root.join("golden/e")),
     ];
     let more = std::env::var_os("PI0_GOLDEN").map(PathBuf::from);
     if more.is_none() {
@@ -30,11 +37,71 @@ fn cases() -> Vec<(PathBuf, PathBuf)> {
     }
     if let Some(root) = more {
         let entries = std::fs::read_dir(&root).unwrap_or_else(|e| panic!("{}: {e}", root.display()));
-        let dirs = entries.map(|e| e.unwrap().path()).filter(|p| p.join("model.safetensors").exists());
-        cases.extend(dirs.map(|p| (p.clone(), p)));
+        for case in entries.map(|e| e.unwrap().path()).filter(|p| p.join("meta.json").exists()) {
+            let weights = match meta(&case)["weights_of"].as_str() {
+                Some(other) => root.join(other),
+                None => case.clone(),
+            };
+            // π0-FAST is another network.
+            if meta(&case)["naming"].is_string() && family(&weights) != "pi0_fast" {
+                cases.push((weights, case));
+            }
+        }
     }
     cases.sort();
     cases
+}
+
+fn json(path: &Path) -> Value {
+    serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap()
+}
+
+fn meta(case: &Path) -> Value {
+    json(&case.join("meta.json"))
+}
+
+fn run_meta(case: &Path, run: &str) -> Value {
+    meta(case)["runs"].as_array().unwrap().iter().find(|r| r["name"] == run).unwrap().clone()
+}
+
+fn family(weights: &Path) -> String {
+    json(&weights.join("arch.json"))["family"].as_str().unwrap_or("pi0").to_string()
+}
+
+/// The inputs of a run, with the previous chunk of one with real-time chunking, as `meta.json` sets it.
+fn inputs(case: &Path, run: &str, c: &Config) -> Vec<Inputs> {
+    let path = case.join(format!("{run}.inputs.safetensors"));
+    let mut batch = read_inputs(&path).unwrap();
+    let Some(previous) = read_previous_chunk(&path, batch.len(), c.action_dim).unwrap() else { return batch };
+    let rtc = &run_meta(case, run)["rtc"];
+    let number = |key: &str| rtc[key].as_u64().unwrap() as usize;
+    let delay = number("inference_delay");
+    for (inputs, previous) in batch.iter_mut().zip(previous) {
+        inputs.rtc = Some(match rtc["mode"].as_str().unwrap() {
+            "trained" => Rtc::Trained(Clean { previous, delay }),
+            _ => Rtc::Guided(Guidance {
+                previous,
+                delay,
+                execution_horizon: number("execution_horizon"),
+                max_weight: rtc["max_guidance_weight"].as_f64().unwrap(),
+                schedule: match rtc["prefix_attention_schedule"].as_str().unwrap() {
+                    "ZEROS" => GuidanceSchedule::Zeros,
+                    "ONES" => GuidanceSchedule::Ones,
+                    "LINEAR" => GuidanceSchedule::Linear,
+                    "EXP" => GuidanceSchedule::Exp,
+                    other => panic!("{other}"),
+                },
+            }),
+        });
+    }
+    batch
+}
+
+/// openpi's configuration has one schedule and lerobot's another; the golden data always follows lerobot's.
+fn checkpoint(case: &Path) -> Checkpoint {
+    let mut checkpoint = Checkpoint::open(case).unwrap();
+    checkpoint.config.schedule = pi0_model::TimeSchedule::Lerobot;
+    checkpoint
 }
 
 /// Names of the runs of a case.
@@ -47,7 +114,7 @@ fn runs(case: &Path) -> Vec<String> {
 }
 
 fn load(case: &Path, extent: Extent) -> Pi0<Tapped<Reference>> {
-    Pi0::load(Tapped::new(Reference), Checkpoint::open(case).unwrap(), extent, &|_| ()).unwrap()
+    Pi0::load(Tapped::new(Reference), checkpoint(case), extent, &|_| ()).unwrap()
 }
 
 #[test]
@@ -55,13 +122,15 @@ fn every_tapped_module_of_every_case() {
     for (checkpoint, case) in cases() {
         let model = load(&checkpoint, Extent::Whole);
         for run in runs(&case) {
-            let batch = read_inputs(&case.join(format!("{run}.inputs.safetensors"))).unwrap();
-            let want = read_tensors(&case.join(format!("{run}.outputs.safetensors"))).unwrap();
-            let actions = model.sample_actions(&batch, &SampleOptions::default()).unwrap();
             let c = model.config();
+            let batch = inputs(&case, &run, c);
+            let want = read_tensors(&case.join(format!("{run}.outputs.safetensors"))).unwrap();
+            model.device().take().unwrap();
+            let actions = model.sample_actions(&batch, &SampleOptions::default()).unwrap();
             let times = c.schedule.times(c.num_steps);
             let taps = model.device().take().unwrap();
-            let mut got = golden_taps(taps, &batch, c, &times, c.max_tokens).unwrap();
+            let width = padded_tokens(&want, &batch, c);
+            let mut got = golden_taps(taps, &batch, c, &times, width).unwrap();
             got.insert("actions".into(), stack(&actions));
 
             let (mut worst, mut faults) = (0.0f64, Vec::new());
@@ -105,6 +174,50 @@ fn a_robot_does_not_feel_its_neighbours() {
     for (inputs, want) in batch.iter().zip(together) {
         assert_eq!(model.sample_actions(std::slice::from_ref(inputs), &options).unwrap(), [want]);
     }
+}
+
+/// What time makes is computed once for a number of steps: the first inference, later ones, those after another number
+/// of steps, and a model that was loaded for this number give the same bits.
+#[test]
+fn kept_modulations_change_nothing() {
+    let case = repository().join("golden/d");
+    let model = load(&case, Extent::Cache);
+    let batch = inputs(&case, "cam3_short_b1", model.config());
+    let run = |model: &Pi0<Tapped<Reference>>, steps| {
+        let options = SampleOptions { steps: Some(steps), ..Default::default() };
+        model.sample_actions(&batch, &options).unwrap()
+    };
+    let first: Vec<_> = [3, 10, 1].map(|steps| run(&model, steps)).into();
+    // More numbers of steps than are kept.
+    (20..25).for_each(|steps| drop(run(&model, steps)));
+    assert_eq!([3, 10, 1].map(|steps| run(&model, steps)).as_slice(), first);
+    let mut fresh = checkpoint(&case);
+    fresh.config.num_steps = 3;
+    let fresh = Pi0::load(Tapped::new(Reference), fresh, Extent::Cache, &|_| ()).unwrap();
+    assert_eq!(run(&fresh, 3), first[0]);
+    assert_ne!(first[0], first[1]);
+}
+
+/// Known actions come back as they were given, a robot beside one without any is not changed, and no delay is no
+/// real-time chunking.
+#[test]
+fn known_actions_stay_and_do_not_touch_the_neighbour() {
+    let case = repository().join("golden/d");
+    let model = load(&case, Extent::Cache);
+    let c = model.config();
+    assert_eq!(c.kind, Kind::Pi05);
+    let mut batch = inputs(&case, "rtc_trained_b2", c);
+    let options = SampleOptions { steps: Some(2), ..Default::default() };
+    let both = model.sample_actions(&batch, &options).unwrap();
+    let Some(Rtc::Trained(clean)) = batch[0].rtc.clone() else { panic!("a trained run") };
+    assert_eq!(both[0].data[..clean.delay * c.action_dim], *clean.rows(c.action_dim));
+    batch[1].rtc = Some(Rtc::Trained(Clean { delay: 0, ..clean }));
+    let mixed = model.sample_actions(&batch, &options).unwrap();
+    assert_eq!(mixed[0], both[0]);
+    batch[1].rtc = None;
+    assert_eq!(model.sample_actions(&batch[1..], &options).unwrap()[0], mixed[1]);
+    assert_ne!(mixed[1], both[1]);
+    assert_eq!(model.device().name(), "reference");
 }
 
 fn stack(chunks: &[HostTensor]) -> HostTensor {

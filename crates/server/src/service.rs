@@ -49,7 +49,7 @@ impl Translator {
             prepared.inputs.noise = Some(noise);
         }
         if let Some(rtc) = request.rtc {
-            prepared.inputs.guidance = Some(self.guidance(rtc, &prepared)?);
+            prepared.inputs.rtc = Some(pi0_model::Rtc::Guided(self.guidance(rtc, &prepared)?));
         }
         Ok(prepared)
     }

@@ -76,7 +76,7 @@ impl<D: Device> Layer<D> {
         })
     }
 
-    fn norm<'a>(&self, weight: &'a D::Weight) -> Norm<'a, D::Weight> {
+    fn norm<'a>(&self, weight: &'a D::Weight) -> Norm<'a, D::Tensor, D::Weight> {
         if self.sizes.vision { Norm::Layer(weight) } else { Norm::Rms(weight) }
     }
 

@@ -83,6 +83,7 @@ fn growth(module: Module, config: &Config) -> Growth {
     let (layers, (f32, products, cut)) = match module {
         Positions => (1, (0.0, 0.0, 0.0)),
         TimeEmbedding => (1, (8.0, 0.0, 2.0)),
+        Modulations => (1, (12.0, 0.0, 4.0)),
         Masks => (1, (15.0, 5.0, 8.0)),
         PatchEmbedding => (1, (25.0, 0.0, 2.0)),
         VisionAttention => (1, (12.0, 5.0, 4.0)),
@@ -91,6 +92,7 @@ fn growth(module: Module, config: &Config) -> Growth {
         Projector => (1, (10.0, 6.0, 2.0)),
         VisionTower | Prefix => (vision, (15.0, 5.0, 4.0)),
         Gemma(_, Part::RmsNorm) => (1, (5.0, 0.0, 0.0)),
+        Gemma(_, Part::GatedAdd) => (1, (3.0, 0.0, 0.0)),
         Gemma(_, Part::Rope) => (1, (4.0, 0.0, 0.0)),
         Gemma(_, Part::Attention) => (1, (20.0, 12.0, 8.0)),
         Gemma(_, Part::Mlp) => (1, (8.0, 6.0, 2.0)),

@@ -6,7 +6,7 @@ use rand_chacha::rand_core::{Rng, SeedableRng};
 use rand_distr::{Distribution, StandardNormal};
 
 use crate::layout::Layout;
-use crate::{Checkpoint, Config, GemmaConfig, Inputs, ModelError, VisionConfig, synth};
+use crate::{Checkpoint, Clean, Config, GemmaConfig, Inputs, Kind, ModelError, Rtc, VisionConfig, synth};
 
 /// Which layers of a tower the cases of single layers run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,13 +44,27 @@ impl Setup {
         Ok(vec![
             Self::random("odd", odd(), &robots, 3)?,
             Self::random("grouped", grouped, &[([true, true], 11)], 2)?,
+            Self::pi05_odd()?,
         ])
     }
 
-    /// [`small`](Self::small), and one whose sizes are whole tiles.
+    /// π0.5 of odd sizes, with a robot whose first actions are known already.
+    fn pi05_odd() -> Result<Self, ModelError> {
+        let config = Config { rtc_training_max_delay: 3, ..odd() };
+        let config = Config { kind: Kind::Pi05, ..config };
+        let robots = [([true, true], 12), ([false, true], 3)];
+        let mut setup = Self::random("pi05 odd", config, &robots, 3)?;
+        let previous = rows("previous", 2, setup.config().action_dim).data;
+        setup.batch[1].rtc = Some(Rtc::Trained(Clean { previous, delay: 2 }));
+        Ok(setup)
+    }
+
+    /// [`small`](Self::small), and two whose sizes are whole tiles.
     pub fn standard() -> Result<Vec<Self>, ModelError> {
         let mut all = Self::small()?;
-        all.push(Self::random("even", even(), &[([true, false], 9), ([true, true], 32)], 4)?);
+        let robots = [([true, false], 9), ([true, true], 32)];
+        all.push(Self::random("even", even(), &robots, 4)?);
+        all.push(Self::random("pi05 even", Config { kind: Kind::Pi05, ..even() }, &robots, 4)?);
         Ok(all)
     }
 
@@ -58,6 +72,8 @@ impl Setup {
     pub fn full() -> Result<Vec<Self>, ModelError> {
         let mut all = Self::standard()?;
         all.push(Self::random("tiny", Config::tiny(), &[([true, true], 48), ([false, true], 17)], 10)?);
+        let pi05 = Config::tiny().of_kind(Kind::Pi05);
+        all.push(Self::random("pi05 tiny", pi05, &[([true, true], 120), ([false, true], 41)], 10)?);
         Ok(all)
     }
 
@@ -183,7 +199,7 @@ pub fn random_inputs(c: &Config, seed: u64, cameras: &[bool], tokens: usize) -> 
         1 => c.vocab_size as u32 - 1,
         _ => (rng.next_u64() % c.vocab_size as u64) as u32,
     };
-    Inputs { images, tokens: (0..tokens).map(&mut token).collect(), state, noise, guidance: None }
+    Inputs { images, tokens: (0..tokens).map(&mut token).collect(), state, noise, rtc: None }
 }
 
 /// Brings rows to a device.

@@ -1,14 +1,15 @@
 //! The layers of the two kinds of tower, alone.
 
-use pi0_device::{Device, Scope, Span};
+use pi0_device::{Device, Modulation, Norm, Scope, Span};
 
 use super::inputs::{rows, upload};
 use super::{Module, Outputs, Part, Setup, Tower};
-use crate::gemma::{Gemma, GemmaLayer, LayerCache};
+use crate::gemma::{Gemma, GemmaLayer, LayerCache, Norms, split};
 use crate::layout::Layout;
+use crate::modulation::{Drive, Modulations};
 use crate::siglip::{SigLip, SigLipLayer, image_spans};
 use crate::weights::{EXPERT, LANGUAGE, PROJECTOR, VISION, Weights};
-use crate::{Extent, GemmaConfig, ModelError, VisionConfig, patchify};
+use crate::{Extent, GemmaConfig, Kind, ModelError, VisionConfig, patchify};
 
 /// Hears nothing of the progress of packing.
 fn silent(_: u64) {}
@@ -88,6 +89,12 @@ fn phases(tower: Tower, layout: &Layout) -> Vec<Phase> {
             spans: layout.prefix_spans(),
             cached: vec![],
         }],
+        Tower::Expert if !layout.state_rows => vec![Phase {
+            name: "step",
+            positions: layout.suffix_positions(),
+            spans: layout.first_step_spans(),
+            cached: vec![prefix],
+        }],
         Tower::Expert => {
             let positions = layout.suffix_positions();
             let later = positions[robots..].to_vec();
@@ -130,11 +137,19 @@ pub(super) fn gemma<D: Device>(
     };
     let weights = Weights::new(d, &setup.checkpoint, &silent).pp(path);
     let _scope = Scope::new(d, format_args!("{scope}"));
+    let modulations = match (tower, setup.config().kind) {
+        (Tower::Expert, Kind::Pi05) => Some(random_modulations(d, setup.steps + 1, config)?),
+        _ => None,
+    };
     let mut outputs = Outputs::new();
     for phase in phases(tower, &setup.layout()?) {
-        let run = GemmaRun { d, setup, config, weights: &weights, phase: &phase };
+        // Every row of the table drives some row, in an order that no step has.
+        let rows: Vec<u32> = (0..phase.positions.len()).map(|i| (i * i % (setup.steps + 1)) as u32).collect();
+        let drive = modulations.as_ref().map(|modulations| Drive { modulations, rows: &rows });
+        let run = GemmaRun { d, setup, config, weights: &weights, phase: &phase, drive };
         match part {
             Part::RmsNorm => run.norms(&mut outputs)?,
+            Part::GatedAdd => run.gated_add(&mut outputs)?,
             Part::Rope => run.rope(&mut outputs)?,
             Part::Stack => run.stack(&mut outputs)?,
             _ => run.layers(part, &mut outputs)?,
@@ -149,6 +164,29 @@ struct GemmaRun<'a, D: Device> {
     config: &'a GemmaConfig,
     weights: &'a Weights<'a, D>,
     phase: &'a Phase,
+    /// Where the tower's norms are adaptive.
+    drive: Option<Drive<'a, D>>,
+}
+
+/// Modulations that no time network made: so that a tower is judged apart from it.
+fn random_modulations<D: Device>(
+    d: &D,
+    rows_each: usize,
+    config: &GemmaConfig,
+) -> Result<Modulations<D>, ModelError> {
+    let table = |name: String| {
+        let mut t = rows(&name, rows_each, 3 * config.width);
+        // Sizes as of a trained network, not those that try a norm's eps.
+        for r in 0..rows_each {
+            let size = t.row(r).iter().map(|x| x * x).sum::<f32>().sqrt() / (t.cols() as f32).sqrt();
+            t.row_mut(r).iter_mut().for_each(|x| *x *= 0.5 / size);
+        }
+        upload(d, &t)
+    };
+    let layers = (0..config.depth)
+        .map(|i| Ok([table(format!("modulation{i}.0"))?, table(format!("modulation{i}.1"))?]))
+        .collect::<Result<_, ModelError>>()?;
+    Ok(Modulations::of_tables(layers, table("modulation".into())?))
 }
 
 impl<D: Device> GemmaRun<'_, D> {
@@ -161,8 +199,33 @@ impl<D: Device> GemmaRun<'_, D> {
         Ok(())
     }
 
+    /// How the tower's norms are loaded.
+    fn kind_of_norms(&self) -> Norms {
+        if self.drive.is_some() { Norms::Adaptive } else { Norms::Rms }
+    }
+
+    /// Runs `f` on what drives each norm of the layers that run alone, and the final one.
+    fn each_driven(
+        &self,
+        drive: Drive<'_, D>,
+        outputs: &mut Outputs,
+        f: impl Fn(&Modulation<'_, D::Tensor>) -> pi0_device::Result<D::Tensor>,
+    ) -> Result<(), ModelError> {
+        for i in self.setup.layer_indices(self.config.depth) {
+            let _scope = Scope::new(self.d, format_args!("layer{i}"));
+            let names = ["input_layernorm", "post_attention_layernorm"];
+            for (name, by) in names.into_iter().zip(drive.layer(self.d, i)) {
+                self.push(outputs, format!("layer{i}.{name}"), &f(&by)?)?;
+            }
+        }
+        self.push(outputs, "norm".into(), &f(&drive.last(self.d))?)
+    }
+
     fn norms(&self, outputs: &mut Outputs) -> Result<(), ModelError> {
         let x = self.rows(self.config.width)?;
+        if let Some(drive) = self.drive {
+            return self.each_driven(drive, outputs, |by| self.d.ada_rms_norm(&x, by));
+        }
         for i in self.setup.layer_indices(self.config.depth) {
             let layer = self.weights.pp("layers").pp(i);
             let _scope = Scope::new(self.d, format_args!("layer{i}"));
@@ -173,6 +236,15 @@ impl<D: Device> GemmaRun<'_, D> {
         }
         let y = self.d.rms_norm(&x, &self.weights.rms_norm("norm")?)?;
         self.push(outputs, "norm".into(), &y)
+    }
+
+    /// Gated sums of two random activations.
+    fn gated_add(&self, outputs: &mut Outputs) -> Result<(), ModelError> {
+        let Some(drive) = self.drive else { return Ok(()) };
+        let count = self.phase.positions.len();
+        let x = self.rows(self.config.width)?;
+        let y = upload(self.d, &rows("branch", count, self.config.width))?;
+        self.each_driven(drive, outputs, |by| self.d.gated_add(&x, &y, by))
     }
 
     /// Rotates rows as wide as q and as wide as k.
@@ -189,20 +261,23 @@ impl<D: Device> GemmaRun<'_, D> {
         let (d, c, phase) = (self.d, self.config, self.phase);
         let x = self.rows(c.width)?;
         for i in self.setup.layer_indices(c.depth) {
-            let layer = GemmaLayer::load(c, &self.weights.pp("layers").pp(i), Extent::Whole)?;
+            let weights = self.weights.pp("layers").pp(i);
+            let layer = GemmaLayer::load(c, &weights, self.kind_of_norms(), Extent::Whole)?;
+            let drive = self.drive.map(|drive| drive.layer(d, i));
+            let [first, second] = split(drive);
             let Some(whole) = layer.whole() else { continue };
             let earlier = cached(d, phase, c.num_kv_heads * c.head_dim, i)?;
             let earlier: Vec<_> = earlier.iter().map(LayerCache::key_value).collect();
             let _scope = Scope::new(d, format_args!("layer{i}"));
             let (y, cache) = match part {
-                Part::Mlp => (Some(layer.mlp(d, &x, whole)?), None),
+                Part::Mlp => (Some(layer.mlp(d, &x, whole, second)?), None),
                 Part::Attention => {
                     let (y, cache) =
-                        layer.attention(d, &x, whole, &phase.positions, &earlier, &phase.spans)?;
+                        layer.attention(d, &x, whole, &phase.positions, &earlier, &phase.spans, first)?;
                     (Some(y), Some(cache))
                 }
                 _ => {
-                    let (y, cache) = layer.forward(d, &x, &phase.positions, &earlier, &phase.spans)?;
+                    let (y, cache) = layer.forward(d, &x, &phase.positions, &earlier, &phase.spans, drive)?;
                     (y, Some(cache))
                 }
             };
@@ -219,7 +294,7 @@ impl<D: Device> GemmaRun<'_, D> {
 
     fn stack(&self, outputs: &mut Outputs) -> Result<(), ModelError> {
         let (d, c) = (self.d, self.config);
-        let tower = Gemma::load(c, self.weights, Extent::Whole)?;
+        let tower = Gemma::load(c, self.weights, self.kind_of_norms(), Extent::Whole)?;
         let mut parts: Vec<Vec<LayerCache<D>>> = self.phase.cached.iter().map(|_| Vec::new()).collect();
         for layer in 0..c.depth {
             let caches = cached(d, self.phase, c.num_kv_heads * c.head_dim, layer)?;
@@ -228,14 +303,19 @@ impl<D: Device> GemmaRun<'_, D> {
         let parts: Vec<&[LayerCache<D>]> = parts.iter().map(Vec::as_slice).collect();
         let x = self.rows(c.width)?;
         let (positions, spans, mut caches) = (&self.phase.positions, &self.phase.spans, Vec::new());
-        let out = tower.forward(d, x, positions, &parts, spans, |layer| caches.push(layer))?;
+        let out = tower.forward(d, x, positions, &parts, spans, self.drive, |layer| caches.push(layer))?;
         for (i, cache) in caches.iter().enumerate() {
             self.push(outputs, format!("layer{i}.k"), &cache.k)?;
             self.push(outputs, format!("layer{i}.v"), &cache.v)?;
         }
-        if let (Some(out), Some(norm)) = (out, tower.norm()) {
+        if let (Some(out), Some(norm)) = (out, tower.norm(d, self.drive)) {
             self.push(outputs, "out".into(), &out)?;
-            self.push(outputs, "norm".into(), &d.rms_norm(&out, norm)?)?;
+            let normed = match norm {
+                Norm::Layer(w) => d.layer_norm(&out, w)?,
+                Norm::Rms(w) => d.rms_norm(&out, w)?,
+                Norm::Ada(by) => d.ada_rms_norm(&out, &by)?,
+            };
+            self.push(outputs, "norm".into(), &normed)?;
         }
         Ok(())
     }

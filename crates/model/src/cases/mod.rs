@@ -20,7 +20,7 @@ use pi0_device::{Device, HostTensor};
 pub use bounds::{Format, bound};
 pub use inputs::{LayerChoice, Setup, random_inputs};
 
-use crate::ModelError;
+use crate::{Kind, ModelError};
 
 /// Named results of one module.
 pub type Outputs = Vec<(String, HostTensor)>;
@@ -28,8 +28,10 @@ pub type Outputs = Vec<(String, HostTensor)>;
 /// A module of the network.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Module {
-    /// Sines and cosines of every step's time, and the half layer that reads them.
+    /// Sines and cosines of every step's time, and what reads them first: π0's half layer, or π0.5's time network.
     TimeEmbedding,
+    /// Scale, shift and gate of every norm of π0.5's expert at every step's time.
+    Modulations,
     /// Positions of the packed rows, against those of the padded definition.
     Positions,
     /// Attention over random rows under every mask of an inference, against the padded definition.
@@ -72,8 +74,10 @@ pub enum Tower {
 /// A part of a Gemma tower.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Part {
-    /// Both norms of a layer, and the final one.
+    /// Both norms of a layer, and the final one; of π0.5's expert the adaptive ones.
     RmsNorm,
+    /// The gated residual of π0.5's expert.
+    GatedAdd,
     /// Rotary position embedding at the tower's positions.
     Rope,
     /// A layer's attention half, with its keys and values.
@@ -86,9 +90,10 @@ pub enum Part {
     Stack,
 }
 
-const fn gemma(tower: Tower) -> [Module; 6] {
+const fn gemma(tower: Tower) -> [Module; 7] {
     [
         Module::Gemma(tower, Part::RmsNorm),
+        Module::Gemma(tower, Part::GatedAdd),
         Module::Gemma(tower, Part::Rope),
         Module::Gemma(tower, Part::Attention),
         Module::Gemma(tower, Part::Mlp),
@@ -98,11 +103,22 @@ const fn gemma(tower: Tower) -> [Module; 6] {
 }
 
 impl Module {
-    /// Every module, parts before what is made of them.
-    pub fn all() -> Vec<Module> {
+    /// Every module of a network, parts before what is made of them.
+    pub fn all(kind: Kind) -> Vec<Module> {
+        Self::of_family().into_iter().filter(|m| kind == Kind::Pi05 || !m.is_of_pi05()).collect()
+    }
+
+    /// Whether only π0.5 has this module.
+    fn is_of_pi05(self) -> bool {
+        matches!(self, Module::Modulations | Module::Gemma(_, Part::GatedAdd))
+    }
+
+    /// Every module of any network of the family.
+    fn of_family() -> Vec<Module> {
         use Module::*;
         let mut all = vec![
             TimeEmbedding,
+            Modulations,
             Positions,
             Masks,
             PatchEmbedding,
@@ -112,7 +128,7 @@ impl Module {
             Projector,
             VisionTower,
         ];
-        all.extend(gemma(Tower::Prefix));
+        all.extend(gemma(Tower::Prefix).into_iter().filter(|m| !m.is_of_pi05()));
         all.extend(gemma(Tower::Expert));
         all.extend([Prefix, Suffix, Denoise, PaliGemma, Pi0]);
         all
@@ -123,6 +139,7 @@ impl Module {
         use Module::*;
         match self {
             TimeEmbedding => "common.time_embedding",
+            Modulations => "common.modulations",
             Positions => "common.positions",
             Masks => "attention.masks",
             PatchEmbedding => "siglip.patch_embedding",
@@ -133,6 +150,7 @@ impl Module {
             Projector => "projector",
             Gemma(Tower::Prefix, part) => match part {
                 Part::RmsNorm => "gemma.prefix.rms_norm",
+                Part::GatedAdd => "gemma.prefix.gated_add",
                 Part::Rope => "gemma.prefix.rope",
                 Part::Attention => "gemma.prefix.attention",
                 Part::Mlp => "gemma.prefix.mlp",
@@ -141,6 +159,7 @@ impl Module {
             },
             Gemma(Tower::Expert, part) => match part {
                 Part::RmsNorm => "gemma.expert.rms_norm",
+                Part::GatedAdd => "gemma.expert.gated_add",
                 Part::Rope => "gemma.expert.rope",
                 Part::Attention => "gemma.expert.attention",
                 Part::Mlp => "gemma.expert.mlp",
@@ -160,7 +179,7 @@ impl Module {
         let below = |m: &Module| {
             m.name() == name || m.name().strip_prefix(name).is_some_and(|rest| rest.starts_with('.'))
         };
-        Module::all().into_iter().filter(below).collect()
+        Module::of_family().into_iter().filter(below).collect()
     }
 
     /// The modules that this one is made of. When one of them fails, this one fails for it.
@@ -168,18 +187,21 @@ impl Module {
         use Module::*;
         match self {
             TimeEmbedding | Positions | Masks | PatchEmbedding | VisionMlp | Projector => vec![],
+            Modulations => vec![TimeEmbedding],
             VisionAttention => vec![Masks],
             VisionBlock => vec![VisionAttention, VisionMlp],
             VisionTower => vec![PatchEmbedding, VisionBlock, Projector],
-            Gemma(_, Part::RmsNorm) => vec![],
+            Gemma(_, Part::RmsNorm | Part::GatedAdd) => vec![],
             Gemma(_, Part::Rope) => vec![Positions],
-            Gemma(t, Part::Attention) => vec![Gemma(t, Part::RmsNorm), Gemma(t, Part::Rope), Masks],
-            Gemma(t, Part::Mlp) => vec![Gemma(t, Part::RmsNorm)],
+            Gemma(t, Part::Attention) => {
+                vec![Gemma(t, Part::RmsNorm), Gemma(t, Part::GatedAdd), Gemma(t, Part::Rope), Masks]
+            }
+            Gemma(t, Part::Mlp) => vec![Gemma(t, Part::RmsNorm), Gemma(t, Part::GatedAdd)],
             Gemma(t, Part::Block) => vec![Gemma(t, Part::Attention), Gemma(t, Part::Mlp)],
             Gemma(t, Part::Stack) => vec![Gemma(t, Part::Block)],
             Prefix => vec![VisionTower],
             Suffix => vec![TimeEmbedding],
-            Denoise => vec![Suffix, Gemma(Tower::Expert, Part::Stack)],
+            Denoise => vec![Suffix, Modulations, Gemma(Tower::Expert, Part::Stack)],
             PaliGemma => vec![Prefix, Gemma(Tower::Prefix, Part::Stack)],
             Pi0 => vec![PaliGemma, Denoise],
         }
@@ -203,6 +225,7 @@ impl Module {
             VisionTower => layers::vision_tower(d, setup),
             Gemma(tower, part) => layers::gemma(d, setup, tower, part),
             TimeEmbedding => whole::time_embedding(d, setup),
+            Modulations => whole::modulations(d, setup),
             Prefix => whole::prefix(d, setup),
             Suffix => whole::suffix(d, setup),
             Denoise => whole::denoise(d, setup),
@@ -229,7 +252,7 @@ macro_rules! module_tests {
         fn every_module_agrees_with_the_reference() {
             let device = $open;
             for setup in $crate::cases::Setup::small().unwrap() {
-                for module in $crate::cases::Module::all() {
+                for module in $crate::cases::Module::all(setup.config().kind) {
                     let done = $crate::cases::check::check(
                         &device,
                         &::pi0_device::Reference,

@@ -1,15 +1,15 @@
 //! Positions and masks by the references' definition, over padded rows: an independent word on how a batch is packed.
 //!
 //! The references pad every robot to all cameras and the longest prompt, count positions as `cumsum(mask) - 1`, and
-//! let a row attend to the valid rows whose block is not later than its own: blocks are the whole prefix, the state,
-//! the actions.
+//! let a row attend to the valid rows whose block is not later than its own: blocks are the whole prefix, the state (of
+//! π0), the actions.
 
 use pi0_device::{Attention, Device, HostTensor, KeyValue};
 
 use super::inputs::{rows, upload};
 use super::{Outputs, Setup};
 use crate::siglip::image_spans;
-use crate::{GemmaConfig, Inputs, ModelError};
+use crate::{GemmaConfig, Inputs, Kind, ModelError};
 
 /// One robot's padded rows: what each is and which packed row holds it.
 struct Padded {
@@ -59,9 +59,12 @@ fn pad(setup: &Setup) -> Vec<Padded> {
         .map(|robot| {
             let mut packed = [image_rows[robot].clone(), token_rows[robot].clone()].concat();
             let mut block = vec![0; packed.len()];
-            packed.push(Some(robot));
-            block.push(1);
-            packed.extend((0..c.horizon).map(|t| Some(robots + robot * c.horizon + t)));
+            let states = if c.kind == Kind::Pi0 { robots } else { 0 };
+            if states > 0 {
+                packed.push(Some(robot));
+                block.push(1);
+            }
+            packed.extend((0..c.horizon).map(|t| Some(states + robot * c.horizon + t)));
             block.resize(packed.len(), 2);
             Padded { block, packed }
         })
@@ -132,7 +135,7 @@ fn operands(setup: &Setup) -> Result<Operands, ModelError> {
     Ok(Operands {
         vision: Qkv::new("vision", images, v.num_attention_heads, v.num_attention_heads, v.head_dim()),
         prefix: gemma("prefix", layout.prefix_rows()),
-        suffix: gemma("suffix", layout.batch() * (1 + layout.horizon)),
+        suffix: gemma("suffix", layout.states() + layout.batch() * layout.horizon),
     })
 }
 
@@ -140,7 +143,7 @@ fn operands(setup: &Setup) -> Result<Operands, ModelError> {
 pub(super) fn attention<D: Device>(d: &D, setup: &Setup) -> Result<Outputs, ModelError> {
     let (layout, v) = (setup.layout()?, &setup.config().vision);
     let Operands { vision, prefix, suffix } = operands(setup)?;
-    let robots = layout.batch();
+    let states = layout.states();
     let GemmaConfig { num_heads: heads, num_kv_heads: kv_heads, head_dim, .. } = setup.config().gemma;
     let scale = (head_dim as f32).powf(-0.5);
     let (all, first, later) = (layout.prefix_spans(), layout.first_step_spans(), layout.later_step_spans());
@@ -162,15 +165,19 @@ pub(super) fn attention<D: Device>(d: &D, setup: &Setup) -> Result<Outputs, Mode
     run("prefix", &q, &[(&k, &x)], &gemma(&all))?;
     let [q, sk, sv] = [upload(d, &suffix.q)?, upload(d, &suffix.k)?, upload(d, &suffix.v)?];
     run("first step", &q, &[(&sk, &sv), (&k, &x)], &gemma(&first))?;
+    if states == 0 {
+        // All steps are alike.
+        return Ok(outputs);
+    }
 
     let part = |t: &HostTensor, rows: std::ops::Range<usize>| {
         let cols = t.cols();
         Ok::<_, ModelError>(d.upload(rows.len(), cols, &t.data[rows.start * cols..rows.end * cols])?)
     };
-    let actions = robots..suffix.q.rows();
+    let actions = states..suffix.q.rows();
     let [q, ak, av] =
         [part(&suffix.q, actions.clone())?, part(&suffix.k, actions.clone())?, part(&suffix.v, actions)?];
-    let (states_k, states_v) = (part(&suffix.k, 0..robots)?, part(&suffix.v, 0..robots)?);
+    let (states_k, states_v) = (part(&suffix.k, 0..states)?, part(&suffix.v, 0..states)?);
     let parts = [(&ak, &av), (&k, &x), (&states_k, &states_v)];
     run("later step", &q, &parts, &gemma(&later))?;
     Ok(outputs)
@@ -179,7 +186,6 @@ pub(super) fn attention<D: Device>(d: &D, setup: &Setup) -> Result<Outputs, Mode
 pub(super) fn expected_attention(setup: &Setup) -> Result<Outputs, ModelError> {
     let (layout, v) = (setup.layout()?, &setup.config().vision);
     let Operands { vision, prefix, suffix } = operands(setup)?;
-    let robots = layout.batch();
 
     // Patches see the patches of their own image.
     let mut images = HostTensor::zeros([vision.q.rows(), vision.q.cols()]);
@@ -205,15 +211,15 @@ pub(super) fn expected_attention(setup: &Setup) -> Result<Outputs, ModelError> {
             attend(side(row).q.row(packed), &seen, heads, out.row_mut(packed));
         }
     }
-    let later = robots * of_suffix.cols();
-    let later =
-        HostTensor::new([of_suffix.rows() - robots, of_suffix.cols()], of_suffix.data[later..].to_vec());
-    Ok(vec![
-        ("vision".into(), images),
-        ("prefix".into(), of_prefix),
-        ("first step".into(), of_suffix),
-        ("later step".into(), later),
-    ])
+    let states = layout.states();
+    let later = HostTensor::new(
+        [of_suffix.rows() - states, of_suffix.cols()],
+        of_suffix.data[states * of_suffix.cols()..].to_vec(),
+    );
+    let mut outputs =
+        vec![("vision".into(), images), ("prefix".into(), of_prefix), ("first step".into(), of_suffix)];
+    outputs.extend((states > 0).then(|| ("later step".into(), later)));
+    Ok(outputs)
 }
 
 /// One query row over the keys it sees, in f64: `softmax(q · k / sqrt(dim)) · v` for each head.

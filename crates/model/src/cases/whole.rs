@@ -5,26 +5,42 @@ use pi0_device::{Device, Scope};
 use super::inputs::{rows, upload};
 use super::{Outputs, Setup};
 use crate::gemma::LayerCache;
-use crate::pi0::PrefixCache;
+use crate::modulation::{Modulations, condition};
+use crate::pi0::{Condition, PrefixCache};
 use crate::weights::Weights;
-use crate::{Extent, ModelError, Pi0, SampleOptions};
+use crate::{Extent, Kind, ModelError, Pi0, SampleOptions};
 
 fn load<'d, D: Device>(d: &'d D, setup: &Setup) -> Result<Pi0<&'d D>, ModelError> {
     Pi0::load(d, setup.checkpoint.clone(), Extent::Cache, &|_| ())
 }
 
-/// The embedded times as they come back from the device, and what the time half of the suffix's first layer makes
-/// of them.
+/// The embedded times as they come back from the device, and what the network makes of them first: of π0 the time half
+/// of the suffix's first layer, of π0.5 the vector that drives the norms.
 pub(super) fn time_embedding<D: Device>(d: &D, setup: &Setup) -> Result<Outputs, ModelError> {
     let c = setup.config();
-    let width = c.expert.width;
-    let values = crate::time_embedding(&setup.times(), width, c.min_period, c.max_period);
-    let weights = Weights::new(d, &setup.checkpoint, &|_| ());
-    let time_mlp_in = weights.linear_exact("action_time_mlp_in", true, Some(width..2 * width))?;
-    let _scope = Scope::new(d, format_args!("suffix"));
-    let embedded = d.upload(setup.steps, width, &values)?;
-    let y = d.linear(&embedded, &time_mlp_in)?;
-    Ok(vec![("time_emb".into(), d.download(&embedded)?), ("time_mlp_in".into(), d.download(&y)?)])
+    match c.kind {
+        Kind::Pi0 => {
+            let width = c.expert.width;
+            let values = crate::time_embedding(&setup.times(), width, c.min_period, c.max_period);
+            let weights = Weights::new(d, &setup.checkpoint, &|_| ());
+            let time_mlp_in = weights.linear_exact("action_time_mlp_in", true, Some(width..2 * width))?;
+            let _scope = Scope::new(d, format_args!("suffix"));
+            let embedded = d.upload(setup.steps, width, &values)?;
+            let y = d.linear(&embedded, &time_mlp_in)?;
+            Ok(vec![("time_emb".into(), d.download(&embedded)?), ("time_mlp_in".into(), d.download(&y)?)])
+        }
+        Kind::Pi05 => {
+            let made = condition(d, &setup.checkpoint, &setup.times())?;
+            made.iter().map(|(name, rows)| Ok((name.to_string(), d.download(rows)?))).collect()
+        }
+    }
+}
+
+/// Every table of modulations.
+pub(super) fn modulations<D: Device>(d: &D, setup: &Setup) -> Result<Outputs, ModelError> {
+    let made = Modulations::new(d, &setup.checkpoint, &setup.times())?;
+    let tables = made.tables().enumerate();
+    tables.map(|(i, table)| Ok((format!("norm{i}"), d.download(table)?))).collect()
 }
 
 pub(super) fn prefix<D: Device>(d: &D, setup: &Setup) -> Result<Outputs, ModelError> {
@@ -36,7 +52,10 @@ pub(super) fn prefix<D: Device>(d: &D, setup: &Setup) -> Result<Outputs, ModelEr
 pub(super) fn suffix<D: Device>(d: &D, setup: &Setup) -> Result<Outputs, ModelError> {
     let (model, layout, c) = (load(d, setup)?, setup.layout()?, setup.config());
     let steps = model.prepare_steps(&setup.batch, &layout, &setup.times())?;
-    let mut outputs = vec![("states".into(), d.download(&steps.states)?)];
+    let mut outputs = Outputs::new();
+    if let Condition::Rows { states, .. } = &steps.condition {
+        outputs.push(("states".into(), d.download(states)?));
+    }
     for step in 0..setup.steps {
         let x_t = upload(d, &rows(&format!("x{step}"), layout.batch() * c.horizon, c.action_dim))?;
         let _scope = Scope::new(d, format_args!("suffix"));

@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use pi0_device::{
-    Device, Dtype, HostTensor, Keys, NormKind, OpKind, Reference, Result, TensorSource, WeightSource,
+    ADA_EPS, Device, Dtype, HostTensor, Keys, Modulation, NormKind, OpKind, Reference, Result, TensorSource,
+    WeightSource,
 };
 
 use crate::mutant::{Plant, map};
@@ -120,6 +121,107 @@ pub fn all() -> Vec<(&'static str, &'static str, Plant)> {
     ]
 }
 
+/// The same for what only π0.5 has, and for what it has otherwise than π0.
+pub fn pi05() -> Vec<(&'static str, &'static str, Plant)> {
+    use Plant::*;
+    vec![
+        (
+            "norm times scale in place of 1 + scale",
+            "gemma.expert.rms_norm",
+            Ada("suffix", |x, by| ada(x, by, -1.0, 1.0, 1.0)),
+        ),
+        ("shift left out", "gemma.expert.rms_norm", Ada("suffix", |x, by| ada(x, by, 0.0, 1.0, 0.0))),
+        (
+            "adaptive norm eps 1e-5",
+            "gemma.expert.rms_norm",
+            Ada("suffix", |x, by| ada(x, by, 0.0, 10.0, 1.0)),
+        ),
+        (
+            "gate and shift swapped in the norm",
+            "gemma.expert.rms_norm",
+            Ada("suffix", |x, by| {
+                with_table(by, |row, w| row[w..].rotate_left(w), |by| Reference.ada_rms_norm(x, by))
+            }),
+        ),
+        (
+            "every row at the first row's time",
+            "gemma.expert.rms_norm",
+            Ada("suffix", |x, by| {
+                Reference
+                    .ada_rms_norm(x, &Modulation { table: by.table, rows: &vec![by.rows[0]; by.rows.len()] })
+            }),
+        ),
+        ("gate left out", "gemma.expert.gated_add", Gated("suffix", |x, y, _| Reference.add(x, y))),
+        (
+            "1 + gate in place of gate",
+            "gemma.expert.gated_add",
+            Gated("suffix", |x, y, by| Reference.add(&Reference.gated_add(x, y, by)?, y)),
+        ),
+        (
+            "shift in place of gate",
+            "gemma.expert.gated_add",
+            Gated("suffix", |x, y, by| {
+                with_table(by, |row, w| row[w..].rotate_left(w), |by| Reference.gated_add(x, y, by))
+            }),
+        ),
+        (
+            "residual left out",
+            "gemma.expert.gated_add",
+            Gated("suffix", |x, y, by| Reference.add_scaled(&Reference.gated_add(x, y, by)?, x, -1.0)),
+        ),
+        (
+            "gate and shift swapped in the checkpoint",
+            "common.modulations",
+            Weight("layers.1.input_layernorm.dense", swap_shift_and_gate),
+        ),
+        (
+            "dense layer of a norm without its bias",
+            "common.modulations",
+            Weight("layers.0.post_attention_layernorm.dense", |w| linear(w).0[0].bias = None),
+        ),
+        (
+            "SiLU left out",
+            "common.time_embedding",
+            Activation(OpKind::Silu, "modulations", |x| Ok(x.clone())),
+        ),
+        (
+            "GELU in place of SiLU",
+            "common.time_embedding",
+            Activation(OpKind::Silu, "modulations", |x| Reference.gelu(x)),
+        ),
+        (
+            "time_mlp_out without its bias",
+            "common.time_embedding",
+            Weight("time_mlp_out", |w| linear(w).0[0].bias = None),
+        ),
+        (
+            "actions one position late, as behind a state row",
+            "gemma.expert.rope",
+            Rope("suffix", |x, p, d| Reference.rope(x, &shifted(p), d)),
+        ),
+        (
+            "actions do not see the last action",
+            "gemma.expert.attention",
+            Attention("suffix", |spans, _| {
+                spans.iter_mut().filter_map(|s| s.keys.last_mut()).for_each(|k| k.rows.end -= 1);
+            }),
+        ),
+        (
+            "action_in_proj without its bias",
+            "suffix",
+            Weight("action_in_proj", |w| linear(w).0[0].bias = None),
+        ),
+        ("action_out_proj 1 % too small", "denoise", Weight("action_out_proj", |w| each(w, |x| 0.99 * x))),
+        (
+            "known actions move",
+            "pi0",
+            Gated("", |x, y, by| {
+                Reference.gated_add(x, y, &Modulation { table: by.table, rows: &vec![0; by.rows.len()] })
+            }),
+        ),
+    ]
+}
+
 /// The module that has a site of [`Mutant::sites`](crate::mutant::Mutant::sites). The last prefix layer computes
 /// only keys and values, in a form that no smaller module has.
 pub fn owner(site: &str, last: usize) -> String {
@@ -127,6 +229,10 @@ pub fn owner(site: &str, last: usize) -> String {
     let has = |names: &[&str]| names.iter().any(|n| key.contains(n));
     let module = scope.split('.').collect::<Vec<_>>();
     match module[..] {
+        _ if op == "ada_rms_norm" => "gemma.expert.rms_norm".into(),
+        ["suffix", ..] if op == "gated_add" => "gemma.expert.gated_add".into(),
+        ["modulations"] if has(&["dense"]) => "common.modulations".into(),
+        ["modulations"] => "common.time_embedding".into(),
         ["vision", _] if has(&["self_attn", "layer_norm1"]) => "siglip.attention".into(),
         ["vision", _] => "siglip.mlp".into(),
         ["vision"] if has(&["patch_embedding"]) => "siglip.patch_embedding".into(),
@@ -166,6 +272,52 @@ fn each(w: &mut WeightSource, f: fn(f32) -> f32) {
         let data: Vec<f32> = part.weight.to_f32().into_iter().map(f).collect();
         part.weight = changed(&part.weight, &data);
     }
+}
+
+/// An adaptive norm with `1 + more + scale`, another eps, and the shift times a factor.
+fn ada(
+    x: &Arc<HostTensor>,
+    by: &Modulation<'_, Arc<HostTensor>>,
+    more: f32,
+    eps_times: f32,
+    shifts: f32,
+) -> Result<Arc<HostTensor>> {
+    let width = x.cols();
+    let mut y = HostTensor::clone(x);
+    for (r, &picked) in by.rows.iter().enumerate() {
+        let drive = by.table.row(picked as usize);
+        let mean = x.row(r).iter().map(|x| f64::from(*x).powi(2)).sum::<f64>() / width as f64;
+        let inverse = 1.0 / (mean + f64::from(ADA_EPS * eps_times)).sqrt();
+        for (i, y) in y.row_mut(r).iter_mut().enumerate() {
+            *y = *y * inverse as f32 * (1.0 + more + drive[i]) + shifts * drive[width + i];
+        }
+    }
+    Ok(Arc::new(y))
+}
+
+/// Runs `f` by a table of which each row was changed, given the width of its parts.
+fn with_table(
+    by: &Modulation<'_, Arc<HostTensor>>,
+    change: fn(&mut [f32], usize),
+    f: impl Fn(&Modulation<'_, Arc<HostTensor>>) -> Result<Arc<HostTensor>>,
+) -> Result<Arc<HostTensor>> {
+    let mut table = HostTensor::clone(by.table);
+    let width = table.cols() / 3;
+    (0..table.rows()).for_each(|r| change(table.row_mut(r), width));
+    f(&Modulation { table: &Arc::new(table), rows: by.rows })
+}
+
+/// Rows of scale, gate, shift in place of scale, shift, gate.
+fn swap_shift_and_gate(w: &mut WeightSource) {
+    let part = &mut linear(w).0[0];
+    let [outputs, inputs] = part.weight.shape[..] else { panic!("a matrix") };
+    let mut data = part.weight.to_f32();
+    data[outputs / 3 * inputs..].rotate_left(outputs / 3 * inputs);
+    part.weight = changed(&part.weight, &data);
+    let bias = part.bias.as_mut().expect("it has one");
+    let mut data = bias.to_f32();
+    data[outputs / 3..].rotate_left(outputs / 3);
+    *bias = changed(bias, &data);
 }
 
 fn transpose(w: &mut WeightSource) {

@@ -6,19 +6,20 @@ mod mutant;
 
 use mutant::{Mutant, Plant};
 use pi0_device::Reference;
-use pi0_model::ModelError;
 use pi0_model::cases::check::{Checked, check_against, culprits, wanted};
 use pi0_model::cases::{Format, Module, Outputs, Setup};
+use pi0_model::{Kind, ModelError};
 
+/// The small setups that errors are planted in: π0's first, π0.5's last.
 struct Bench {
     setup: Setup,
     wanted: Vec<(Module, Result<Outputs, ModelError>)>,
 }
 
 impl Bench {
-    fn new() -> Self {
-        let setup = Setup::small().unwrap().remove(0);
-        let wanted = Module::all().into_iter().map(|m| (m, wanted(&Reference, m, &setup))).collect();
+    fn new(kind: Kind) -> Self {
+        let setup = Setup::small().unwrap().into_iter().find(|s| s.config().kind == kind).unwrap();
+        let wanted = Module::all(kind).into_iter().map(|m| (m, wanted(&Reference, m, &setup))).collect();
         Self { setup, wanted }
     }
 
@@ -40,12 +41,19 @@ fn names(modules: &[Module]) -> String {
 
 #[test]
 fn planted_errors_are_laid_at_the_right_door() {
-    let bench = Bench::new();
+    attribute(&Bench::new(Kind::Pi0), faults::all());
+}
+
+#[test]
+fn planted_errors_of_pi05_are_laid_at_the_right_door() {
+    attribute(&Bench::new(Kind::Pi05), faults::pi05());
+}
+
+fn attribute(bench: &Bench, faults: Vec<(&'static str, &'static str, Plant)>) {
     assert!(culprits(&bench.check(&Mutant::new(None), Format::F32)).is_empty());
     let mut wrong = Vec::new();
     println!("| planted error | attributed to | relative L2 there | modules that fail | caught in bf16 |");
     println!("| --- | --- | --- | --- | --- |");
-    let faults = faults::all();
     assert!(faults.len() >= 12);
     for (what, module, plant) in faults {
         let mutant = Mutant::new(Some(plant));
@@ -71,13 +79,22 @@ fn planted_errors_are_laid_at_the_right_door() {
 /// Every operation of the network, one after the other, gives results that are 1 % too large.
 #[test]
 fn a_wrong_scale_in_any_operation_is_laid_at_the_right_door() {
-    let bench = Bench::new();
+    scale_each(&Bench::new(Kind::Pi0));
+}
+
+#[test]
+fn a_wrong_scale_in_any_operation_of_pi05_is_laid_at_the_right_door() {
+    scale_each(&Bench::new(Kind::Pi05));
+}
+
+fn scale_each(bench: &Bench) {
     let sites_of = |m: Module| {
         let right = Mutant::new(None);
         m.run(&right, &bench.setup).unwrap();
         right.sites()
     };
-    let modules: Vec<(Module, Vec<String>)> = Module::all().into_iter().map(|m| (m, sites_of(m))).collect();
+    let all = Module::all(bench.setup.config().kind);
+    let modules: Vec<(Module, Vec<String>)> = all.into_iter().map(|m| (m, sites_of(m))).collect();
     let sites = sites_of(Module::Pi0);
     let mut wrong = Vec::new();
     for site in &sites {

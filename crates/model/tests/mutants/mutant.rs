@@ -1,12 +1,14 @@
 //! The reference with one planted error.
 
 use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
 use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
 
 use pi0_device::{
-    Attention, Device, HostTensor, KeyValue, OpKind, Reference, ReferenceWeight, Result, Span, WeightSource,
+    Attention, Device, HostTensor, KeyValue, Modulation, OpKind, Reference, ReferenceWeight, Result, Span,
+    WeightSource,
 };
 
 type Tensor = Arc<HostTensor>;
@@ -29,6 +31,10 @@ pub enum Plant {
     Concat(&'static str),
     /// A slice of this many rows begins one row early, or late where it cannot.
     SliceRows(usize),
+    /// Adaptive norms below this scope.
+    Ada(&'static str, fn(&Tensor, &Modulation<'_, Tensor>) -> Result<Tensor>),
+    /// Gated residuals below this scope; `""` for the Euler step alone.
+    Gated(&'static str, fn(&Tensor, &Tensor, &Modulation<'_, Tensor>) -> Result<Tensor>),
     /// The Euler step is this much longer.
     Step(f32),
     /// The result of one site (as [`Mutant::sites`] names it) is multiplied by 1.01.
@@ -49,6 +55,9 @@ pub struct Mutant {
     last_linear: RefCell<String>,
     since: RefCell<Vec<OpKind>>,
     sites: RefCell<Vec<String>>,
+    /// Tables of modulations by their address, as the model taps them: a norm and a gate that read the same table
+    /// belong to one site wherever they run.
+    tables: RefCell<HashMap<usize, String>>,
     /// How often the plant took effect.
     pub hits: Cell<usize>,
 }
@@ -61,6 +70,7 @@ impl Mutant {
             last_linear: RefCell::default(),
             since: RefCell::default(),
             sites: RefCell::default(),
+            tables: RefCell::default(),
             hits: Cell::new(0),
         }
     }
@@ -100,6 +110,19 @@ impl Mutant {
             }
         };
         self.since.borrow_mut().push(op);
+        self.at_key(op, &key, y)
+    }
+
+    /// The same for an operation that a table of modulations drives.
+    fn at_table(&self, op: OpKind, by: &Modulation<'_, Tensor>, y: Tensor) -> Result<Tensor> {
+        let known = self.tables.borrow().get(&(Arc::as_ptr(by.table) as usize)).cloned();
+        match known {
+            Some(key) => self.at_key(op, &key, y),
+            None => self.at(op, None, y),
+        }
+    }
+
+    fn at_key(&self, op: OpKind, key: &str, y: Tensor) -> Result<Tensor> {
         let site = format!("{}|{op}|{key}", self.scope());
         let scaled = matches!(&self.plant, Some(Plant::Scale(s)) if *s == site);
         self.sites.borrow_mut().push(site);
@@ -135,6 +158,11 @@ impl Device for Mutant {
         self.path.borrow_mut().pop();
         self.last_linear.borrow_mut().clear();
         self.since.borrow_mut().clear();
+    }
+    fn tap(&self, name: &str, x: &Tensor) {
+        if name.ends_with(".modulation") {
+            self.tables.borrow_mut().insert(Arc::as_ptr(x) as usize, name.into());
+        }
     }
     fn upload(&self, rows: usize, cols: usize, data: &[f32]) -> Result<Tensor> {
         Reference.upload(rows, cols, data)
@@ -177,6 +205,24 @@ impl Device for Mutant {
     }
     fn rms_norm(&self, x: &Tensor, weight: &Named) -> Result<Tensor> {
         self.at(OpKind::RmsNorm, Some(weight), Reference.rms_norm(x, &weight.inner)?)
+    }
+    fn ada_rms_norm(&self, x: &Tensor, by: &Modulation<'_, Tensor>) -> Result<Tensor> {
+        let y = match &self.plant {
+            Some(Plant::Ada(scope, wrong)) if self.below(scope) => wrong(x, by)?,
+            _ => Reference.ada_rms_norm(x, by)?,
+        };
+        self.at_table(OpKind::AdaRmsNorm, by, y)
+    }
+    fn gated_add(&self, x: &Tensor, y: &Tensor, by: &Modulation<'_, Tensor>) -> Result<Tensor> {
+        let here = |scope: &str| if scope.is_empty() { self.scope().is_empty() } else { self.below(scope) };
+        let z = match &self.plant {
+            Some(Plant::Gated(scope, wrong)) if here(scope) => {
+                self.hits.set(self.hits.get() + 1);
+                wrong(x, y, by)?
+            }
+            _ => Reference.gated_add(x, y, by)?,
+        };
+        self.at_table(OpKind::GatedAdd, by, z)
     }
     fn rope(&self, x: &Tensor, positions: &[u32], head_dim: usize) -> Result<Tensor> {
         let y = match &self.plant {

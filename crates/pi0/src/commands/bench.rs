@@ -140,7 +140,7 @@ fn robot(c: &Config, args: &Args, seed: u64) -> Inputs {
     let images = (0..args.cameras).map(|_| Some(draw(3 * c.vision.image_size.pow(2)))).collect();
     let state = draw(c.state_dim);
     let tokens = (0..args.tokens).map(|_| rng.next_u32() % c.vocab_size as u32).collect();
-    Inputs { images, tokens, state, noise: None, guidance: None }
+    Inputs { images, tokens, state, noise: None, rtc: None }
 }
 
 /// Everything known before the device is open.

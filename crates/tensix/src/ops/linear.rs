@@ -170,8 +170,12 @@ impl Tensix {
             (None, Some(r)) if fits(r) => {}
             _ => return refuse("this combination of activation and residual"),
         }
+        if call.gate.is_some() {
+            return refuse("a gated residual");
+        }
         let normed = match call.norm {
             None => None,
+            Some(Norm::Ada(_)) => return refuse("an adaptive norm"),
             Some(Norm::Layer(w)) => Some(self.norm(op, NormKind::Layer, call.x, w)?),
             Some(Norm::Rms(w)) => Some(self.norm(op, NormKind::Rms, call.x, w)?),
         };

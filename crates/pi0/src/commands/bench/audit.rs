@@ -12,8 +12,8 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use pi0_device::{
-    Agreement, Attention, Dense, Device, HostTensor, KeyValue, OpKind, Qkv, Reference, Result, Span,
-    WeightSource, compare, dense, forward, qkv,
+    Agreement, Attention, Dense, Device, HostTensor, KeyValue, Modulation, Norm, OpKind, Qkv, Reference,
+    Result, Span, WeightSource, compare, dense, forward, qkv,
 };
 
 /// Runs on `D`, and while told to, checks what it runs.
@@ -179,6 +179,14 @@ impl<D: Device> Device for Audited<D> {
         })?;
         Ok(y)
     }
+    fn ada_rms_norm(&self, x: &D::Tensor, by: &Modulation<'_, D::Tensor>) -> Result<D::Tensor> {
+        let y = self.inner.ada_rms_norm(x, by)?;
+        self.check(OpKind::AdaRmsNorm, &y, |rows| {
+            let by = SampledBy::new(self, *by, rows)?;
+            Reference.ada_rms_norm(&self.pick(x, rows)?, &by.modulation())
+        })?;
+        Ok(y)
+    }
     fn rope(&self, x: &D::Tensor, positions: &[u32], head_dim: usize) -> Result<D::Tensor> {
         let y = self.inner.rope(x, positions, head_dim)?;
         self.check(OpKind::Rope, &y, |rows| {
@@ -236,6 +244,14 @@ impl<D: Device> Device for Audited<D> {
         })?;
         Ok(z)
     }
+    fn gated_add(&self, x: &D::Tensor, y: &D::Tensor, by: &Modulation<'_, D::Tensor>) -> Result<D::Tensor> {
+        let z = self.inner.gated_add(x, y, by)?;
+        self.check(OpKind::GatedAdd, &z, |rows| {
+            let by = SampledBy::new(self, *by, rows)?;
+            Reference.gated_add(&self.pick(x, rows)?, &self.pick(y, rows)?, &by.modulation())
+        })?;
+        Ok(z)
+    }
     fn concat_rows(&self, parts: &[&D::Tensor]) -> Result<D::Tensor> {
         let y = self.inner.concat_rows(parts)?;
         self.check(OpKind::ConcatRows, &y, |rows| {
@@ -261,14 +277,16 @@ impl<D: Device> Device for Audited<D> {
     fn dense(&self, call: &Dense<'_, D::Tensor, Self::Weight>) -> Result<D::Tensor> {
         let y = self.inner.dense(&call.with_inner(|w| Ok(&w.packed))?)?;
         self.check(OpKind::Dense, &y, |rows| {
-            let norm = call.norm.map(|n| reference(&n.weight().source)).transpose()?;
+            let norm = SampledNorm::new(self, call.norm, rows)?;
+            let gate = call.gate.map(|by| SampledBy::new(self, by, rows)).transpose()?;
             // The longer operand's rows are the result's; those of the shorter repeat.
             let part = |x: &D::Tensor| self.pick(x, &repeated(rows, self.shape(x)[0]));
             let (x, residual) = (part(call.x)?, call.residual.map(part).transpose()?);
             let weight = reference(&call.weight.source)?;
             let sampled = Dense {
-                norm: call.norm.zip(norm.as_ref()).map(|(n, w)| n.map(w)),
+                norm: norm.of(call.norm),
                 activation: call.activation,
+                gate: gate.as_ref().map(SampledBy::modulation),
                 residual: residual.as_ref(),
                 ..Dense::new(&x, &weight)
             };
@@ -280,13 +298,13 @@ impl<D: Device> Device for Audited<D> {
     fn qkv(&self, call: &Qkv<'_, D::Tensor, Self::Weight>) -> Result<[D::Tensor; 3]> {
         let y = self.inner.qkv(&call.with_inner(|w| Ok(&w.packed))?)?;
         let Some(rows) = self.sample(self.shape(call.x)[0]) else { return Ok(y) };
-        let norm = reference(&call.norm.weight().source)?;
+        let norm = SampledNorm::new(self, Some(call.norm), &rows)?;
         let positions = call.positions.map(|p| picked_positions(p, &rows));
         let want = qkv(
             &Reference,
             &Qkv {
                 x: &self.pick(call.x, &rows)?,
-                norm: call.norm.map(&norm),
+                norm: norm.of(Some(call.norm)).expect("it has one"),
                 weight: &reference(&call.weight.source)?,
                 heads: call.heads,
                 kv_heads: call.kv_heads,
@@ -299,6 +317,57 @@ impl<D: Device> Device for Audited<D> {
             self.record(OpKind::Qkv, &*self.pick(y, &rows)?, want);
         }
         Ok(y)
+    }
+}
+
+/// Modulations of some rows, on the reference.
+struct SampledBy {
+    table: Rows,
+    rows: Vec<u32>,
+}
+
+impl SampledBy {
+    fn new<D: Device>(d: &Audited<D>, by: Modulation<'_, D::Tensor>, rows: &[usize]) -> Result<Self> {
+        let table = Arc::new(d.inner.download(by.table)?);
+        Ok(Self { table, rows: picked_positions(by.rows, rows) })
+    }
+
+    fn modulation(&self) -> Modulation<'_, Rows> {
+        Modulation { table: &self.table, rows: &self.rows }
+    }
+}
+
+/// What a norm goes by, on the reference: its weight, or the modulations of some rows.
+struct SampledNorm {
+    weight: Option<<Reference as Device>::Weight>,
+    by: Option<SampledBy>,
+}
+
+impl SampledNorm {
+    fn new<D: Device>(
+        d: &Audited<D>,
+        norm: Option<Norm<'_, D::Tensor, <Audited<D> as Device>::Weight>>,
+        rows: &[usize],
+    ) -> Result<Self> {
+        let weight = norm.and_then(|n| n.weight()).map(|w| reference(&w.source)).transpose()?;
+        let by = match norm {
+            Some(Norm::Ada(by)) => Some(SampledBy::new(d, by, rows)?),
+            _ => None,
+        };
+        Ok(Self { weight, by })
+    }
+
+    /// The same kind of norm over what was sampled.
+    fn of<T, W>(
+        &self,
+        norm: Option<Norm<'_, T, W>>,
+    ) -> Option<Norm<'_, Rows, <Reference as Device>::Weight>> {
+        let weight = || self.weight.as_ref().expect("it was sampled");
+        Some(match norm? {
+            Norm::Layer(_) => Norm::Layer(weight()),
+            Norm::Rms(_) => Norm::Rms(weight()),
+            Norm::Ada(_) => Norm::Ada(self.by.as_ref().expect("it was sampled").modulation()),
+        })
     }
 }
 

@@ -1,7 +1,34 @@
-//! Real-time chunking, lerobot's guided mode: a new chunk that continues the one still being executed.
+//! Real-time chunking: a new chunk that continues the one still being executed. lerobot's two modes.
 //!
-//! Each step, the velocity is corrected so that the chunk it leads to agrees with the unexecuted tail of the
-//! previous chunk: fully over the actions that will be executed before this inference ends, then less and less.
+//! *Guided*, for any checkpoint: each step, the velocity is corrected so that the chunk it leads to agrees with the
+//! unexecuted tail of the previous chunk: fully over the actions that will be executed before this inference ends, then
+//! less and less. *Trained*, for π0.5 checkpoints that learned it: the actions that will be executed meanwhile are given
+//! to the network as they are, at time 0, and it writes the rest.
+
+/// How a robot's new chunk continues its previous one.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Rtc {
+    /// Pulled towards it.
+    Guided(Guidance),
+    /// Written behind its next actions, which stay as they are.
+    Trained(Clean),
+}
+
+/// Actions that are known already.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Clean {
+    /// The unexecuted tail of the last chunk, normalized, `[length, action_dim]`, of which the first `delay` rows count.
+    pub previous: Vec<f32>,
+    /// Actions that will be executed while this inference runs; 0 samples as without real-time chunking.
+    pub delay: usize,
+}
+
+impl Clean {
+    /// The known actions, `[delay, action_dim]`.
+    pub fn rows(&self, action_dim: usize) -> &[f32] {
+        &self.previous[..self.delay * action_dim]
+    }
+}
 
 /// How to follow the previous chunk.
 #[derive(Debug, Clone, PartialEq)]
@@ -34,7 +61,7 @@ pub enum GuidanceSchedule {
 
 impl Guidance {
     /// Weight of each of the first `execution_horizon` actions; zero from there.
-    fn weights(&self, action_dim: usize) -> Vec<f64> {
+    pub(crate) fn weights(&self, action_dim: usize) -> Vec<f64> {
         let end = self.execution_horizon.min(self.previous.len() / action_dim);
         let start = self.delay.min(end);
         let weaken = |i: usize| {
@@ -50,7 +77,7 @@ impl Guidance {
     }
 
     /// Strength of the correction at time `t`, which runs from 1 to 0.
-    fn strength(&self, t: f64) -> f64 {
+    pub(crate) fn strength(&self, t: f64) -> f64 {
         let tau = 1.0 - t;
         if tau <= 0.0 {
             return self.max_weight;
@@ -60,9 +87,8 @@ impl Guidance {
     }
 
     /// Corrects `v` where the chunk `x - t v` that it leads to departs from the previous one. Both are
-    /// `[horizon, action_dim]`.
-    pub fn apply(&self, x: &[f32], v: &mut [f32], t: f32, action_dim: usize) {
-        let t = f64::from(t);
+    /// `[horizon, action_dim]`; `t` is the exact time, before its rounding to f32.
+    pub fn apply(&self, x: &[f32], v: &mut [f32], t: f64, action_dim: usize) {
         let strength = self.strength(t);
         for (row, weight) in self.weights(action_dim).into_iter().enumerate() {
             for i in row * action_dim..(row + 1) * action_dim {
