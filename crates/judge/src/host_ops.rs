@@ -37,7 +37,7 @@ mod tests {
     fn kinds_aliases_and_operations() {
         assert_eq!(parse("linear").unwrap(), [OpKind::Linear]);
         assert_eq!(parse("concat").unwrap(), [OpKind::ConcatRows]);
-        assert_eq!(parse("norm").unwrap(), [OpKind::LayerNorm, OpKind::RmsNorm]);
+        assert_eq!(parse("norm").unwrap(), [OpKind::LayerNorm, OpKind::RmsNorm, OpKind::AdaRmsNorm]);
         assert_eq!(parse("rope").unwrap(), [OpKind::Rope]);
         assert!(parse("conv").unwrap_err().contains("element-wise"));
     }
