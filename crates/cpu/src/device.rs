@@ -253,7 +253,7 @@ impl Device for Cpu {
     }
 
     fn embed(&self, table: &Weight, ids: &[u32], scale: f32) -> Result<Tensor> {
-        let Weight::Embedding(table) = table else {
+        let Weight::Embedding { table, .. } = table else {
             return Err(Error::shape(OpKind::Embed, "the weight is not a table"));
         };
         operands::embed(ids, table.rows())?;

@@ -1,8 +1,9 @@
 //! Weights in the layout of the kernel that will read them.
 
-use pi0_device::{Dtype, Held, LinearPart, MemoryMeter, NormKind, Result, TensorSource, WeightSource};
+use pi0_device::{Bytes, Dtype, Held, LinearPart, MemoryMeter, NormKind, Result, TensorSource, WeightSource};
 
 use crate::kernels::{Kernel, Left, Packed, pack};
+use crate::math::to_bf16;
 use crate::memory::{Block, Shared};
 use crate::threads::Threads;
 use crate::{Format, Isa};
@@ -14,9 +15,9 @@ pub enum Weight {
     Linear(Linear),
     #[doc(hidden)]
     Norm(NormWeight),
-    /// Read from the mapped file row by row.
+    /// Read row by row, from the mapped file where there is one.
     #[doc(hidden)]
-    Embedding(TensorSource),
+    Embedding { table: TensorSource, _held: Option<Held> },
 }
 
 /// A normalization's weight in f32.
@@ -162,10 +163,36 @@ pub(crate) fn pack(
                 _held: meter.hold(2 * weight.cols() * size_of::<f32>()),
             })
         }
-        WeightSource::Embedding(table) => Weight::Embedding(table.clone()),
+        WeightSource::Embedding(table) if table.is_mapped() => {
+            Weight::Embedding { table: table.clone(), _held: None }
+        }
+        WeightSource::Embedding(table) => {
+            let narrow = matches!(format, Format::Bf16 | Format::Int8) && table.dtype == Dtype::F32;
+            let table = if narrow { narrowed(table, threads)? } else { table.clone() };
+            Weight::Embedding { _held: Some(meter.hold(table.byte_count())), table }
+        }
     };
     source.release();
     Ok(weight)
+}
+
+/// A table that has to be kept in memory, in the format that the layers compute with.
+fn narrowed(table: &TensorSource, threads: &Threads) -> Result<TensorSource> {
+    const PART: usize = 1 << 16;
+    let count = table.count();
+    let mut bytes = vec![0u8; 2 * count];
+    let at = Shared::new(bytes.as_mut_ptr());
+    threads.run(count.div_ceil(PART), &|i| {
+        let (start, n) = (i * PART, PART.min(count - i * PART));
+        let mut values = vec![0.0f32; n];
+        table.read(start, &mut values);
+        // SAFETY: part `i` alone writes these bytes, inside the vector.
+        let out = unsafe { std::slice::from_raw_parts_mut(at.get().add(2 * start), 2 * n) };
+        for (out, x) in out.chunks_exact_mut(2).zip(values) {
+            out.copy_from_slice(&to_bf16(x).to_le_bytes());
+        }
+    });
+    TensorSource::new(table.name.clone(), Dtype::Bf16, table.shape.clone(), Bytes::Owned(bytes.into()))
 }
 
 fn pack_linear(

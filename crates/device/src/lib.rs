@@ -35,6 +35,8 @@ pub use memory::{Held, MemoryMeter};
 pub use parts::Part;
 pub use record::{Fusion, Kind, Place, Record};
 pub use reference::{Reference, ReferenceWeight};
-pub use source::{Bytes, Dtype, LinearPart, MappedFile, NormKind, TensorSource, WeightSource};
+pub use source::{
+    Bytes, Dtype, Lazy, LinearPart, MakeBytes, MappedFile, NormKind, TensorSource, WeightSource,
+};
 pub use tapped::Tapped;
 pub use traced::{Fallback, Traced, TracedWeight};

@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::ops::Range;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use half::{bf16, f16};
 
@@ -82,13 +82,38 @@ impl MappedFile {
     }
 }
 
-/// Bytes that a tensor is read from: part of a mapped file, or memory. Cloning shares.
+/// Bytes that a tensor is read from: part of a mapped file, memory, or a maker of them. Cloning shares.
 #[derive(Debug, Clone)]
 pub enum Bytes {
     /// A range of a mapped file.
     Mapped(Arc<MappedFile>, Range<usize>),
     /// Bytes in memory, for weights made by a program.
     Owned(Arc<Vec<u8>>),
+    /// Bytes that are made when they are first wanted, and live as long as this value and its clones.
+    Lazy(Lazy),
+}
+
+/// Makes bytes that would be wasteful to keep: those of a compressed file, or of weights with adapters added.
+pub trait MakeBytes: std::fmt::Debug + Send + Sync {
+    /// How many there are.
+    fn count(&self) -> usize;
+
+    /// Makes them, or says why they cannot be had.
+    fn make(&self) -> std::result::Result<Vec<u8>, String>;
+}
+
+/// A maker, and what it made.
+#[derive(Debug, Clone)]
+pub struct Lazy {
+    maker: Arc<dyn MakeBytes>,
+    made: OnceLock<Arc<Vec<u8>>>,
+}
+
+impl Lazy {
+    /// Nothing made yet.
+    pub fn new(maker: Arc<dyn MakeBytes>) -> Self {
+        Self { maker, made: OnceLock::new() }
+    }
 }
 
 /// A stored tensor: name, format, shape and where its bytes are. Cloning shares.
@@ -116,7 +141,7 @@ impl TensorSource {
             Bytes::Mapped(file, range) if range.end > file.bytes().len() || range.start > range.end => {
                 return Err(source.error(format!("bytes {range:?} lie outside the file")));
             }
-            _ => source.bytes().len(),
+            _ => source.byte_count(),
         };
         if got != wanted {
             let what =
@@ -136,11 +161,60 @@ impl TensorSource {
     }
 
     /// The stored bytes, little-endian values in C order. Not necessarily aligned.
+    ///
+    /// # Panics
+    /// If they have to be made, [`fetch`](Self::fetch) was not called before, and making them fails.
     pub fn bytes(&self) -> &[u8] {
         match &self.bytes {
             Bytes::Mapped(file, range) => &file.bytes()[range.clone()],
             Bytes::Owned(data) => data,
+            Bytes::Lazy(lazy) => {
+                self.fetch().unwrap_or_else(|e| panic!("{e}"));
+                lazy.made.get().map_or(&[], |made| made)
+            }
         }
+    }
+
+    /// Number of stored bytes. Makes none.
+    pub fn byte_count(&self) -> usize {
+        match &self.bytes {
+            Bytes::Mapped(_, range) => range.len(),
+            Bytes::Owned(data) => data.len(),
+            Bytes::Lazy(lazy) => lazy.maker.count(),
+        }
+    }
+
+    /// Number of values.
+    pub fn count(&self) -> usize {
+        self.byte_count() / self.dtype.size()
+    }
+
+    /// Makes bytes that have to be made; nothing for others. They are kept as long as this tensor and its clones.
+    pub fn fetch(&self) -> Result<()> {
+        if let Bytes::Lazy(lazy) = &self.bytes
+            && lazy.made.get().is_none()
+        {
+            let made = lazy.maker.make().map_err(|what| self.error(what))?;
+            if made.len() != lazy.maker.count() {
+                return Err(self.error(format!("{} bytes were made", made.len())));
+            }
+            // Another thread may have been faster; its bytes are the same.
+            let _ = lazy.made.set(Arc::new(made));
+        }
+        Ok(())
+    }
+
+    /// The same tensor without bytes that were made for it.
+    pub fn unfetched(&self) -> Self {
+        match &self.bytes {
+            Bytes::Lazy(lazy) => Self { bytes: Bytes::Lazy(Lazy::new(lazy.maker.clone())), ..self.clone() },
+            _ => self.clone(),
+        }
+    }
+
+    /// Whether its bytes take no memory that the system cannot have back: those of a mapped file.
+    pub fn is_mapped(&self) -> bool {
+        matches!(self.bytes, Bytes::Mapped(..))
     }
 
     /// The same bytes under another shape of as many values.
@@ -186,7 +260,7 @@ impl TensorSource {
 
     /// All values as f32.
     pub fn to_f32(&self) -> Vec<f32> {
-        let mut out = vec![0.0; self.bytes().len() / self.dtype.size()];
+        let mut out = vec![0.0; self.count()];
         self.read(0, &mut out);
         out
     }
@@ -284,8 +358,14 @@ impl WeightSource {
         }
     }
 
-    /// Checks that the parts fit together, so that devices need not. Every device calls this first.
+    /// Checks that the parts fit together, and fetches what has to be made, so that devices need not. Every device
+    /// calls this first.
     pub fn check(&self) -> Result<()> {
+        self.check_shapes()?;
+        self.tensors().try_for_each(TensorSource::fetch)
+    }
+
+    fn check_shapes(&self) -> Result<()> {
         let bad = |t: &TensorSource, what: &str| {
             Err(Error::Source { name: t.name.clone(), what: format!("{what}; its shape is {:?}", t.shape) })
         };
@@ -329,24 +409,38 @@ impl WeightSource {
         }
     }
 
-    /// Gives the pages of all tensors back to the system; see [`TensorSource::release`].
-    pub fn release(&self) {
-        match self {
+    /// Its tensors.
+    pub fn tensors(&self) -> impl Iterator<Item = &TensorSource> {
+        let (parts, others): (&[LinearPart], [Option<&TensorSource>; 2]) = match self {
+            WeightSource::Linear { parts, .. } => (parts, [None, None]),
+            WeightSource::Norm { weight, bias, .. } => (&[], [Some(weight), bias.as_ref()]),
+            WeightSource::Embedding(table) => (&[], [Some(table), None]),
+        };
+        let of_parts = parts.iter().flat_map(|p| [Some(&p.weight), p.bias.as_ref()]);
+        of_parts.chain(others).flatten()
+    }
+
+    /// The same without bytes that were made for it; see [`TensorSource::unfetched`].
+    pub fn unfetched(&self) -> Self {
+        let mut source = self.clone();
+        match &mut source {
             WeightSource::Linear { parts, .. } => {
                 for p in parts {
-                    p.weight.release();
-                    if let Some(b) = &p.bias {
-                        b.release();
-                    }
+                    p.weight = p.weight.unfetched();
+                    p.bias = p.bias.as_ref().map(TensorSource::unfetched);
                 }
             }
             WeightSource::Norm { weight, bias, .. } => {
-                weight.release();
-                if let Some(b) = bias {
-                    b.release();
-                }
+                *weight = weight.unfetched();
+                *bias = bias.as_ref().map(TensorSource::unfetched);
             }
-            WeightSource::Embedding(t) => t.release(),
+            WeightSource::Embedding(table) => *table = table.unfetched(),
         }
+        source
+    }
+
+    /// Gives the pages of all tensors back to the system; see [`TensorSource::release`].
+    pub fn release(&self) {
+        self.tensors().for_each(TensorSource::release);
     }
 }

@@ -244,7 +244,7 @@ impl<D: Device, H: Device> Device for Traced<D, H> {
             Err(e) => return Err(e),
             packed => packed,
         };
-        let host = Box::new(HostWeight { source: source.clone(), packed: OnceCell::new() });
+        let host = Box::new(HostWeight { source: source.unfetched(), packed: OnceCell::new() });
         Ok(TracedWeight { device, dims: source.dims(), host })
     }
 

@@ -48,6 +48,9 @@ impl Dtype {
     }
 }
 
+/// Where the chunks of a shard are: offsets and lengths.
+type ShardIndex = Vec<(u64, u64)>;
+
 /// A stored array. Opening one reads its description alone.
 #[derive(Debug)]
 pub struct Array {
@@ -55,8 +58,8 @@ pub struct Array {
     /// Its name in the store.
     name: String,
     layout: Layout,
-    /// Where the chunks of each shard that was read are: offsets and lengths.
-    indices: Mutex<HashMap<Vec<usize>, Arc<Vec<(u64, u64)>>>>,
+    /// Of each shard that was read.
+    indices: Mutex<HashMap<Vec<usize>, Arc<ShardIndex>>>,
 }
 
 impl Array {
@@ -142,7 +145,7 @@ fn read_index(
     checksum: bool,
     at_end: bool,
     path: &Path,
-) -> Result<Vec<(u64, u64)>> {
+) -> Result<ShardIndex> {
     let size = 16 * chunks + if checksum { 4 } else { 0 };
     let at = if at_end { content.length().checked_sub(size as u64) } else { Some(0) };
     let at = at.ok_or_else(|| Error::damaged(path, "a shard is too short for its index"))?;

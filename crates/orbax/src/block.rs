@@ -85,6 +85,9 @@ pub(crate) fn unzstd(frame: &[u8], path: &Path) -> Result<Vec<u8>> {
     }
 }
 
+/// Names and columns of numbers that belong to them.
+pub(crate) type Table = (Vec<Vec<u8>>, Vec<Vec<u64>>);
+
 /// Reads numbers one after another.
 pub(crate) struct Cursor<'a> {
     bytes: &'a [u8],
@@ -156,7 +159,7 @@ impl<'a> Cursor<'a> {
 
     /// `n` strings that share beginnings: lengths of what is shared with the one before, lengths of the rest, then
     /// `more` columns of numbers, then the rests.
-    pub fn prefixed(&mut self, n: usize, more: usize) -> Result<(Vec<Vec<u8>>, Vec<Vec<u64>>)> {
+    pub fn prefixed(&mut self, n: usize, more: usize) -> Result<Table> {
         const TOTAL: u64 = 64 << 20;
         let mut shared = self.varints(n.saturating_sub(1))?;
         shared.insert(0, 0);

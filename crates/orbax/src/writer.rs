@@ -32,6 +32,9 @@ impl Default for Options {
     }
 }
 
+/// Writes the chunk at these coordinates of the grid, all of it.
+pub type WriteChunk<'a> = dyn FnMut(&[usize], &mut dyn Write) -> io::Result<()> + 'a;
+
 /// A checkpoint that is being written.
 pub struct Writer {
     directory: PathBuf,
@@ -71,14 +74,14 @@ impl Writer {
         Ok(Self { directory: params.into(), options, data, files: 1, size: 0, entries: Vec::new(), metadata })
     }
 
-    /// Writes an array. `values` is asked for each chunk, by its coordinates in the grid, and writes all of it.
+    /// Writes an array. `values` is asked for each chunk.
     pub fn array(
         &mut self,
         path: &str,
         dtype: Dtype,
         shape: &[usize],
         chunk: &[usize],
-        values: &mut dyn FnMut(&[usize], &mut dyn Write) -> io::Result<()>,
+        values: &mut WriteChunk<'_>,
     ) -> io::Result<()> {
         let mut parts: Vec<&str> = ["params"].into_iter().chain(path.split('/')).collect();
         if self.options.value {
