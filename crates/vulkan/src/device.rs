@@ -1,0 +1,580 @@
+//! [`Vulkan`], the device: the tape, running it, and the trait.
+
+use std::fmt;
+use std::ops::Range;
+use std::str::FromStr;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use pi0_device::{
+    Attention, Dense, Device, HostTensor, KeyValue, MemoryMeter, OpKind, Qkv, WeightSource, operands,
+};
+
+use crate::error::{Result, VulkanError};
+use crate::gpu::Gpu;
+use crate::info::GpuInfo;
+use crate::kernels::{Kernel, Pipeline, Pipelines, Variant};
+use crate::memory::{Buffer, Memory, Region};
+use crate::ops::Angles;
+use crate::recording::{Recording, Target};
+use crate::staging::Ring;
+use crate::tape::Tape;
+use crate::tensor::{Place, Tensor};
+use crate::weight::{Linear, NormWeight, Packing, Stored, Table, Weight};
+
+pub(crate) const NAME: &str = "vulkan";
+
+/// Launches after which a tape is run though nothing was downloaded, so that no submission takes too long.
+const LONGEST_TAPE: usize = 8192;
+
+/// Number format of packed weights.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Format {
+    /// As the checkpoint has them.
+    #[default]
+    Stored,
+    /// All in f32.
+    F32,
+    /// bf16, and f32 where the references keep it.
+    Bf16,
+    /// 8-bit integers with a scale for each row, and f32 where the references keep it.
+    Int8,
+}
+
+impl FromStr for Format {
+    type Err = String;
+    fn from_str(name: &str) -> std::result::Result<Self, String> {
+        Ok(match name {
+            "stored" => Format::Stored,
+            "f32" => Format::F32,
+            "bf16" => Format::Bf16,
+            "int8" => Format::Int8,
+            _ => return Err(format!("{name:?} is no number format; known are stored, f32, bf16 and int8")),
+        })
+    }
+}
+
+/// How to open a device.
+#[derive(Debug, Clone)]
+pub struct VulkanOptions {
+    /// Which GPU, from 0, in the order of [`list`](crate::list).
+    pub index: usize,
+    /// Number format of packed weights.
+    pub format: Format,
+    /// How long one submission may take before the device counts as hung.
+    pub timeout: Duration,
+    /// Recordings kept: one for each shape of input, such as a number of cameras and tokens.
+    pub shapes: usize,
+    /// Bytes of device memory to use at most; all of it if none.
+    pub memory: Option<u64>,
+    /// Leaves out the barrier of this number in each recording: to prove that the validation layer would see it.
+    #[doc(hidden)]
+    pub skip_barrier: Option<usize>,
+}
+
+impl Default for VulkanOptions {
+    fn default() -> Self {
+        Self {
+            index: 0,
+            format: Format::Stored,
+            timeout: Duration::from_secs(600),
+            shapes: 8,
+            memory: None,
+            skip_barrier: None,
+        }
+    }
+}
+
+/// What a device has done and holds.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Stats {
+    /// Tapes recorded as command buffers.
+    pub recorded: u64,
+    /// Runs of a recording made before.
+    pub replayed: u64,
+    /// Recordings kept.
+    pub kept: usize,
+    /// Kernel launches of the last run.
+    pub launches: usize,
+    /// Barriers of the last run.
+    pub barriers: usize,
+    /// Bytes of activations of the last run.
+    pub arena_bytes: u64,
+    /// Pipelines made.
+    pub pipelines: usize,
+}
+
+/// A GPU as a device.
+pub struct Vulkan {
+    state: Mutex<State>,
+    pub(crate) memory: Arc<Memory>,
+    gpu: Arc<Gpu>,
+    options: VulkanOptions,
+    /// Whether some embedding table is read on the host.
+    host_tables: AtomicBool,
+}
+
+/// All that changes. Fields drop in this order.
+pub(crate) struct State {
+    pub(crate) tape: Tape,
+    recordings: Vec<Recording>,
+    pipelines: Pipelines,
+    ring: Option<Ring>,
+    pub(crate) angles: Vec<Angles>,
+    runs: u64,
+    stats: Stats,
+}
+
+impl State {
+    pub(crate) fn pipeline(&mut self, kernel: Kernel, constants: &[u32]) -> Result<Pipeline> {
+        let mut all = [0; 8];
+        all[..constants.len()].copy_from_slice(constants);
+        self.pipelines.get(Variant { kernel, constants: all })
+    }
+}
+
+impl Vulkan {
+    /// Opens a GPU.
+    pub fn open(options: VulkanOptions) -> Result<Self> {
+        let gpu = Gpu::open(options.index, options.timeout)?;
+        let memory = Memory::new(gpu.clone(), options.memory);
+        let state = State {
+            tape: Tape::default(),
+            recordings: vec![],
+            pipelines: Pipelines::new(&gpu)?,
+            ring: None,
+            angles: vec![],
+            runs: 0,
+            stats: Stats::default(),
+        };
+        gpu.instance.complaint()?;
+        let host_tables = AtomicBool::new(false);
+        Ok(Self { state: Mutex::new(state), memory, gpu, options, host_tables })
+    }
+
+    /// What the GPU offers.
+    pub fn info(&self) -> &GpuInfo {
+        &self.gpu.info
+    }
+
+    /// Number format of packed weights.
+    pub fn format(&self) -> Format {
+        self.options.format
+    }
+
+    /// What the device has done and holds.
+    pub fn stats(&self) -> Stats {
+        let s = self.lock();
+        Stats { kept: s.recordings.len(), pipelines: s.pipelines.count(), ..s.stats }
+    }
+
+    pub(crate) fn lock(&self) -> MutexGuard<'_, State> {
+        // A panic while the lock is held could only come from a bug; a tape half written is refused by its words.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A value's bytes must be bound at once.
+    pub(crate) fn bytes(&self, rows: usize, cols: usize) -> Result<u64> {
+        let most = self.gpu.info.max_binding.min(u64::from(u32::MAX));
+        match (rows as u64).checked_mul(cols as u64).and_then(|n| n.checked_mul(4)) {
+            Some(bytes) if bytes <= most => Ok(bytes),
+            bytes => Err(VulkanError::TooLarge { wanted: bytes.unwrap_or(u64::MAX), most }),
+        }
+    }
+
+    /// A new tensor on the tape.
+    pub(crate) fn tensor(&self, s: &mut State, rows: usize, cols: usize) -> Result<Tensor> {
+        Ok(Tensor::whole(s.tape.value(self.bytes(rows, cols)?), rows, cols))
+    }
+
+    /// Runs what writes on the tape, and the tape where it has grown long.
+    pub(crate) fn write<T>(&self, f: impl FnOnce(&mut State) -> Result<T>) -> pi0_device::Result<T> {
+        let mut s = self.lock();
+        self.gpu.alive()?;
+        let done = f(&mut s)?;
+        if s.tape.launches.len() >= LONGEST_TAPE {
+            self.run(&mut s, None)?;
+        }
+        Ok(done)
+    }
+
+    /// Runs the tape; returns the values of `target`.
+    fn run(&self, s: &mut State, target: Option<Target>) -> Result<Vec<f32>> {
+        let result = self.try_run(s, target);
+        match &result {
+            // What was held was given its place.
+            Ok(_) => s.tape.clear(|_| None),
+            Err(e) => {
+                let why = e.to_string();
+                s.tape.clear(|_| Some(Place::Lost(why.clone())));
+            }
+        }
+        result
+    }
+
+    fn try_run(&self, s: &mut State, target: Option<Target>) -> Result<Vec<f32>> {
+        let held = s.tape.seal(target.map(|t| t.value));
+        if let Some(t) = target {
+            s.tape.words.extend([t.start as u32, t.len as u32]);
+        }
+        s.runs += 1;
+        let known = s.recordings.iter().position(|r| r.fits(&s.tape.words));
+        let at = match known {
+            Some(at) => {
+                s.stats.replayed += 1;
+                at
+            }
+            None => {
+                while s.recordings.len() >= self.options.shapes.max(1) {
+                    let ages = s.recordings.iter().enumerate().map(|(i, r)| (r.used, i));
+                    let (_, oldest) = ages.min().expect("there is one");
+                    s.recordings.swap_remove(oldest);
+                }
+                let skip = self.options.skip_barrier;
+                let new = || {
+                    let (gpu, memory) = (&self.gpu, &self.memory);
+                    Recording::new(gpu, memory, &s.pipelines, &s.tape, &held, target, skip)
+                };
+                let recording = match new() {
+                    // Older recordings make room.
+                    Err(VulkanError::OutOfMemory { .. }) if !s.recordings.is_empty() => {
+                        s.recordings.clear();
+                        new()?
+                    }
+                    made => made?,
+                };
+                s.stats.recorded += 1;
+                s.recordings.push(recording);
+                s.recordings.len() - 1
+            }
+        };
+        let recording = &mut s.recordings[at];
+        recording.used = s.runs;
+        let ran = recording.run(&s.tape).and_then(|()| self.gpu.instance.complaint());
+        if let Err(e) = ran {
+            s.recordings.swap_remove(at);
+            return Err(e);
+        }
+        s.stats.launches = recording.launches;
+        s.stats.barriers = recording.barriers;
+        s.stats.arena_bytes = recording.arena_bytes;
+        for &v in &held {
+            let region = recording.region(v).expect("held values have a place").clone();
+            if let Some(value) = s.tape.values[v as usize].handle.upgrade() {
+                value.set(Place::Ready(region));
+            }
+        }
+        Ok(recording.result(target.map_or(0, |t| t.len as usize / 4)))
+    }
+
+    /// Reads what is there already.
+    fn fetch(&self, region: &Region, start: u64, len: u64) -> Result<Vec<f32>> {
+        let gpu = &self.gpu;
+        let to = Buffer::readback(gpu, len.max(4))?;
+        let (commands, fence) = (gpu.commands()?, gpu.fence()?);
+        let copy =
+            [ash::vk::BufferCopy { src_offset: region.offset + start, dst_offset: 0, size: len }];
+        let done = gpu
+            .record(commands, || {
+                // SAFETY: the range lies in the region; both buffers live until the copy was waited for.
+                unsafe { gpu.raw.cmd_copy_buffer(commands, region.buffer, to.raw, &copy) };
+                gpu.barrier(commands, true);
+            })
+            .and_then(|()| gpu.submit(commands, fence))
+            .and_then(|()| gpu.wait(fence))
+            .and_then(|()| gpu.instance.complaint());
+        // SAFETY: waited for, or never submitted.
+        unsafe {
+            gpu.raw.free_command_buffers(gpu.pool, &[commands]);
+            gpu.raw.destroy_fence(fence, None);
+        }
+        done.map(|()| to.read(len as usize / 4))
+    }
+
+    fn read(&self, x: &Tensor) -> Result<HostTensor> {
+        let (start, len) = (4 * x.offset as u64, 4 * x.span() as u64);
+        let mut s = self.lock();
+        self.gpu.alive()?;
+        let span = match x.value.place() {
+            _ if len == 0 => vec![],
+            Place::Ready(region) => self.fetch(&region, start, len)?,
+            Place::Lost(why) => return Err(VulkanError::NeverComputed(why)),
+            Place::Pending(number, value) if number == s.tape.number => {
+                self.run(&mut s, Some(Target { value, start, len }))?
+            }
+            Place::Pending(..) => return Err(VulkanError::NeverComputed("its tape is gone".into())),
+        };
+        let data = match x.stride == x.cols {
+            true => span,
+            false => span.chunks(x.stride).flat_map(|row| row[..x.cols].iter().copied()).collect(),
+        };
+        Ok(HostTensor::new([x.rows, x.cols], data))
+    }
+
+    /// Brings bytes to a region of their own.
+    pub(crate) fn store(
+        &self,
+        s: &mut State,
+        size: usize,
+        fill: impl FnMut(usize, &mut [u8]),
+    ) -> Result<Arc<Region>> {
+        let most = self.gpu.info.max_binding;
+        if size as u64 > most {
+            return Err(VulkanError::TooLarge { wanted: size as u64, most });
+        }
+        let region = self.memory.take(size as u64)?;
+        if s.ring.is_none() {
+            s.ring = Some(Ring::new(&self.gpu)?);
+        }
+        let ring = s.ring.as_mut().expect("made above");
+        ring.send(&region, size, fill)?;
+        // Launches come in later submissions, which wait for the copy by their order and its barrier.
+        Ok(region)
+    }
+
+    pub(crate) fn store_f32(&self, s: &mut State, data: &[f32]) -> Result<Arc<Region>> {
+        let bytes: &[u8] = bytemuck::cast_slice(data);
+        self.store(s, bytes.len(), |start, out| out.copy_from_slice(&bytes[start..start + out.len()]))
+    }
+
+    fn pack(&self, source: &WeightSource) -> Result<Weight> {
+        let mut s = self.lock();
+        self.gpu.alive()?;
+        // What was uploaded between weights has its place before the first inference.
+        if s.tape.launches.is_empty() && !s.tape.uploads.is_empty() {
+            self.run(&mut s, None)?;
+        }
+        let s = &mut *s;
+        let weight = match source {
+            WeightSource::Linear { parts, exact } => {
+                let p = Packing::new(source, parts, *exact, self.options.format);
+                let scales = p.scales();
+                let mut columns = p.biases();
+                let bias = !columns.is_empty();
+                if !scales.is_empty() {
+                    columns.resize(p.outputs, 0.0);
+                    columns.extend(&scales);
+                }
+                let (mut values, mut row) = (vec![0.0; p.inputs], vec![0u8; p.stride]);
+                let matrix = self.store(s, p.bytes(), |start, out| {
+                    let mut at = 0;
+                    while at < out.len() {
+                        let (i, skip) = ((start + at) / p.stride, (start + at) % p.stride);
+                        p.row(i, &scales, &mut values, &mut row);
+                        let n = (p.stride - skip).min(out.len() - at);
+                        out[at..at + n].copy_from_slice(&row[skip..skip + n]);
+                        at += n;
+                    }
+                })?;
+                let columns =
+                    if columns.is_empty() { None } else { Some(self.store_f32(s, &columns)?) };
+                let Packing { outputs, inputs, stored, stride, .. } = p;
+                Weight::Linear(Linear { outputs, inputs, stored, matrix, stride, columns, bias })
+            }
+            WeightSource::Norm { kind, weight, bias, eps } => {
+                let mut values = weight.to_f32();
+                let width = values.len();
+                match bias {
+                    Some(b) => values.extend(b.to_f32()),
+                    None => values.resize(2 * width, 0.0),
+                }
+                let values = self.store_f32(s, &values)?;
+                Weight::Norm(NormWeight { kind: *kind, width, eps: *eps, values })
+            }
+            WeightSource::Embedding(source) => Weight::Embedding(self.table(s, source)?),
+        };
+        Ok(weight)
+    }
+
+    /// A table goes to the device where a quarter of what is left of its memory holds it and a kernel can bind it.
+    fn table(&self, s: &mut State, source: &pi0_device::TensorSource) -> Result<Table> {
+        let stored = match source.dtype {
+            pi0_device::Dtype::F32 => Stored::F32,
+            pi0_device::Dtype::Bf16 => Stored::Bf16,
+            pi0_device::Dtype::F16 => Stored::F16,
+        };
+        let (bytes, row) = (source.bytes(), source.cols() * stored.bytes());
+        let stride = row.next_multiple_of(4);
+        let size = source.rows() as u64 * stride as u64;
+        let region = if size <= self.gpu.info.max_binding && size <= self.memory.left() / 4 {
+            let copy = |start: usize, out: &mut [u8]| {
+                if stride == row {
+                    return out.copy_from_slice(&bytes[start..start + out.len()]);
+                }
+                for (i, o) in (start..).zip(out) {
+                    *o = if i % stride < row { bytes[i / stride * row + i % stride] } else { 0 };
+                }
+            };
+            Some(self.store(s, size as usize, copy)?)
+        } else {
+            self.host_tables.store(true, Ordering::Relaxed);
+            None
+        };
+        Ok(Table { source: source.clone(), region, stored })
+    }
+
+    /// What to say beside "out of memory" while weights are packed.
+    fn advise(&self, e: VulkanError) -> VulkanError {
+        let advice = match self.options.format {
+            Format::F32 => "; weights in bf16 take half (--dtype bf16), in 8 bits a quarter (--dtype int8)",
+            Format::Stored | Format::Bf16 => "; weights in 8 bits take half (--dtype int8)",
+            Format::Int8 => "; this is the smallest format, so this GPU is too small for the model",
+        };
+        match e {
+            VulkanError::OutOfMemory { wanted, held, capacity, missing, .. } => {
+                VulkanError::OutOfMemory { wanted, held, capacity, missing, advice: advice.into() }
+            }
+            e => e,
+        }
+    }
+}
+
+impl fmt::Debug for Vulkan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Vulkan({})", self.gpu.info)
+    }
+}
+
+impl Drop for Vulkan {
+    fn drop(&mut self) {
+        self.lock().tape.clear(|_| Some(Place::Lost("its device was closed".into())));
+    }
+}
+
+/// What the lookup in a table on the host gives.
+fn looked_up(table: &Table, ids: &[u32], scale: f32) -> Vec<f32> {
+    let cols = table.source.cols();
+    let mut out = vec![0.0; ids.len() * cols];
+    for (&id, row) in ids.iter().zip(out.chunks_exact_mut(cols.max(1))) {
+        table.source.read(id as usize * cols, row);
+        row.iter_mut().for_each(|x| *x *= scale);
+    }
+    out
+}
+
+impl Device for Vulkan {
+    type Tensor = Tensor;
+    type Weight = Weight;
+
+    fn name(&self) -> &'static str {
+        NAME
+    }
+
+    /// Blocks of device memory: weights, and the activations of every recording kept.
+    fn memory(&self) -> Option<MemoryMeter> {
+        Some(self.memory.meter.clone())
+    }
+
+    fn shape(&self, x: &Tensor) -> [usize; 2] {
+        [x.rows, x.cols]
+    }
+
+    fn on_host(&self, op: OpKind) -> bool {
+        op == OpKind::Embed && self.host_tables.load(Ordering::Relaxed)
+    }
+
+    fn upload(&self, rows: usize, cols: usize, data: &[f32]) -> pi0_device::Result<Tensor> {
+        operands::upload([rows, cols], data.len())?;
+        self.bytes(rows, cols)?;
+        self.write(|s| Ok(Tensor::whole(s.tape.upload(bytemuck::cast_slice(data)), rows, cols)))
+    }
+
+    fn download(&self, x: &Tensor) -> pi0_device::Result<HostTensor> {
+        Ok(self.read(x)?)
+    }
+
+    fn prepare(&self, source: &WeightSource) -> pi0_device::Result<Weight> {
+        source.check()?;
+        let packed = self.pack(source).map_err(|e| self.advise(e))?;
+        // What stays on the host is read from its pages.
+        if !matches!(&packed, Weight::Embedding(t) if t.region.is_none()) {
+            source.release();
+        }
+        Ok(packed)
+    }
+
+    fn embed(&self, table: &Weight, ids: &[u32], scale: f32) -> pi0_device::Result<Tensor> {
+        let Weight::Embedding(table) = table else {
+            return Err(pi0_device::Error::shape(OpKind::Embed, "the weight is not a table"));
+        };
+        operands::embed(ids, table.source.rows())?;
+        match &table.region {
+            Some(region) => self.write(|s| self.embed_on_device(s, table, region, ids, scale)),
+            None => self.upload(ids.len(), table.source.cols(), &looked_up(table, ids, scale)),
+        }
+    }
+
+    fn linear(&self, x: &Tensor, weight: &Weight) -> pi0_device::Result<Tensor> {
+        self.dense_layer(OpKind::Linear, &Dense::new(x, weight))
+    }
+
+    fn layer_norm(&self, x: &Tensor, weight: &Weight) -> pi0_device::Result<Tensor> {
+        self.norm(OpKind::LayerNorm, x, weight)
+    }
+
+    fn rms_norm(&self, x: &Tensor, weight: &Weight) -> pi0_device::Result<Tensor> {
+        self.norm(OpKind::RmsNorm, x, weight)
+    }
+
+    fn rope(&self, x: &Tensor, positions: &[u32], head_dim: usize) -> pi0_device::Result<Tensor> {
+        operands::rope(self.shape(x), positions, head_dim)?;
+        self.write(|s| self.rotated(s, x, positions, head_dim))
+    }
+
+    fn attention(
+        &self,
+        q: &Tensor,
+        kv: &[KeyValue<'_, Tensor>],
+        spec: &Attention<'_>,
+    ) -> pi0_device::Result<Tensor> {
+        spec.check(|t| self.shape(t), q, kv)?;
+        self.attend(q, kv, spec)
+    }
+
+    fn gelu(&self, x: &Tensor) -> pi0_device::Result<Tensor> {
+        self.write(|s| self.each(s, OpKind::Gelu, x, x.cols))
+    }
+
+    fn silu(&self, x: &Tensor) -> pi0_device::Result<Tensor> {
+        self.write(|s| self.each(s, OpKind::Silu, x, x.cols))
+    }
+
+    fn geglu(&self, x: &Tensor) -> pi0_device::Result<Tensor> {
+        operands::geglu(self.shape(x))?;
+        self.write(|s| self.each(s, OpKind::Geglu, x, x.cols / 2))
+    }
+
+    fn add(&self, x: &Tensor, y: &Tensor) -> pi0_device::Result<Tensor> {
+        operands::add(self.shape(x), self.shape(y))?;
+        self.write(|s| self.sum(s, x, y, 1.0))
+    }
+
+    fn add_scaled(&self, x: &Tensor, y: &Tensor, scale: f32) -> pi0_device::Result<Tensor> {
+        operands::add_scaled(self.shape(x), self.shape(y))?;
+        self.write(|s| self.sum(s, x, y, scale))
+    }
+
+    fn concat_rows(&self, parts: &[&Tensor]) -> pi0_device::Result<Tensor> {
+        operands::concat_rows(parts.iter().map(|p| self.shape(p)))?;
+        self.write(|s| self.below_each_other(s, parts))
+    }
+
+    fn slice_rows(&self, x: &Tensor, range: Range<usize>) -> pi0_device::Result<Tensor> {
+        operands::slice_rows(self.shape(x), &range)?;
+        Ok(Tensor { rows: range.len(), offset: x.offset + range.start * x.stride, ..x.clone() })
+    }
+
+    fn slice_cols(&self, x: &Tensor, range: Range<usize>) -> pi0_device::Result<Tensor> {
+        operands::slice_cols(self.shape(x), &range)?;
+        Ok(Tensor { cols: range.len(), offset: x.offset + range.start, ..x.clone() })
+    }
+
+    fn dense(&self, call: &Dense<'_, Tensor, Weight>) -> pi0_device::Result<Tensor> {
+        self.dense_layer(OpKind::Dense, call)
+    }
+
+    fn qkv(&self, call: &Qkv<'_, Tensor, Weight>) -> pi0_device::Result<[Tensor; 3]> {
+        self.qkv_layer(call)
+    }
+}

@@ -1,0 +1,228 @@
+//! Products, with all that stands before and behind them in one launch.
+
+use std::sync::Arc;
+
+use pi0_device::{Activation, Dense, Error, Norm, OpKind, Qkv, flops, operands};
+
+use super::norm::{norm_weight, number};
+use super::rope::Turn;
+use crate::device::{NAME, State, Vulkan};
+use crate::error::Result;
+use crate::kernels::Kernel;
+use crate::tape::Builder;
+use crate::tensor::{Tensor, Value};
+use crate::weight::{Linear, NormWeight, Weight};
+
+/// Rows of a workgroup.
+const ROWS: usize = 64;
+/// Up to so many rows a product computes the statistics of its norm itself.
+const FEW_ROWS: usize = ROWS;
+/// With fewer workgroups than this, narrow ones that split the depth fill a GPU better.
+const FILLED: usize = 96;
+
+/// A product and its surroundings.
+struct Product<'a> {
+    x: &'a Tensor,
+    norm: Option<&'a NormWeight>,
+    weight: &'a Linear,
+    activation: Option<Activation>,
+    residual: Option<&'a Tensor>,
+    /// Width of half a head and angles of the first heads.
+    turn: Option<(usize, usize, &'a Turn)>,
+    /// Columns of each result, side by side.
+    widths: &'a [usize],
+}
+
+fn linear_weight<'a>(op: OpKind, x: &Tensor, weight: &'a Weight) -> pi0_device::Result<&'a Linear> {
+    match weight {
+        Weight::Linear(w) => operands::linear(op, [x.rows, x.cols], w.inputs).map(|()| w),
+        _ => Err(Error::shape(op, "the weight is not a linear layer's")),
+    }
+}
+
+fn given_norm<'a>(x: &Tensor, norm: Norm<'a, Weight>) -> pi0_device::Result<&'a NormWeight> {
+    norm_weight(norm.op(), x, norm.weight())
+}
+
+impl Vulkan {
+    pub(crate) fn dense_layer(
+        &self,
+        op: OpKind,
+        call: &Dense<'_, Tensor, Weight>,
+    ) -> pi0_device::Result<Tensor> {
+        let weight = linear_weight(op, call.x, call.weight)?;
+        let norm = call.norm.map(|n| given_norm(call.x, n)).transpose()?;
+        let geglu = call.activation == Some(Activation::Geglu);
+        if geglu {
+            operands::geglu([call.x.rows, weight.outputs])?;
+        }
+        let width = if geglu { weight.outputs / 2 } else { weight.outputs };
+        if let Some(r) = call.residual {
+            let rows = call.x.rows;
+            if r.cols == width && r.rows > rows {
+                return Err(Error::unsupported(NAME, op, "a residual with more rows than the layer"));
+            }
+            if r.rows == 0 || r.cols != width || !rows.is_multiple_of(r.rows) {
+                let what = format!("a residual [{}, {}] of [{rows}, {width}]", r.rows, r.cols);
+                return Err(Error::shape(op, what));
+            }
+        }
+        let product = Product {
+            x: call.x,
+            norm,
+            weight,
+            activation: call.activation,
+            residual: call.residual,
+            turn: None,
+            widths: &[width],
+        };
+        self.write(|s| {
+            let [y, ..] = self.product(s, &product)?;
+            Ok(Tensor::whole(y, call.x.rows, width))
+        })
+    }
+
+    pub(crate) fn qkv_layer(&self, call: &Qkv<'_, Tensor, Weight>) -> pi0_device::Result<[Tensor; 3]> {
+        let weight = linear_weight(OpKind::Qkv, call.x, call.weight)?;
+        let norm = given_norm(call.x, call.norm)?;
+        let (queries, kv) = (call.heads * call.head_dim, call.kv_heads * call.head_dim);
+        if weight.outputs != queries + 2 * kv {
+            let what = format!("{} outputs for q, k and v of {queries}, {kv} and {kv}", weight.outputs);
+            return Err(Error::shape(OpKind::Qkv, what));
+        }
+        let rows = call.x.rows;
+        if let Some(positions) = call.positions {
+            operands::rope([rows, queries], positions, call.head_dim)?;
+        }
+        self.write(|s| {
+            let turn = match call.positions {
+                Some(positions) if rows > 0 => Some(self.turn(s, positions, call.head_dim / 2)?),
+                _ => None,
+            };
+            let turn = turn.as_ref().map(|t| (call.head_dim / 2, call.heads + call.kv_heads, t));
+            let product = Product {
+                x: call.x,
+                norm: Some(norm),
+                weight,
+                activation: None,
+                residual: None,
+                turn,
+                widths: &[queries, kv, kv],
+            };
+            let [q, k, v] = self.product(s, &product)?;
+            Ok([
+                Tensor::whole(q, rows, queries),
+                Tensor::whole(k, rows, kv),
+                Tensor::whole(v, rows, kv),
+            ])
+        })
+    }
+
+    /// Launches a product; of its three results, as many are new as there are widths.
+    fn product(&self, s: &mut State, p: &Product<'_>) -> Result<[Arc<Value>; 3]> {
+        let (x, w) = (p.x, p.weight);
+        let mut outputs = Vec::with_capacity(3);
+        for &width in p.widths {
+            outputs.push(s.tape.value(self.bytes(x.rows, width)?));
+        }
+        let output = |i: usize| outputs.get(i).unwrap_or(&outputs[0]).clone();
+        let outputs = [output(0), output(1), output(2)];
+        if x.rows == 0 {
+            return Ok(outputs);
+        }
+        let norm_number = p.norm.map_or(0, |n| number(n.kind));
+        let stats = match p.norm {
+            Some(n) if x.rows > FEW_ROWS => Some(self.statistics(s, x, norm_number, n.eps)?),
+            _ => None,
+        };
+        let geglu = p.activation == Some(Activation::Geglu);
+        let row_tiles = x.rows.div_ceil(ROWS);
+        let (kernel, columns) = match row_tiles * w.outputs.div_ceil(64) >= FILLED {
+            true => (Kernel::Gemm64, 64),
+            false => (Kernel::Gemm16, 16),
+        };
+        // Columns stand in groups of two halves.
+        let half = match p.turn {
+            Some((half, ..)) => half,
+            None if geglu => w.outputs / 2,
+            None => columns / 2,
+        };
+        let column_tiles = w.outputs.div_ceil(2 * half) * half.div_ceil(columns / 2);
+        let activation = match p.activation {
+            None => 0,
+            Some(Activation::Gelu) => 1,
+            Some(Activation::Silu) => 2,
+            Some(Activation::Geglu) => 3,
+        };
+        let scaled = w.stored == crate::weight::Stored::Int8;
+        let constants = [
+            norm_number,
+            u32::from(stats.is_some()),
+            activation,
+            u32::from(p.residual.is_some()),
+            0,
+            u32::from(w.bias),
+            w.stored as u32,
+            u32::from(scaled),
+        ];
+        let pipeline = s.pipeline(kernel, &constants)?;
+        let mut b = Builder::new(&mut s.tape, pipeline, [column_tiles as u32, row_tiles as u32])
+            .reads(x)?
+            .reads_region(&w.matrix);
+        b = match &w.columns {
+            Some(columns) => b.reads_region(columns),
+            None => b.nothing(),
+        };
+        b = match p.norm {
+            Some(n) => b.reads_region(&n.values),
+            None => b.nothing(),
+        };
+        b = match &stats {
+            Some(stats) => b.reads(stats)?,
+            None => b.nothing(),
+        };
+        b = b.nothing().nothing();
+        b = match p.residual {
+            Some(r) => b.reads(r)?,
+            None => b.nothing(),
+        };
+        b = b.nothing().nothing();
+        b = match p.turn {
+            Some((_, _, turn)) => b.turns(turn)?,
+            None => b.nothing().nothing(),
+        };
+        for o in &outputs {
+            b = b.writes(o)?;
+        }
+        let split1 = p.widths[0];
+        let split2 = split1 + p.widths.get(1).copied().unwrap_or(0);
+        let (r_offset, r_stride, r_rows) = p.residual.map_or((0, 0, 1), |r| (r.offset, r.stride, r.rows));
+        let scale_offset = w.outputs;
+        let groups = p.turn.map_or(0, |(_, groups, _)| groups);
+        let words = [
+            x.rows,
+            w.outputs,
+            w.inputs,
+            x.offset,
+            x.stride,
+            w.stride / 16,
+            half,
+            r_offset,
+            r_stride,
+            r_rows,
+            split1,
+            split2,
+            groups,
+            0,
+            0,
+            0,
+            0,
+        ]
+        .map(|v| v as u32);
+        b.push(&words)
+            .push(&[p.norm.map_or(0.0, |n| n.eps).to_bits(), w.inputs as u32, scale_offset as u32])
+            .flop(flops::linear(x.rows, w.inputs, w.outputs))
+            .launch();
+        Ok(outputs)
+    }
+}

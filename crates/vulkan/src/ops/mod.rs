@@ -1,0 +1,20 @@
+//! Operations as launches on the tape.
+
+mod attention;
+mod linear;
+mod norm;
+mod pointwise;
+mod rope;
+
+pub(crate) use rope::Angles;
+
+/// Groups of the grids that count in one dimension and fold at this width.
+const FOLD: usize = 32768;
+
+/// A grid of `count` workgroups.
+fn folded(count: usize) -> [u32; 2] {
+    [count.min(FOLD) as u32, count.div_ceil(FOLD) as u32]
+}
+
+/// Threads of a workgroup of the kernels that go element by element.
+const EACH: usize = 256;

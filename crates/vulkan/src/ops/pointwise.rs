@@ -1,0 +1,105 @@
+//! Element by element, and rows below each other.
+
+use std::sync::Arc;
+
+use pi0_device::{OpKind, flops};
+
+use super::{EACH, folded};
+use crate::device::{State, Vulkan};
+use crate::error::Result;
+use crate::kernels::Kernel;
+use crate::memory::Region;
+use crate::tape::Builder;
+use crate::tensor::Tensor;
+use crate::weight::Table;
+
+/// As the kernel numbers them.
+const SUM: u32 = 3;
+const COPY: u32 = 5;
+
+impl Vulkan {
+    /// GELU, SiLU or GEGLU.
+    pub(crate) fn each(&self, s: &mut State, op: OpKind, x: &Tensor, cols: usize) -> Result<Tensor> {
+        let number = match op {
+            OpKind::Gelu => 0,
+            OpKind::Silu => 1,
+            _ => 2,
+        };
+        let y = self.tensor(s, x.rows, cols)?;
+        let flop = flops::pointwise(op, [x.rows, cols]);
+        self.elements(s, number, x, None, [x.rows, cols], (&y, 0), 0.0, flop)?;
+        Ok(y)
+    }
+
+    /// `x + scale * y`, the rows of `y` repeated.
+    pub(crate) fn sum(&self, s: &mut State, x: &Tensor, y: &Tensor, scale: f32) -> Result<Tensor> {
+        let z = self.tensor(s, x.rows, x.cols)?;
+        let flop = flops::pointwise(OpKind::AddScaled, [x.rows, x.cols]);
+        self.elements(s, SUM, x, Some(y), [x.rows, x.cols], (&z, 0), scale, flop)?;
+        Ok(z)
+    }
+
+    pub(crate) fn below_each_other(&self, s: &mut State, parts: &[&Tensor]) -> Result<Tensor> {
+        let cols = parts[0].cols;
+        let z = self.tensor(s, parts.iter().map(|p| p.rows).sum(), cols)?;
+        let mut row = 0;
+        for x in parts {
+            self.elements(s, COPY, x, None, [x.rows, cols], (&z, row * cols), 0.0, 0)?;
+            row += x.rows;
+        }
+        Ok(z)
+    }
+
+    #[allow(clippy::too_many_arguments)]
+    fn elements(
+        &self,
+        s: &mut State,
+        number: u32,
+        x: &Tensor,
+        y: Option<&Tensor>,
+        [rows, cols]: [usize; 2],
+        (z, at): (&Tensor, usize),
+        scale: f32,
+        flop: u64,
+    ) -> Result<()> {
+        if rows * cols == 0 {
+            return Ok(());
+        }
+        let pipeline = s.pipeline(Kernel::Pointwise, &[number])?;
+        let mut b = Builder::new(&mut s.tape, pipeline, folded((rows * cols).div_ceil(EACH))).reads(x)?;
+        b = match y {
+            Some(y) => b.reads(y)?,
+            None => b.nothing(),
+        };
+        let (y_offset, y_stride, y_rows) = y.map_or((0, 0, 1), |y| (y.offset, y.stride, y.rows));
+        let words =
+            [rows, cols, x.offset, x.stride, y_offset, y_stride, y_rows, 0, 0, at, z.stride].map(|v| v as u32);
+        b.nothing().nothing().writes(&z.value)?.push(&words).push(&[scale.to_bits()]).flop(flop).launch();
+        Ok(())
+    }
+
+    pub(crate) fn embed_on_device(
+        &self,
+        s: &mut State,
+        table: &Table,
+        region: &Arc<Region>,
+        ids: &[u32],
+        scale: f32,
+    ) -> Result<Tensor> {
+        let (rows, cols) = (ids.len(), table.source.cols());
+        let y = self.tensor(s, rows, cols)?;
+        if rows * cols > 0 {
+            let ids = s.tape.integers(ids);
+            let pipeline = s.pipeline(Kernel::Embed, &[table.stored as u32])?;
+            Builder::new(&mut s.tape, pipeline, folded((rows * cols).div_ceil(EACH)))
+                .reads_region(region)
+                .reads_value(&ids)?
+                .writes(&y.value)?
+                .push(&[rows as u32, cols as u32, scale.to_bits()])
+                .flop((rows * cols) as u64)
+                .moved((rows * cols * (4 + table.stored.bytes())) as u64)
+                .launch();
+        }
+        Ok(y)
+    }
+}

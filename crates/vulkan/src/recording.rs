@@ -1,0 +1,259 @@
+//! A tape as a command buffer with memory of its own, ready to be submitted again and again.
+
+use std::sync::Arc;
+
+use ash::vk;
+
+use crate::error::{Result, VulkanError};
+use crate::gpu::Gpu;
+use crate::kernels::Pipelines;
+use crate::memory::{Buffer, Memory, Region};
+use crate::plan::{Plan, plan};
+use crate::tape::{BINDINGS, Launch, Operand, Tape};
+
+pub(crate) struct Recording {
+    /// The tape's words: what this recording is for.
+    words: Vec<u32>,
+    commands: vk::CommandBuffer,
+    descriptors: vk::DescriptorPool,
+    fence: vk::Fence,
+    /// Values that outlive a run, by their index on the tape.
+    held: Vec<(u32, Arc<Region>)>,
+    uploads: Option<Buffer>,
+    readback: Option<Buffer>,
+    /// Bytes of activations.
+    pub(crate) arena_bytes: u64,
+    pub(crate) launches: usize,
+    pub(crate) barriers: usize,
+    /// When it last ran, for forgetting the oldest.
+    pub(crate) used: u64,
+    _arena: Arc<Region>,
+    _outer: Vec<Arc<Region>>,
+    gpu: Arc<Gpu>,
+}
+
+/// What is read back after a run: a value and the range of it, in bytes.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Target {
+    pub(crate) value: u32,
+    pub(crate) start: u64,
+    pub(crate) len: u64,
+}
+
+impl Recording {
+    /// Records `tape`, which is sealed. `skip` leaves out the barrier of that number, to try the checks.
+    pub(crate) fn new(
+        gpu: &Arc<Gpu>,
+        memory: &Arc<Memory>,
+        pipelines: &Pipelines,
+        tape: &Tape,
+        held: &[u32],
+        target: Option<Target>,
+        skip: Option<usize>,
+    ) -> Result<Self> {
+        let plan = plan(tape, held);
+        let arena = memory.take(plan.size)?;
+        let uploads = match tape.data.len() {
+            0 => None,
+            n => Some(Buffer::staging(gpu, n as u64)?),
+        };
+        let readback = target.map(|t| Buffer::readback(gpu, t.len.max(4))).transpose()?;
+        let place = |v: u32| {
+            memory.part(&arena, plan.offsets[v as usize], tape.values[v as usize].bytes.max(16))
+        };
+        let mut recording = Self {
+            words: tape.words.clone(),
+            commands: gpu.commands()?,
+            descriptors: vk::DescriptorPool::null(),
+            fence: vk::Fence::null(),
+            held: held.iter().map(|&v| (v, place(v))).collect(),
+            uploads,
+            readback,
+            arena_bytes: plan.size,
+            launches: tape.launches.len(),
+            barriers: plan.barriers.iter().filter(|b| **b).count(),
+            used: 0,
+            _arena: arena.clone(),
+            _outer: tape.outer.clone(),
+            gpu: gpu.clone(),
+        };
+        recording.fence = gpu.fence()?;
+        recording.descriptors = recording.descriptor_pool(tape)?;
+        let sets = recording.sets(pipelines, tape, &plan, &arena)?;
+        let recorded = gpu.record(recording.commands, || {
+            recording.fill(pipelines, tape, &plan, &arena, &sets, target, skip);
+        });
+        recorded.map(|()| recording)
+    }
+
+    /// Whether this is the work of these words, and nothing holds what its last run left.
+    pub(crate) fn fits(&self, words: &[u32]) -> bool {
+        self.words == words && self.held.iter().all(|(_, region)| Arc::strong_count(region) == 1)
+    }
+
+    /// Runs it with the tape's uploads and waits.
+    pub(crate) fn run(&mut self, tape: &Tape) -> Result<()> {
+        if let Some(uploads) = &mut self.uploads {
+            uploads.write(0, &tape.data);
+        }
+        self.gpu.submit(self.commands, self.fence)?;
+        self.gpu.wait(self.fence)
+    }
+
+    /// Where a held value lies.
+    pub(crate) fn region(&self, value: u32) -> Option<&Arc<Region>> {
+        self.held.binary_search_by_key(&value, |h| h.0).ok().map(|i| &self.held[i].1)
+    }
+
+    /// What the last run brought back.
+    pub(crate) fn result(&self, count: usize) -> Vec<f32> {
+        self.readback.as_ref().map_or_else(Vec::new, |b| b.read(count))
+    }
+
+    fn descriptor_pool(&self, tape: &Tape) -> Result<vk::DescriptorPool> {
+        let count: usize = tape.launches.iter().map(|l| l.count).sum();
+        let sizes = [vk::DescriptorPoolSize {
+            ty: vk::DescriptorType::STORAGE_BUFFER,
+            descriptor_count: count.max(1) as u32,
+        }];
+        let info = vk::DescriptorPoolCreateInfo::default()
+            .max_sets(tape.launches.len().max(1) as u32)
+            .pool_sizes(&sizes);
+        // SAFETY: a plain creation.
+        unsafe { self.gpu.raw.create_descriptor_pool(&info, None) }
+            .map_err(VulkanError::call("vkCreateDescriptorPool"))
+    }
+
+    fn sets(
+        &self,
+        pipelines: &Pipelines,
+        tape: &Tape,
+        plan: &Plan,
+        arena: &Region,
+    ) -> Result<Vec<vk::DescriptorSet>> {
+        let mut sets = Vec::with_capacity(tape.launches.len());
+        for launch in &tape.launches {
+            let layouts = [pipelines.raw(launch.pipeline).2];
+            let info = vk::DescriptorSetAllocateInfo::default()
+                .descriptor_pool(self.descriptors)
+                .set_layouts(&layouts);
+            // SAFETY: the pool was made for exactly these sets.
+            let set = unsafe { self.gpu.raw.allocate_descriptor_sets(&info) }
+                .map_err(VulkanError::call("vkAllocateDescriptorSets"))?[0];
+            self.write_set(set, launch, tape, plan, arena);
+            sets.push(set);
+        }
+        Ok(sets)
+    }
+
+    fn write_set(&self, set: vk::DescriptorSet, launch: &Launch, tape: &Tape, plan: &Plan, arena: &Region) {
+        let mut infos = [[vk::DescriptorBufferInfo::default()]; BINDINGS];
+        for (info, operand) in infos.iter_mut().zip(&launch.operands[..launch.count]) {
+            let (buffer, offset, range) = match *operand {
+                Operand::Value(v) => {
+                    let bytes = tape.values[v as usize].bytes.max(16);
+                    (arena.buffer, arena.offset + plan.offsets[v as usize], bytes)
+                }
+                Operand::Outer(o) => {
+                    let region = &tape.outer[o as usize];
+                    (region.buffer, region.offset, region.size)
+                }
+            };
+            *info = [vk::DescriptorBufferInfo { buffer, offset, range }];
+        }
+        let writes: Vec<_> = infos[..launch.count]
+            .iter()
+            .enumerate()
+            .map(|(i, info)| {
+                vk::WriteDescriptorSet::default()
+                    .dst_set(set)
+                    .dst_binding(i as u32)
+                    .descriptor_type(vk::DescriptorType::STORAGE_BUFFER)
+                    .buffer_info(info)
+            })
+            .collect();
+        // SAFETY: the set is new, and the buffers outlive this recording.
+        unsafe { self.gpu.raw.update_descriptor_sets(&writes, &[]) };
+    }
+
+    #[allow(clippy::too_many_arguments)]
+    fn fill(
+        &self,
+        pipelines: &Pipelines,
+        tape: &Tape,
+        plan: &Plan,
+        arena: &Region,
+        sets: &[vk::DescriptorSet],
+        target: Option<Target>,
+        skip: Option<usize>,
+    ) {
+        let (raw, commands) = (&self.gpu.raw, self.commands);
+        if let Some(uploads) = &self.uploads {
+            let copies: Vec<_> = tape
+                .uploads
+                .iter()
+                .filter(|u| u.len > 0)
+                .map(|u| vk::BufferCopy {
+                    src_offset: u.start as u64,
+                    dst_offset: arena.offset + plan.offsets[u.value as usize],
+                    size: u.len as u64,
+                })
+                .collect();
+            if !copies.is_empty() {
+                // SAFETY: the ranges lie in both buffers, which live as long as this recording.
+                unsafe { raw.cmd_copy_buffer(commands, uploads.raw, arena.buffer, &copies) };
+                self.gpu.barrier(commands, false);
+            }
+        }
+        let mut barriers = 0;
+        let mut bound = u32::MAX;
+        for ((launch, &set), &barrier) in tape.launches.iter().zip(sets).zip(&plan.barriers) {
+            let (pipeline, layout, _) = pipelines.raw(launch.pipeline);
+            if barrier {
+                if skip != Some(barriers) {
+                    self.gpu.barrier(commands, false);
+                }
+                barriers += 1;
+            }
+            let push: &[u8] = bytemuck::cast_slice(&launch.push[..launch.push_count]);
+            // SAFETY: pipelines outlive recordings; the set names memory that this recording keeps.
+            unsafe {
+                if bound != launch.pipeline {
+                    raw.cmd_bind_pipeline(commands, vk::PipelineBindPoint::COMPUTE, pipeline);
+                    bound = launch.pipeline;
+                }
+                raw.cmd_bind_descriptor_sets(
+                    commands,
+                    vk::PipelineBindPoint::COMPUTE,
+                    layout,
+                    0,
+                    &[set],
+                    &[],
+                );
+                raw.cmd_push_constants(commands, layout, vk::ShaderStageFlags::COMPUTE, 0, push);
+                raw.cmd_dispatch(commands, launch.groups[0], launch.groups[1], 1);
+            }
+        }
+        if let (Some(t), Some(readback)) = (target, &self.readback)
+            && t.len > 0
+        {
+            let start = arena.offset + plan.offsets[t.value as usize] + t.start;
+            let copy = [vk::BufferCopy { src_offset: start, dst_offset: 0, size: t.len }];
+            self.gpu.barrier(commands, false);
+            // SAFETY: as above.
+            unsafe { raw.cmd_copy_buffer(commands, arena.buffer, readback.raw, &copy) };
+            self.gpu.barrier(commands, true);
+        }
+    }
+}
+
+impl Drop for Recording {
+    fn drop(&mut self) {
+        // SAFETY: no run is in flight: each is waited for. Null handles are ignored.
+        unsafe {
+            self.gpu.raw.free_command_buffers(self.gpu.pool, &[self.commands]);
+            self.gpu.raw.destroy_descriptor_pool(self.descriptors, None);
+            self.gpu.raw.destroy_fence(self.fence, None);
+        }
+    }
+}

@@ -1,0 +1,261 @@
+//! Launches of kernels that were asked for and not yet run.
+//!
+//! Beside the launches the tape keeps all that they depend on, other than the contents of what was uploaded, as one
+//! list of words: two tapes with equal words are the same work on the same memory.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Weak};
+
+use crate::error::{Result, VulkanError};
+use crate::kernels::Pipeline;
+use crate::memory::Region;
+use crate::tensor::{Place, Tensor, Value};
+
+/// Most bindings of a kernel.
+pub(crate) const BINDINGS: usize = 15;
+/// Most words of push constants.
+pub(crate) const PUSH: usize = 32;
+
+/// What a kernel reads or writes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Operand {
+    /// A value of this tape.
+    Value(u32),
+    /// A region that was there before.
+    Outer(u32),
+}
+
+/// One launch.
+#[derive(Debug, Clone)]
+pub(crate) struct Launch {
+    pub(crate) pipeline: u32,
+    pub(crate) groups: [u32; 2],
+    pub(crate) operands: [Operand; BINDINGS],
+    pub(crate) count: usize,
+    /// How many of the operands, the last ones, are written.
+    pub(crate) written: usize,
+    pub(crate) push: [u32; PUSH],
+    pub(crate) push_count: usize,
+    /// Floating-point operations, for estimates.
+    pub(crate) flop: u64,
+    /// Bytes read and written if each operand moved once, for estimates.
+    pub(crate) bytes: u64,
+}
+
+pub(crate) struct Pending {
+    pub(crate) bytes: u64,
+    pub(crate) handle: Weak<Value>,
+}
+
+/// Bytes to bring before the first launch.
+pub(crate) struct Upload {
+    pub(crate) value: u32,
+    pub(crate) start: usize,
+    pub(crate) len: usize,
+}
+
+#[derive(Default)]
+pub(crate) struct Tape {
+    /// Counts tapes, so that a tensor knows whether this is its own.
+    pub(crate) number: u64,
+    pub(crate) launches: Vec<Launch>,
+    pub(crate) values: Vec<Pending>,
+    pub(crate) outer: Vec<Arc<Region>>,
+    outer_of: HashMap<u64, u32>,
+    pub(crate) uploads: Vec<Upload>,
+    pub(crate) data: Vec<u8>,
+    pub(crate) words: Vec<u32>,
+    /// Small integers that were uploaded already, such as positions: the same in every layer.
+    small: Vec<(u32, Arc<Value>)>,
+}
+
+impl Tape {
+    /// Empties the tape; values that something still holds become `place`.
+    pub(crate) fn clear(&mut self, place: impl Fn(u32) -> Option<Place>) {
+        self.small.clear();
+        for (i, v) in self.values.drain(..).enumerate() {
+            if let (Some(value), Some(place)) = (v.handle.upgrade(), place(i as u32)) {
+                value.set(place);
+            }
+        }
+        self.number += 1;
+        self.launches.clear();
+        self.outer.clear();
+        self.outer_of.clear();
+        self.uploads.clear();
+        self.data.clear();
+        self.words.clear();
+    }
+
+    /// A value that a launch will write.
+    pub(crate) fn value(&mut self, bytes: u64) -> Arc<Value> {
+        let index = self.values.len() as u32;
+        let value = Value::new(bytes, Place::Pending(self.number, index));
+        self.values.push(Pending { bytes, handle: Arc::downgrade(&value) });
+        self.words.extend([bytes as u32, (bytes >> 32) as u32]);
+        value
+    }
+
+    /// A value with these bytes.
+    pub(crate) fn upload(&mut self, bytes: &[u8]) -> Arc<Value> {
+        let value = self.value(bytes.len() as u64);
+        let start = self.data.len().next_multiple_of(16);
+        self.data.resize(start, 0);
+        self.data.extend_from_slice(bytes);
+        let index = self.values.len() as u32 - 1;
+        self.uploads.push(Upload { value: index, start, len: bytes.len() });
+        self.words.extend([u32::MAX, index]);
+        value
+    }
+
+    /// A value with these integers; the same one for the same integers.
+    pub(crate) fn integers(&mut self, data: &[u32]) -> Arc<Value> {
+        let bytes: &[u8] = bytemuck::cast_slice(data);
+        for (upload, value) in self.small.iter().rev() {
+            let u = &self.uploads[*upload as usize];
+            if u.len == bytes.len() && self.data[u.start..u.start + u.len] == *bytes {
+                return value.clone();
+            }
+        }
+        let value = self.upload(bytes);
+        self.small.push((self.uploads.len() as u32 - 1, value.clone()));
+        value
+    }
+
+    pub(crate) fn region(&mut self, region: &Arc<Region>) -> Operand {
+        let outer = &mut self.outer;
+        Operand::Outer(*self.outer_of.entry(region.id).or_insert_with(|| {
+            outer.push(region.clone());
+            outer.len() as u32 - 1
+        }))
+    }
+
+    pub(crate) fn operand(&mut self, value: &Value) -> Result<Operand> {
+        match value.place() {
+            Place::Pending(number, index) if number == self.number => Ok(Operand::Value(index)),
+            Place::Pending(..) => Err(VulkanError::NeverComputed("its tape is gone".into())),
+            Place::Ready(region) => Ok(self.region(&region)),
+            Place::Lost(why) => Err(VulkanError::NeverComputed(why)),
+        }
+    }
+
+    pub(crate) fn push(&mut self, launch: Launch) {
+        let l = &launch;
+        let operand = |o: &Operand| match *o {
+            Operand::Value(i) => i,
+            Operand::Outer(i) => i | 1 << 31,
+        };
+        self.words.push(l.pipeline << 16 | (l.count as u32) << 8 | l.push_count as u32);
+        self.words.extend(l.groups);
+        self.words.extend(l.operands[..l.count].iter().map(operand));
+        self.words.extend(&l.push[..l.push_count]);
+        self.launches.push(launch);
+    }
+
+    /// The last words: which regions were meant, which values something still holds, and what will be downloaded.
+    /// Returns the values held.
+    pub(crate) fn seal(&mut self, target: Option<u32>) -> Vec<u32> {
+        // What the tape itself keeps does not count.
+        self.small.clear();
+        for region in &self.outer {
+            self.words.extend([region.id as u32, (region.id >> 32) as u32]);
+        }
+        let held = |(i, v): (usize, &Pending)| (v.handle.strong_count() > 0).then_some(i as u32);
+        let held: Vec<u32> = self.values.iter().enumerate().filter_map(held).collect();
+        self.words.extend(&held);
+        self.words.extend([held.len() as u32, target.map_or(u32::MAX, |t| t)]);
+        held
+    }
+}
+
+/// Collects a launch's operands and constants.
+pub(crate) struct Builder<'a> {
+    pub(crate) tape: &'a mut Tape,
+    launch: Launch,
+}
+
+impl<'a> Builder<'a> {
+    pub(crate) fn new(tape: &'a mut Tape, pipeline: Pipeline, groups: [u32; 2]) -> Self {
+        let launch = Launch {
+            pipeline: pipeline.0,
+            groups,
+            operands: [Operand::Value(0); BINDINGS],
+            count: 0,
+            written: 0,
+            push: [0; PUSH],
+            push_count: 0,
+            flop: 0,
+            bytes: 0,
+        };
+        Self { tape, launch }
+    }
+
+    fn add(&mut self, operand: Operand, bytes: u64) {
+        // The same bound again moves no more bytes.
+        if !self.launch.operands[..self.launch.count].contains(&operand) {
+            self.launch.bytes += bytes;
+        }
+        self.launch.operands[self.launch.count] = operand;
+        self.launch.count += 1;
+    }
+
+    /// Reads a tensor, of which only its own elements move.
+    pub(crate) fn reads(mut self, x: &Tensor) -> Result<Self> {
+        let operand = self.tape.operand(&x.value)?;
+        self.add(operand, 4 * (x.rows * x.cols) as u64);
+        Ok(self)
+    }
+
+    pub(crate) fn reads_value(mut self, x: &Value) -> Result<Self> {
+        let operand = self.tape.operand(x)?;
+        self.add(operand, x.bytes);
+        Ok(self)
+    }
+
+    pub(crate) fn reads_region(self, region: &Arc<Region>) -> Self {
+        self.reads_some(region, region.size)
+    }
+
+    /// Reads `bytes` of a region.
+    pub(crate) fn reads_some(mut self, region: &Arc<Region>, bytes: u64) -> Self {
+        let operand = self.tape.region(region);
+        self.add(operand, bytes);
+        self
+    }
+
+    /// A binding that this variant of the kernel does not read: whatever is bound first.
+    pub(crate) fn nothing(mut self) -> Self {
+        let first = self.launch.operands[0];
+        self.add(first, 0);
+        self
+    }
+
+    pub(crate) fn writes(mut self, value: &Value) -> Result<Self> {
+        let operand = self.tape.operand(value)?;
+        self.add(operand, value.bytes);
+        self.launch.written += 1;
+        Ok(self)
+    }
+
+    pub(crate) fn push(mut self, words: &[u32]) -> Self {
+        let at = self.launch.push_count;
+        self.launch.push[at..at + words.len()].copy_from_slice(words);
+        self.launch.push_count += words.len();
+        self
+    }
+
+    pub(crate) fn flop(mut self, flop: u64) -> Self {
+        self.launch.flop = flop;
+        self
+    }
+
+    /// Says how many bytes move, where that is not the sum of the operands.
+    pub(crate) fn moved(mut self, bytes: u64) -> Self {
+        self.launch.bytes = bytes;
+        self
+    }
+
+    pub(crate) fn launch(self) {
+        self.tape.push(self.launch);
+    }
+}

@@ -1,0 +1,64 @@
+//! Activations: views of values that the tape computes, or that are there already.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use crate::memory::Region;
+
+/// A matrix on the device, or one that the device will compute. Cloning shares.
+#[derive(Debug, Clone)]
+pub struct Tensor {
+    pub(crate) value: Arc<Value>,
+    pub(crate) rows: usize,
+    pub(crate) cols: usize,
+    /// Of its first element in the value, in elements.
+    pub(crate) offset: usize,
+    /// From row to row, in elements.
+    pub(crate) stride: usize,
+}
+
+impl Tensor {
+    pub(crate) fn whole(value: Arc<Value>, rows: usize, cols: usize) -> Self {
+        Self { value, rows, cols, offset: 0, stride: cols }
+    }
+
+    /// Elements from the first to behind the last.
+    pub(crate) fn span(&self) -> usize {
+        if self.rows == 0 || self.cols == 0 { 0 } else { (self.rows - 1) * self.stride + self.cols }
+    }
+}
+
+/// Memory that operations write once.
+#[derive(Debug)]
+pub(crate) struct Value {
+    pub(crate) bytes: u64,
+    place: Mutex<Place>,
+}
+
+/// Where a value is.
+#[derive(Debug, Clone)]
+pub(crate) enum Place {
+    /// On the tape of this number, at this index.
+    Pending(u64, u32),
+    /// In memory.
+    Ready(Arc<Region>),
+    /// Nowhere: the tape that would have computed it failed.
+    Lost(String),
+}
+
+impl Value {
+    pub(crate) fn new(bytes: u64, place: Place) -> Arc<Self> {
+        Arc::new(Self { bytes, place: Mutex::new(place) })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Place> {
+        self.place.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn place(&self) -> Place {
+        self.lock().clone()
+    }
+
+    pub(crate) fn set(&self, place: Place) {
+        *self.lock() = place;
+    }
+}

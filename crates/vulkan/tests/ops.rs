@@ -1,0 +1,301 @@
+//! Every operation against the scalar reference, at sizes around those of the kernels' tiles.
+
+mod common;
+
+use common::{F32, INT8, Numbers, Work, agree, open, open_with, put};
+use pi0_device::{
+    Activation, Attention, Dense, Device, HostTensor, KeyValue, Keys, Norm, NormKind, Qkv, Result, Span,
+    TensorSource, WeightSource,
+};
+use pi0_vulkan::{Format, VulkanOptions};
+
+/// Rows around the tile of 64, and those of an inference.
+const ROWS: [usize; 7] = [1, 7, 51, 53, 63, 64, 65];
+
+struct Layer<'a> {
+    x: HostTensor,
+    norm: Option<&'a WeightSource>,
+    weight: &'a WeightSource,
+    activation: Option<Activation>,
+    residual: Option<HostTensor>,
+}
+
+impl Work for Layer<'_> {
+    fn run<D: Device>(&self, d: &D) -> Result<Vec<D::Tensor>> {
+        let (x, weight) = (put(d, &self.x), d.prepare(self.weight)?);
+        let norm = self.norm.map(|n| d.prepare(n)).transpose()?;
+        let norm = norm.as_ref().map(|w| match self.norm {
+            Some(WeightSource::Norm { kind: NormKind::Layer, .. }) => Norm::Layer(w),
+            _ => Norm::Rms(w),
+        });
+        let residual = self.residual.as_ref().map(|r| put(d, r));
+        let call = Dense {
+            norm,
+            activation: self.activation,
+            residual: residual.as_ref(),
+            ..Dense::new(&x, &weight)
+        };
+        Ok(vec![pi0_device::dense(d, &call)?])
+    }
+}
+
+#[test]
+fn products_of_all_sizes_and_formats() {
+    let formats = [(Format::Stored, F32), (Format::F32, F32), (Format::Int8, INT8)];
+    for (format, bound) in formats {
+        let Some(device) = open_with(VulkanOptions { format, ..Default::default() }) else { return };
+        let mut n = Numbers(1);
+        for (i, &rows) in ROWS.iter().enumerate() {
+            for (inputs, outputs) in [(64, vec![64]), (65, vec![15, 18]), (33, vec![127, 1]), (200, vec![65])] {
+                let weight = n.linear(&outputs, inputs, i % 2 == 0);
+                let x = n.host(rows, inputs);
+                let layer = Layer { x, norm: None, weight: &weight, activation: None, residual: None };
+                agree(&format!("{rows} x {inputs} x {outputs:?} in {format:?}"), &device, &layer, bound);
+            }
+        }
+    }
+}
+
+#[test]
+fn many_columns_take_wide_tiles() {
+    let Some(device) = open() else { return };
+    let mut n = Numbers(3);
+    let weight = n.linear(&[3000, 3145], 70, true);
+    for rows in [3, 64, 70] {
+        let x = n.host(rows, 70);
+        let layer = Layer { x, norm: None, weight: &weight, activation: None, residual: None };
+        agree(&format!("{rows} rows"), &device, &layer, F32);
+    }
+}
+
+/// A linear layer stored in 16 bits.
+fn half_linear(n: &mut Numbers, dtype: pi0_device::Dtype, outputs: usize, inputs: usize) -> WeightSource {
+    let bytes = n.values(outputs * inputs).into_iter().flat_map(|v| match dtype {
+        pi0_device::Dtype::Bf16 => half::bf16::from_f32(v * 0.1).to_le_bytes(),
+        _ => half::f16::from_f32(v * 0.1).to_le_bytes(),
+    });
+    let bytes = pi0_device::Bytes::Owned(std::sync::Arc::new(bytes.collect()));
+    let weight = TensorSource::new("half", dtype, vec![outputs, inputs], bytes).unwrap();
+    let part = |columns| pi0_device::LinearPart { weight: weight.clone(), bias: None, columns };
+    WeightSource::Linear { parts: vec![part(Some(3..inputs))], exact: false }
+}
+
+#[test]
+fn sixteen_bits_as_they_are_stored() {
+    let Some(device) = open() else { return };
+    let mut n = Numbers(4);
+    for dtype in [pi0_device::Dtype::Bf16, pi0_device::Dtype::F16] {
+        for rows in [1, 51, 65] {
+            let weight = half_linear(&mut n, dtype, 77, 70);
+            let x = n.host(rows, 67);
+            let layer = Layer { x, norm: None, weight: &weight, activation: None, residual: None };
+            agree(&format!("{rows} rows, {dtype:?}"), &device, &layer, F32);
+        }
+    }
+}
+
+#[test]
+fn dense_in_every_form() {
+    let Some(device) = open() else { return };
+    let mut n = Numbers(2);
+    let inputs = 90;
+    let norms = [None, Some(n.norm(NormKind::Layer, inputs)), Some(n.norm(NormKind::Rms, inputs))];
+    let activations = [None, Some(Activation::Gelu), Some(Activation::Silu), Some(Activation::Geglu)];
+    for rows in [2, 38, 66] {
+        for norm in &norms {
+            for activation in activations {
+                for repeat in [None, Some(1), Some(2)] {
+                    let outputs = [34, 34];
+                    let width = if activation == Some(Activation::Geglu) { 34 } else { 68 };
+                    let weight = n.linear(&outputs, inputs, rows == 38);
+                    let residual = repeat.map(|r| n.host(rows / r, width));
+                    let x = n.host(rows, inputs);
+                    let layer = Layer { x, norm: norm.as_ref(), weight: &weight, activation, residual };
+                    let what = format!("{rows} rows, norm {}, {activation:?}, {repeat:?}", norm.is_some());
+                    agree(&what, &device, &layer, F32);
+                }
+            }
+        }
+    }
+}
+
+struct Projection {
+    x: HostTensor,
+    norm: WeightSource,
+    weight: WeightSource,
+    heads: [usize; 3],
+    positions: Option<Vec<u32>>,
+}
+
+impl Work for Projection {
+    fn run<D: Device>(&self, d: &D) -> Result<Vec<D::Tensor>> {
+        let (x, norm, weight) = (put(d, &self.x), d.prepare(&self.norm)?, d.prepare(&self.weight)?);
+        let [heads, kv_heads, head_dim] = self.heads;
+        let norm = Norm::Rms(&norm);
+        let positions = self.positions.as_deref();
+        let call =
+            Qkv { x: &x, norm, weight: &weight, heads, kv_heads, head_dim, positions, norm_tap: None };
+        Ok(pi0_device::qkv(d, &call)?.to_vec())
+    }
+}
+
+#[test]
+fn projections_turn_their_heads() {
+    let Some(device) = open() else { return };
+    let mut n = Numbers(5);
+    for rows in [1, 51, 65] {
+        for (heads, kv_heads, head_dim) in [(8, 1, 32), (4, 2, 14), (3, 3, 20), (2, 1, 128)] {
+            for turned in [true, false] {
+                let inputs = 60;
+                let positions = turned.then(|| (0..rows as u32).map(|i| i * 13 % 700).collect());
+                let work = Projection {
+                    x: n.host(rows, inputs),
+                    norm: n.norm(NormKind::Rms, inputs),
+                    weight: n.linear(
+                        &[heads * head_dim, kv_heads * head_dim, kv_heads * head_dim],
+                        inputs,
+                        false,
+                    ),
+                    heads: [heads, kv_heads, head_dim],
+                    positions,
+                };
+                agree(&format!("{rows} rows, {heads} heads of {head_dim}, {turned}"), &device, &work, F32);
+            }
+        }
+    }
+}
+
+struct Attend {
+    q: HostTensor,
+    kv: Vec<(HostTensor, HostTensor)>,
+    heads: [usize; 3],
+    spans: Vec<Span>,
+}
+
+impl Work for Attend {
+    fn run<D: Device>(&self, d: &D) -> Result<Vec<D::Tensor>> {
+        let [heads, kv_heads, head_dim] = self.heads;
+        let kv: Vec<_> = self.kv.iter().map(|(k, v)| (put(d, k), put(d, v))).collect();
+        let kv: Vec<_> = kv.iter().map(|(k, v)| KeyValue { k, v }).collect();
+        let scale = (head_dim as f32).powf(-0.5);
+        let spec = Attention { heads, kv_heads, head_dim, scale, spans: &self.spans };
+        Ok(vec![d.attention(&put(d, &self.q), &kv, &spec)?])
+    }
+}
+
+#[test]
+fn attention_over_spans_and_parts() {
+    let Some(device) = open() else { return };
+    let mut n = Numbers(6);
+    for (heads, kv_heads, head_dim) in [(8, 1, 32), (4, 2, 14), (3, 3, 72), (2, 1, 128), (8, 1, 256), (1, 1, 1)] {
+        for parts in [1, 3, 5] {
+            let keys = [70, 1, 33, 5, 64];
+            let kv = (0..parts)
+                .map(|i| (n.host(keys[i], kv_heads * head_dim), n.host(keys[i], kv_heads * head_dim)))
+                .collect();
+            let run = |part: usize, rows: std::ops::Range<usize>| Keys { part, rows };
+            let last = parts - 1;
+            let spans = vec![
+                Span { queries: 0..1, keys: vec![run(0, 0..1)] },
+                Span { queries: 1..20, keys: vec![run(0, 3..64), run(last, 0..keys[last]), run(0, 4..4)] },
+                Span { queries: 20..53, keys: (0..parts).map(|i| run(i, 0..keys[i])).collect() },
+            ];
+            let q = n.host(53, heads * head_dim);
+            let work = Attend { q, kv, heads: [heads, kv_heads, head_dim], spans };
+            agree(&format!("{heads}/{kv_heads} heads of {head_dim}, {parts} parts"), &device, &work, F32);
+        }
+    }
+}
+
+#[test]
+fn large_scores_do_not_overflow() {
+    let Some(device) = open() else { return };
+    let mut n = Numbers(7);
+    let mut q = n.host(9, 32);
+    q.data.iter_mut().for_each(|v| *v *= 300.0);
+    let kv = vec![(n.host(40, 32), n.host(40, 32))];
+    let spans = vec![Span { queries: 0..9, keys: vec![Keys { part: 0, rows: 0..40 }] }];
+    let work = Attend { q, kv, heads: [1, 1, 32], spans };
+    agree("scores of hundreds", &device, &work, common::Bound { relative_l2: 2e-5, ..F32 });
+}
+
+struct Small {
+    x: HostTensor,
+    y: HostTensor,
+    table: WeightSource,
+    norms: [WeightSource; 2],
+    ids: Vec<u32>,
+    positions: Vec<u32>,
+}
+
+impl Work for Small {
+    fn run<D: Device>(&self, d: &D) -> Result<Vec<D::Tensor>> {
+        let (x, y) = (put(d, &self.x), put(d, &self.y));
+        let rows = self.x.rows();
+        let layer = d.prepare(&self.norms[0])?;
+        let rms = d.prepare(&self.norms[1])?;
+        let view = d.slice_cols(&d.slice_rows(&x, 0..rows.div_ceil(2))?, 6..16)?;
+        Ok(vec![
+            d.embed(&d.prepare(&self.table)?, &self.ids, 1.5)?,
+            d.layer_norm(&x, &layer)?,
+            d.rms_norm(&x, &rms)?,
+            d.rope(&x, &self.positions, 6)?,
+            d.gelu(&x)?,
+            d.silu(&x)?,
+            d.geglu(&x)?,
+            d.add(&x, &y)?,
+            d.add_scaled(&x, &d.gelu(&x)?, -0.1)?,
+            d.concat_rows(&[&x, &y, &x])?,
+            d.slice_rows(&x, 0..0)?,
+            // Operations of views.
+            view.clone(),
+            d.gelu(&view)?,
+            d.geglu(&view)?,
+            d.rope(&view, &self.positions[..rows.div_ceil(2)], 10)?,
+            d.add(&d.slice_cols(&x, 1..11)?, &d.slice_cols(&y, 8..18)?)?,
+            d.concat_rows(&[&view, &d.slice_cols(&y, 2..12)?])?,
+        ])
+    }
+}
+
+#[test]
+fn everything_else_with_views() {
+    let Some(device) = open() else { return };
+    let mut n = Numbers(8);
+    for rows in ROWS {
+        let cols = 18;
+        let work = Small {
+            x: n.host(rows, cols),
+            y: n.host(if rows % 3 == 0 { rows / 3 } else { 1 }, cols),
+            table: WeightSource::Embedding(n.tensor(&[29, 7], 1.0)),
+            norms: [n.norm(NormKind::Layer, cols), n.norm(NormKind::Rms, cols)],
+            ids: (0..rows as u32).map(|i| i * 5 % 29).collect(),
+            positions: (0..rows as u32).map(|i| i * i).collect(),
+        };
+        let empty = |got: &HostTensor| got.data.is_empty();
+        let got = work.run(&device).unwrap();
+        let want = work.run(&pi0_device::Reference).unwrap();
+        for (i, (got, want)) in got.iter().zip(&want).enumerate() {
+            let got = device.download(got).unwrap();
+            if empty(want) {
+                assert!(empty(&got));
+                continue;
+            }
+            let agreement = pi0_device::compare(&got.data, &want.data);
+            assert!(F32.holds(&agreement), "{rows} rows, result {i}: {agreement}");
+        }
+    }
+}
+
+#[test]
+fn far_positions_bring_their_own_angles() {
+    let Some(device) = open() else { return };
+    struct Far(HostTensor);
+    impl Work for Far {
+        fn run<D: Device>(&self, d: &D) -> Result<Vec<D::Tensor>> {
+            let x = put(d, &self.0);
+            Ok(vec![d.rope(&x, &[0, 3000, 70_000], 8)?, d.rope(&x, &[5, 32_767, 40_000], 8)?])
+        }
+    }
+    agree("far positions", &device, &Far(Numbers(9).host(3, 16)), F32);
+}
