@@ -35,12 +35,20 @@ pub enum Error {
         /// What is wrong with it.
         what: String,
     },
-    /// The device itself failed: lost, out of memory, hung.
+    /// The device itself failed, such as for want of memory.
     #[error("{device}: {what}")]
     Failed {
         /// The device's name.
         device: &'static str,
         /// What happened, and what to do.
+        what: String,
+    },
+    /// The device is gone, with all that it held: it was reset, unplugged, or hangs. Only opening it again helps.
+    #[error("{device}: {what}")]
+    Lost {
+        /// The device's name.
+        device: &'static str,
+        /// What happened.
         what: String,
     },
 }

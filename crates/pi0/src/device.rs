@@ -1,28 +1,32 @@
 //! Opens the device that the command line names. Only this crate knows them all.
 
+use std::fmt;
 use std::path::PathBuf;
+use std::str::FromStr;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
-use clap::ValueEnum;
 use pi0_cpu::{Cpu, CpuOptions, Format, Isa};
 use pi0_device::{Device, Reference};
 use pi0_model::{ActionModel, Checkpoint, Extent, Pi0};
 use pi0_tensix::{Tensix, TensixOptions};
+use pi0_vulkan::{Vulkan, VulkanError, VulkanOptions};
 
 use crate::output;
+use crate::reopen::Reopening;
 
 /// Where to run.
 #[derive(Debug, Clone, Default, clap::Args)]
 #[command(next_help_heading = "Device")]
 pub struct DeviceArgs {
-    /// Device to run on; `pi0 devices` lists what this machine offers
-    #[arg(long, value_enum, default_value_t)]
+    /// Device to run on: cpu, reference (plain loops), tensix (Tenstorrent's simulator) or vulkan[:N] (a GPU by its
+    /// number); `pi0 devices` lists what this machine offers
+    #[arg(long, value_name = "NAME", default_value_t)]
     pub device: DeviceKind,
     /// Threads of the host CPU [default: the physical cores]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub threads: Option<u16>,
-    /// Number format of the weights on the CPU: stored (bf16 where the checkpoint has bf16), f32, bf16 or int8
+    /// Number format of the weights on CPU and GPU: stored (bf16 where the checkpoint has bf16), f32, bf16 or int8
     #[arg(long, value_name = "FORMAT", default_value_t = Format::Stored)]
     pub dtype: Format,
     /// Instruction set on the CPU, to measure or test a lesser one [default: the fastest that the machine has]
@@ -37,7 +41,7 @@ pub struct DeviceArgs {
 }
 
 /// A kind of device.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum DeviceKind {
     /// The host's processor, with its widest instructions
     #[default]
@@ -46,11 +50,43 @@ pub enum DeviceKind {
     Reference,
     /// Tenstorrent Wormhole, on Tenstorrent's simulator
     Tensix,
+    /// A GPU through Vulkan, by its number
+    Vulkan(usize),
+}
+
+impl FromStr for DeviceKind {
+    type Err = String;
+    fn from_str(name: &str) -> Result<Self, String> {
+        let number = match name.split_once(':') {
+            Some(("vulkan", number)) => Some(number.parse().map_err(|_| {
+                format!("{number:?} is no number of a GPU; pi0 devices lists them, such as vulkan:0")
+            })?),
+            _ => None,
+        };
+        Ok(match (name, number) {
+            (_, Some(number)) => DeviceKind::Vulkan(number),
+            ("cpu", _) => DeviceKind::Cpu,
+            ("reference", _) => DeviceKind::Reference,
+            ("tensix", _) => DeviceKind::Tensix,
+            ("vulkan", _) => DeviceKind::Vulkan(0),
+            _ => return Err("known are cpu, reference, tensix and vulkan[:N]".into()),
+        })
+    }
+}
+
+impl fmt::Display for DeviceKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            DeviceKind::Vulkan(n) if *n > 0 => write!(f, "vulkan:{n}"),
+            kind => f.write_str(kind.name()),
+        }
+    }
 }
 
 impl DeviceKind {
-    /// Every kind, in the order that they are listed.
-    pub const ALL: [DeviceKind; 3] = [DeviceKind::Cpu, DeviceKind::Reference, DeviceKind::Tensix];
+    /// Every kind, in the order that they are listed; of GPUs the first.
+    pub const ALL: [DeviceKind; 4] =
+        [DeviceKind::Cpu, DeviceKind::Reference, DeviceKind::Tensix, DeviceKind::Vulkan(0)];
 
     /// Name on the command line.
     pub fn name(self) -> &'static str {
@@ -58,6 +94,7 @@ impl DeviceKind {
             DeviceKind::Cpu => "cpu",
             DeviceKind::Reference => "reference",
             DeviceKind::Tensix => "tensix",
+            DeviceKind::Vulkan(_) => "vulkan",
         }
     }
 
@@ -67,6 +104,7 @@ impl DeviceKind {
             DeviceKind::Cpu => args.cpu().map(|d| d.describe()).map_err(|e| e.to_string()),
             DeviceKind::Reference => Ok("plain scalar loops, one thread".into()),
             DeviceKind::Tensix => args.tensix().map(|d| d.describe().to_string()).map_err(|e| e.to_string()),
+            DeviceKind::Vulkan(n) => args.vulkan(n).map(|d| d.info().to_string()).map_err(|e| e.to_string()),
         }
     }
 }
@@ -79,6 +117,16 @@ impl DeviceArgs {
 
     fn tensix(&self) -> Result<Tensix, pi0_tensix::OpenError> {
         Tensix::open(&TensixOptions { grid: self.grid, simulator: self.simulator.clone(), timeout: None })
+    }
+
+    fn vulkan(&self, index: usize) -> Result<Vulkan, VulkanError> {
+        let format = match self.dtype {
+            Format::Stored => pi0_vulkan::Format::Stored,
+            Format::F32 => pi0_vulkan::Format::F32,
+            Format::Bf16 => pi0_vulkan::Format::Bf16,
+            Format::Int8 => pi0_vulkan::Format::Int8,
+        };
+        Vulkan::open(VulkanOptions { index, format, ..VulkanOptions::default() })
     }
 }
 
@@ -102,6 +150,7 @@ pub fn with_device<V: Visitor>(args: &DeviceArgs, visitor: V) -> Result<V::Outpu
         DeviceKind::Cpu => visitor.visit(args.cpu()?),
         DeviceKind::Reference => visitor.visit(Reference),
         DeviceKind::Tensix => visitor.visit(args.tensix()?),
+        DeviceKind::Vulkan(n) => visitor.visit(args.vulkan(n)?),
     }
 }
 
@@ -113,8 +162,21 @@ pub struct Loaded {
     pub time: Duration,
 }
 
-/// Loads a checkpoint onto the device, with a progress bar.
+/// Loads a checkpoint onto the device, with a progress bar. A device that is lost later is opened again.
 pub fn load(args: &DeviceArgs, checkpoint: Checkpoint) -> Result<Loaded> {
+    let start = Instant::now();
+    let model = open(args, checkpoint.clone())?;
+    let model: Box<dyn ActionModel> = match args.device {
+        DeviceKind::Vulkan(_) => {
+            let args = args.clone();
+            Box::new(Reopening::new(model, Box::new(move || open(&args, checkpoint.clone()))))
+        }
+        _ => model,
+    };
+    Ok(Loaded { model, time: start.elapsed() })
+}
+
+fn open(args: &DeviceArgs, checkpoint: Checkpoint) -> Result<Box<dyn ActionModel>> {
     struct Load(Checkpoint);
     impl Visitor for Load {
         type Output = Box<dyn ActionModel>;
@@ -122,9 +184,7 @@ pub fn load(args: &DeviceArgs, checkpoint: Checkpoint) -> Result<Loaded> {
             Ok(Box::new(pack(device, self.0, Extent::Cache)?))
         }
     }
-    let start = Instant::now();
-    let model = with_device(args, Load(checkpoint))?;
-    Ok(Loaded { model, time: start.elapsed() })
+    with_device(args, Load(checkpoint))
 }
 
 /// Packs all weights on `device`, with a progress bar.

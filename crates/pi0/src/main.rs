@@ -7,6 +7,7 @@ mod device;
 mod output;
 mod policy;
 mod remote;
+mod reopen;
 mod report;
 
 use std::process::ExitCode;

@@ -159,7 +159,7 @@ fn mistakes_are_explained() {
         ([&MAIN_JOB[..], &["--steps", "0"]].concat(), "denoising steps"),
         ([&MAIN_JOB[..], &["--out", "actions.txt"]].concat(), ".json or .npy"),
         ([&MAIN_JOB[..], &["--robot", "toaster"]].concat(), "toaster"),
-        ([&MAIN_JOB[..], &["--device", "toaster"]].concat(), "possible values"),
+        ([&MAIN_JOB[..], &["--device", "toaster"]].concat(), "known are cpu"),
         (vec!["infer", "models/tiny", "--prompt", "x", "--state", STATE], "no image"),
         (vec!["infer", "nowhere"], "does not exist"),
         (vec!["infer", "README.md"], "is a file"),

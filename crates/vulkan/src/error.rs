@@ -97,7 +97,11 @@ impl VulkanError {
 
 impl From<VulkanError> for pi0_device::Error {
     fn from(e: VulkanError) -> Self {
-        pi0_device::Error::Failed { device: crate::device::NAME, what: e.to_string() }
+        let (device, what) = (crate::device::NAME, e.to_string());
+        match e.is_lost() {
+            true => pi0_device::Error::Lost { device, what },
+            false => pi0_device::Error::Failed { device, what },
+        }
     }
 }
 

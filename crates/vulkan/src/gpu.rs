@@ -108,6 +108,11 @@ impl Gpu {
         Ok(Arc::new(Self { raw, info, memory, pool, queue, timeout, state: AtomicU8::new(0), instance }))
     }
 
+    /// Whether work may still run that nobody waits for: then nothing that it uses may be given back.
+    pub(crate) fn abandoned(&self) -> bool {
+        self.state.load(Ordering::Relaxed) == 2
+    }
+
     /// An error if the device was lost before.
     pub(crate) fn alive(&self) -> Result<()> {
         match self.state.load(Ordering::Relaxed) {
@@ -197,11 +202,13 @@ impl Gpu {
 
 impl Drop for Gpu {
     fn drop(&mut self) {
-        // SAFETY: all that was made from the device holds an `Arc` of it and is gone. What hangs cannot be waited for.
+        if self.abandoned() {
+            std::mem::forget(self.instance.clone());
+            return;
+        }
+        // SAFETY: all that was made from the device holds an `Arc` of it and is gone.
         unsafe {
-            if self.state.load(Ordering::Relaxed) != 2 {
-                let _ = self.raw.device_wait_idle();
-            }
+            let _ = self.raw.device_wait_idle();
             self.raw.destroy_command_pool(self.pool, None);
             self.raw.destroy_device(None);
         }

@@ -186,6 +186,9 @@ impl Pipelines {
 
 impl Drop for Pipelines {
     fn drop(&mut self) {
+        if self.gpu.abandoned() {
+            return;
+        }
         // SAFETY: no work is in flight, and recordings that name the pipelines are dropped before.
         unsafe {
             for m in &self.made {

@@ -111,6 +111,9 @@ impl Buffer {
 
 impl Drop for Buffer {
     fn drop(&mut self) {
+        if self.gpu.abandoned() {
+            return;
+        }
         // SAFETY: no work is in flight: every submission is waited for. Null handles are ignored.
         unsafe {
             self.gpu.raw.destroy_buffer(self.raw, None);

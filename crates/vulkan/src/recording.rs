@@ -249,6 +249,9 @@ impl Recording {
 
 impl Drop for Recording {
     fn drop(&mut self) {
+        if self.gpu.abandoned() {
+            return;
+        }
         // SAFETY: no run is in flight: each is waited for. Null handles are ignored.
         unsafe {
             self.gpu.raw.free_command_buffers(self.gpu.pool, &[self.commands]);

@@ -86,7 +86,9 @@ impl Ring {
 
 impl Drop for Ring {
     fn drop(&mut self) {
-        let _ = self.finish();
+        if self.gpu.abandoned() || self.finish().is_err() {
+            return;
+        }
         for half in &self.halves {
             // SAFETY: waited for above; command buffers go with their pool.
             unsafe { self.gpu.raw.destroy_fence(half.fence, None) };

@@ -149,6 +149,12 @@ pub fn default_format(args: &DeviceArgs, checkpoint: Option<&Checkpoint>) -> For
             }
         },
         DeviceKind::Tensix => Format::Tf32,
+        // Products are summed in f32 from operands in f32; stored weights are what they are on both sides.
+        DeviceKind::Vulkan(_) => match args.dtype {
+            pi0_cpu::Format::F32 | pi0_cpu::Format::Stored => Format::F32,
+            pi0_cpu::Format::Bf16 => Format::Bf16,
+            pi0_cpu::Format::Int8 => Format::Int8,
+        },
     }
 }
 

@@ -24,7 +24,7 @@ pub struct Args {
 /// One device of this machine.
 #[derive(Debug, Serialize)]
 struct Found {
-    name: &'static str,
+    name: String,
     available: bool,
     /// What it is, or why it cannot be used.
     detail: String,
@@ -42,14 +42,16 @@ struct Look {
 
 /// Runs the command.
 pub fn run(args: &Args) -> Result<()> {
-    let list: Vec<Found> = DeviceKind::ALL.into_iter().map(find).collect();
+    let list: Vec<Found> = DeviceKind::ALL.into_iter().flat_map(find).collect();
     if let Some(path) = &args.json {
         return output::write_json(path, &list);
     }
-    let line = |f: &Found| match f.available {
-        true => (f.name, f.detail.clone()),
-        false => (f.name, format!("not available: {}", f.detail)),
-    };
+    fn line(f: &Found) -> (&str, String) {
+        match f.available {
+            true => (&f.name, f.detail.clone()),
+            false => (&f.name, format!("not available: {}", f.detail)),
+        }
+    }
     if !args.verbose {
         return output::print(&output::facts(&list.iter().map(line).collect::<Vec<_>>()));
     }
@@ -64,7 +66,20 @@ pub fn run(args: &Args) -> Result<()> {
     output::print(&text.collect::<Vec<_>>().join("\n"))
 }
 
-fn find(kind: DeviceKind) -> Found {
+/// One kind of device; of GPUs each.
+fn find(kind: DeviceKind) -> Vec<Found> {
+    let found = |name: String, available, detail, checks| Found { name, available, detail, checks };
+    if let DeviceKind::Vulkan(_) = kind {
+        return match pi0_vulkan::list() {
+            Err(e) => vec![found(kind.to_string(), false, e.to_string(), vec![])],
+            Ok(list) => {
+                let gpu = |(n, g): (usize, &pi0_vulkan::GpuInfo)| {
+                    found(format!("vulkan:{n}"), true, g.to_string(), graphics(g))
+                };
+                list.iter().enumerate().map(gpu).collect()
+            }
+        };
+    }
     let probe = kind.probe(&DeviceArgs::default());
     let available = probe.is_ok();
     let (Ok(detail) | Err(detail)) = probe;
@@ -72,8 +87,27 @@ fn find(kind: DeviceKind) -> Found {
         DeviceKind::Cpu => processor(),
         DeviceKind::Reference => vec![],
         DeviceKind::Tensix => tenstorrent(),
+        DeviceKind::Vulkan(_) => unreachable!("listed above"),
     };
-    Found { name: kind.name(), available, detail, checks }
+    vec![found(kind.to_string(), available, detail, checks)]
+}
+
+/// What a GPU needs to have, and what makes it fast.
+fn graphics(g: &pi0_vulkan::GpuInfo) -> Vec<Look> {
+    let (major, minor, _) = g.api;
+    let new = g.api >= (1, 3, 0);
+    let advice = if new { "" } else { "; 1.3 is needed, a newer driver may have it" };
+    let enough = g.memory > 8_000_000_000;
+    let memory = if enough { "" } else { "; the full model needs 8 GB in bf16, half of that with --dtype int8" };
+    vec![
+        look("Vulkan", new, format!("{major}.{minor}{advice}")),
+        look("memory", enough, format!("{}{memory}", output::size(g.memory))),
+        look(
+            "a GPU",
+            !g.software,
+            if g.software { "this is software: right, and slow" } else { "not software" },
+        ),
+    ]
 }
 
 fn look(what: &str, found: bool, detail: impl Into<String>) -> Look {
