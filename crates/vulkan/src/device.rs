@@ -8,7 +8,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use pi0_device::{
-    Attention, Dense, Device, HostTensor, KeyValue, MemoryMeter, OpKind, Qkv, WeightSource, operands,
+    Attention, Dense, Device, HostTensor, KeyValue, MemoryMeter, Modulation, OpKind, Qkv, WeightSource,
+    operands,
 };
 
 use crate::error::{Result, VulkanError};
@@ -273,8 +274,7 @@ impl Vulkan {
         let gpu = &self.gpu;
         let to = Buffer::readback(gpu, len.max(4))?;
         let (commands, fence) = (gpu.commands()?, gpu.fence()?);
-        let copy =
-            [ash::vk::BufferCopy { src_offset: region.offset + start, dst_offset: 0, size: len }];
+        let copy = [ash::vk::BufferCopy { src_offset: region.offset + start, dst_offset: 0, size: len }];
         let done = gpu
             .record(commands, || {
                 // SAFETY: the range lies in the region; both buffers live until the copy was waited for.
@@ -367,8 +367,7 @@ impl Vulkan {
                         at += n;
                     }
                 })?;
-                let columns =
-                    if columns.is_empty() { None } else { Some(self.store_f32(s, &columns)?) };
+                let columns = if columns.is_empty() { None } else { Some(self.store_f32(s, &columns)?) };
                 let Packing { outputs, inputs, stored, stride, .. } = p;
                 Weight::Linear(Linear { outputs, inputs, stored, matrix, stride, columns, bias })
             }
@@ -517,6 +516,11 @@ impl Device for Vulkan {
         self.norm(OpKind::RmsNorm, x, weight)
     }
 
+    fn ada_rms_norm(&self, x: &Tensor, by: &Modulation<'_, Tensor>) -> pi0_device::Result<Tensor> {
+        operands::modulation(OpKind::AdaRmsNorm, self.shape(x), self.shape(by.table), by.rows)?;
+        self.write(|s| self.ada_norm(s, x, by))
+    }
+
     fn rope(&self, x: &Tensor, positions: &[u32], head_dim: usize) -> pi0_device::Result<Tensor> {
         operands::rope(self.shape(x), positions, head_dim)?;
         self.write(|s| self.rotated(s, x, positions, head_dim))
@@ -553,6 +557,11 @@ impl Device for Vulkan {
     fn add_scaled(&self, x: &Tensor, y: &Tensor, scale: f32) -> pi0_device::Result<Tensor> {
         operands::add_scaled(self.shape(x), self.shape(y))?;
         self.write(|s| self.sum(s, x, y, scale))
+    }
+
+    fn gated_add(&self, x: &Tensor, y: &Tensor, by: &Modulation<'_, Tensor>) -> pi0_device::Result<Tensor> {
+        operands::gated_add(self.shape(x), self.shape(y), self.shape(by.table), by.rows)?;
+        self.write(|s| self.gated_sum(s, x, y, by))
     }
 
     fn concat_rows(&self, parts: &[&Tensor]) -> pi0_device::Result<Tensor> {

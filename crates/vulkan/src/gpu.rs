@@ -41,7 +41,10 @@ impl Gpu {
         // SAFETY: queries of this instance's device.
         let (families, memory) = unsafe {
             let raw = &instance.raw;
-            (raw.get_physical_device_queue_family_properties(gpu), raw.get_physical_device_memory_properties(gpu))
+            (
+                raw.get_physical_device_queue_family_properties(gpu),
+                raw.get_physical_device_memory_properties(gpu),
+            )
         };
         // A family that only computes, if there is one: it does not share with the screen.
         let computes = |q: &vk::QueueFamilyProperties| q.queue_flags.contains(vk::QueueFlags::COMPUTE);
@@ -51,7 +54,8 @@ impl Gpu {
             return lacks("a queue for compute".into());
         };
         let family = family as u32;
-        let queues = [vk::DeviceQueueCreateInfo::default().queue_family_index(family).queue_priorities(&[1.0])];
+        let queues =
+            [vk::DeviceQueueCreateInfo::default().queue_family_index(family).queue_priorities(&[1.0])];
         let matrices = !info.matrices.is_empty();
         let mut names: Vec<*const c_char> = vec![];
         if matrices {
@@ -75,7 +79,8 @@ impl Gpu {
             .shader_integer_dot_product(info.int8_dot.0)
             .subgroup_size_control(true)
             .compute_full_subgroups(true);
-        let mut matrix = vk::PhysicalDeviceCooperativeMatrixFeaturesKHR::default().cooperative_matrix(matrices);
+        let mut matrix =
+            vk::PhysicalDeviceCooperativeMatrixFeaturesKHR::default().cooperative_matrix(matrices);
         let mut create = vk::DeviceCreateInfo::default()
             .queue_create_infos(&queues)
             .enabled_extension_names(&names)
@@ -95,7 +100,9 @@ impl Gpu {
             .map_err(VulkanError::call("vkCreateDevice"))?;
         // SAFETY: the family has one queue, asked for above.
         let queue = unsafe { raw.get_device_queue(family, 0) };
-        let pool = vk::CommandPoolCreateInfo::default().queue_family_index(family);
+        let pool = vk::CommandPoolCreateInfo::default()
+            .queue_family_index(family)
+            .flags(vk::CommandPoolCreateFlags::RESET_COMMAND_BUFFER);
         // SAFETY: the device was just made.
         let pool = match unsafe { raw.create_command_pool(&pool, None) } {
             Ok(pool) => pool,
@@ -195,7 +202,15 @@ impl Gpu {
         let to = if host { vk::PipelineStageFlags::HOST } else { work };
         // SAFETY: the buffer is being recorded.
         unsafe {
-            self.raw.cmd_pipeline_barrier(commands, work, to, vk::DependencyFlags::empty(), &[barrier], &[], &[]);
+            self.raw.cmd_pipeline_barrier(
+                commands,
+                work,
+                to,
+                vk::DependencyFlags::empty(),
+                &[barrier],
+                &[],
+                &[],
+            );
         }
     }
 }

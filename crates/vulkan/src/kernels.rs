@@ -87,13 +87,7 @@ impl Pipelines {
         // SAFETY: a plain creation.
         let cache = unsafe { gpu.raw.create_pipeline_cache(&vk::PipelineCacheCreateInfo::default(), None) }
             .map_err(VulkanError::call("vkCreatePipelineCache"))?;
-        Ok(Self {
-            made: vec![],
-            of: HashMap::new(),
-            layouts: HashMap::new(),
-            cache,
-            gpu: gpu.clone(),
-        })
+        Ok(Self { made: vec![], of: HashMap::new(), layouts: HashMap::new(), cache, gpu: gpu.clone() })
     }
 
     /// Pipelines made so far.
@@ -162,9 +156,8 @@ impl Pipelines {
         let entries: Vec<_> = (0..8u32)
             .map(|i| vk::SpecializationMapEntry::default().constant_id(i).offset(4 * i).size(4))
             .collect();
-        let constants = vk::SpecializationInfo::default()
-            .map_entries(&entries)
-            .data(bytemuck::cast_slice(&v.constants));
+        let constants =
+            vk::SpecializationInfo::default().map_entries(&entries).data(bytemuck::cast_slice(&v.constants));
         let raw = &self.gpu.raw;
         // SAFETY: the words are the committed output of the compiler; the module is destroyed when the pipeline is made.
         unsafe {

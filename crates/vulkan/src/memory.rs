@@ -39,10 +39,10 @@ impl Buffer {
             | vk::BufferUsageFlags::TRANSFER_DST;
         let info = vk::BufferCreateInfo::default().size(size).usage(usage);
         // SAFETY: a plain creation.
-        let raw = unsafe { gpu.raw.create_buffer(&info, None) }.map_err(VulkanError::call("vkCreateBuffer"))?;
+        let raw =
+            unsafe { gpu.raw.create_buffer(&info, None) }.map_err(VulkanError::call("vkCreateBuffer"))?;
         // From here on, dropping gives back what was made.
-        let mut buffer =
-            Self { raw, memory: vk::DeviceMemory::null(), mapped: None, size, gpu: gpu.clone() };
+        let mut buffer = Self { raw, memory: vk::DeviceMemory::null(), mapped: None, size, gpu: gpu.clone() };
         // SAFETY: the buffer was just made.
         let needs = unsafe { gpu.raw.get_buffer_memory_requirements(raw) };
         let kinds = &gpu.memory.memory_types[..gpu.memory.memory_type_count as usize];
@@ -56,7 +56,8 @@ impl Buffer {
                 what: format!("memory with {wanted:?}"),
             });
         };
-        let info = vk::MemoryAllocateInfo::default().allocation_size(needs.size).memory_type_index(kind as u32);
+        let info =
+            vk::MemoryAllocateInfo::default().allocation_size(needs.size).memory_type_index(kind as u32);
         // SAFETY: the kind was reported for this buffer; binding comes once.
         unsafe {
             buffer.memory = gpu.raw.allocate_memory(&info, None).map_err(|e| match e {
@@ -81,7 +82,11 @@ impl Buffer {
 
     /// For the host to write.
     pub(crate) fn staging(gpu: &Arc<Gpu>, size: u64) -> Result<Self> {
-        Self::new(gpu, size, &[vk::MemoryPropertyFlags::HOST_VISIBLE | vk::MemoryPropertyFlags::HOST_COHERENT])
+        Self::new(
+            gpu,
+            size,
+            &[vk::MemoryPropertyFlags::HOST_VISIBLE | vk::MemoryPropertyFlags::HOST_COHERENT],
+        )
     }
 
     /// For the host to read: cached, where there is such memory.
@@ -137,7 +142,10 @@ pub(crate) struct Region {
 }
 
 enum Owner {
-    Memory { memory: Arc<Memory>, block: u64 },
+    Memory {
+        memory: Arc<Memory>,
+        block: u64,
+    },
     /// A part of another region, which it keeps.
     Region(#[allow(dead_code)] Arc<Region>),
 }

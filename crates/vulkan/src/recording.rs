@@ -58,9 +58,8 @@ impl Recording {
             n => Some(Buffer::staging(gpu, n as u64)?),
         };
         let readback = target.map(|t| Buffer::readback(gpu, t.len.max(4))).transpose()?;
-        let place = |v: u32| {
-            memory.part(&arena, plan.offsets[v as usize], tape.values[v as usize].bytes.max(16))
-        };
+        let place =
+            |v: u32| memory.part(&arena, plan.offsets[v as usize], tape.values[v as usize].bytes.max(16));
         let mut recording = Self {
             words: tape.words.clone(),
             commands: gpu.commands()?,

@@ -25,7 +25,8 @@ fn binaries_are_those_of_the_sources() {
     for entry in std::fs::read_dir(&out).unwrap() {
         let path = entry.unwrap().path();
         let name = path.file_name().unwrap();
-        let (new, old) = (std::fs::read(&path).unwrap(), std::fs::read(kernels.join("spv").join(name)).unwrap());
+        let (new, old) =
+            (std::fs::read(&path).unwrap(), std::fs::read(kernels.join("spv").join(name)).unwrap());
         assert!(new == old, "{} differs from its source: run kernels/build.sh", name.to_string_lossy());
         count += 1;
     }

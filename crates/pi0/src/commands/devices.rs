@@ -98,7 +98,8 @@ fn graphics(g: &pi0_vulkan::GpuInfo) -> Vec<Look> {
     let new = g.api >= (1, 3, 0);
     let advice = if new { "" } else { "; 1.3 is needed, a newer driver may have it" };
     let enough = g.memory > 8_000_000_000;
-    let memory = if enough { "" } else { "; the full model needs 8 GB in bf16, half of that with --dtype int8" };
+    let memory =
+        if enough { "" } else { "; the full model needs 8 GB in bf16, half of that with --dtype int8" };
     vec![
         look("Vulkan", new, format!("{major}.{minor}{advice}")),
         look("memory", enough, format!("{}{memory}", output::size(g.memory))),

@@ -2,30 +2,33 @@
 
 use std::sync::Arc;
 
-use pi0_device::{Activation, Dense, Error, Norm, OpKind, Qkv, flops, operands};
+use pi0_device::{Activation, Dense, Error, Modulation, OpKind, Qkv, flops, operands};
 
-use super::norm::{norm_weight, number};
+use super::norm::Before;
 use super::rope::Turn;
 use crate::device::{NAME, State, Vulkan};
 use crate::error::Result;
 use crate::kernels::Kernel;
 use crate::tape::Builder;
 use crate::tensor::{Tensor, Value};
-use crate::weight::{Linear, NormWeight, Weight};
+use crate::weight::{Linear, Stored, Weight};
 
 /// Rows of a workgroup.
 const ROWS: usize = 64;
 /// Up to so many rows a product computes the statistics of its norm itself.
 const FEW_ROWS: usize = ROWS;
-/// With fewer workgroups than this, narrow ones that split the depth fill a GPU better.
-const FILLED: usize = 96;
+/// Layers with fewer outputs than this get narrow workgroups that split the depth, which fill a GPU when there are few
+/// rows. The choice must not depend on the rows: sums would take another order, and a robot's actions would depend on
+/// its neighbours in a batch.
+const WIDE: usize = 4096;
 
 /// A product and its surroundings.
 struct Product<'a> {
     x: &'a Tensor,
-    norm: Option<&'a NormWeight>,
+    norm: Option<Before<'a>>,
     weight: &'a Linear,
     activation: Option<Activation>,
+    gate: Option<Modulation<'a, Tensor>>,
     residual: Option<&'a Tensor>,
     /// Width of half a head and angles of the first heads.
     turn: Option<(usize, usize, &'a Turn)>,
@@ -40,10 +43,6 @@ fn linear_weight<'a>(op: OpKind, x: &Tensor, weight: &'a Weight) -> pi0_device::
     }
 }
 
-fn given_norm<'a>(x: &Tensor, norm: Norm<'a, Weight>) -> pi0_device::Result<&'a NormWeight> {
-    norm_weight(norm.op(), x, norm.weight())
-}
-
 impl Vulkan {
     pub(crate) fn dense_layer(
         &self,
@@ -51,7 +50,7 @@ impl Vulkan {
         call: &Dense<'_, Tensor, Weight>,
     ) -> pi0_device::Result<Tensor> {
         let weight = linear_weight(op, call.x, call.weight)?;
-        let norm = call.norm.map(|n| given_norm(call.x, n)).transpose()?;
+        let norm = call.norm.map(|n| Before::new(call.x, n)).transpose()?;
         let geglu = call.activation == Some(Activation::Geglu);
         if geglu {
             operands::geglu([call.x.rows, weight.outputs])?;
@@ -67,11 +66,19 @@ impl Vulkan {
                 return Err(Error::shape(op, what));
             }
         }
+        if let Some(by) = &call.gate {
+            let Some(r) = call.residual else {
+                return Err(Error::shape(op, "a gate without a residual"));
+            };
+            let table = [by.table.rows, by.table.cols];
+            operands::gated_add([r.rows, r.cols], [call.x.rows, width], table, by.rows)?;
+        }
         let product = Product {
             x: call.x,
             norm,
             weight,
             activation: call.activation,
+            gate: call.gate,
             residual: call.residual,
             turn: None,
             widths: &[width],
@@ -84,7 +91,7 @@ impl Vulkan {
 
     pub(crate) fn qkv_layer(&self, call: &Qkv<'_, Tensor, Weight>) -> pi0_device::Result<[Tensor; 3]> {
         let weight = linear_weight(OpKind::Qkv, call.x, call.weight)?;
-        let norm = given_norm(call.x, call.norm)?;
+        let norm = Before::new(call.x, call.norm)?;
         let (queries, kv) = (call.heads * call.head_dim, call.kv_heads * call.head_dim);
         if weight.outputs != queries + 2 * kv {
             let what = format!("{} outputs for q, k and v of {queries}, {kv} and {kv}", weight.outputs);
@@ -105,16 +112,13 @@ impl Vulkan {
                 norm: Some(norm),
                 weight,
                 activation: None,
+                gate: None,
                 residual: None,
                 turn,
                 widths: &[queries, kv, kv],
             };
             let [q, k, v] = self.product(s, &product)?;
-            Ok([
-                Tensor::whole(q, rows, queries),
-                Tensor::whole(k, rows, kv),
-                Tensor::whole(v, rows, kv),
-            ])
+            Ok([Tensor::whole(q, rows, queries), Tensor::whole(k, rows, kv), Tensor::whole(v, rows, kv)])
         })
     }
 
@@ -130,14 +134,18 @@ impl Vulkan {
         if x.rows == 0 {
             return Ok(outputs);
         }
-        let norm_number = p.norm.map_or(0, |n| number(n.kind));
         let stats = match p.norm {
-            Some(n) if x.rows > FEW_ROWS => Some(self.statistics(s, x, norm_number, n.eps)?),
+            Some(n) if x.rows > FEW_ROWS => Some(self.statistics(s, x, n)?),
             _ => None,
         };
+        let ada = match p.norm {
+            Some(Before::Ada(by)) => Some((by, s.tape.integers(by.rows))),
+            _ => None,
+        };
+        let gate = p.gate.map(|by| (by, s.tape.integers(by.rows)));
         let geglu = p.activation == Some(Activation::Geglu);
         let row_tiles = x.rows.div_ceil(ROWS);
-        let (kernel, columns) = match row_tiles * w.outputs.div_ceil(64) >= FILLED {
+        let (kernel, columns) = match w.outputs >= WIDE {
             true => (Kernel::Gemm64, 64),
             false => (Kernel::Gemm16, 16),
         };
@@ -154,16 +162,15 @@ impl Vulkan {
             Some(Activation::Silu) => 2,
             Some(Activation::Geglu) => 3,
         };
-        let scaled = w.stored == crate::weight::Stored::Int8;
         let constants = [
-            norm_number,
+            p.norm.map_or(0, Before::number),
             u32::from(stats.is_some()),
             activation,
             u32::from(p.residual.is_some()),
-            0,
+            u32::from(gate.is_some()),
             u32::from(w.bias),
             w.stored as u32,
-            u32::from(scaled),
+            u32::from(w.stored == Stored::Int8),
         ];
         let pipeline = s.pipeline(kernel, &constants)?;
         let mut b = Builder::new(&mut s.tape, pipeline, [column_tiles as u32, row_tiles as u32])
@@ -174,19 +181,19 @@ impl Vulkan {
             None => b.nothing(),
         };
         b = match p.norm {
-            Some(n) => b.reads_region(&n.values),
-            None => b.nothing(),
+            Some(Before::Plain(n)) => b.reads_region(&n.values),
+            _ => b.nothing(),
         };
         b = match &stats {
             Some(stats) => b.reads(stats)?,
             None => b.nothing(),
         };
-        b = b.nothing().nothing();
+        b = b.modulated(&ada)?;
         b = match p.residual {
             Some(r) => b.reads(r)?,
             None => b.nothing(),
         };
-        b = b.nothing().nothing();
+        b = b.modulated(&gate)?;
         b = match p.turn {
             Some((_, _, turn)) => b.turns(turn)?,
             None => b.nothing().nothing(),
@@ -213,16 +220,26 @@ impl Vulkan {
             split1,
             split2,
             groups,
-            0,
-            0,
-            0,
-            0,
+            gate.as_ref().map_or(0, |(by, _)| by.table.offset + 2 * split1),
+            gate.as_ref().map_or(0, |(by, _)| by.table.stride),
+            ada.as_ref().map_or(0, |(by, _)| by.table.offset),
+            ada.as_ref().map_or(0, |(by, _)| by.table.stride),
         ]
         .map(|v| v as u32);
         b.push(&words)
-            .push(&[p.norm.map_or(0.0, |n| n.eps).to_bits(), w.inputs as u32, scale_offset as u32])
+            .push(&[p.norm.map_or(0.0, Before::eps).to_bits(), w.inputs as u32, scale_offset as u32])
             .flop(flops::linear(x.rows, w.inputs, w.outputs))
             .launch();
         Ok(outputs)
+    }
+}
+
+impl Builder<'_> {
+    /// A table of modulations and which of its rows each row takes.
+    fn modulated(self, by: &Option<(Modulation<'_, Tensor>, Arc<Value>)>) -> Result<Self> {
+        match by {
+            Some((by, rows)) => self.reads(by.table)?.reads_value(rows),
+            None => Ok(self.nothing().nothing()),
+        }
     }
 }

@@ -1,6 +1,6 @@
 //! Norms, and the statistics of rows for products that do the rest.
 
-use pi0_device::{Error, NormKind, OpKind, flops, operands};
+use pi0_device::{ADA_EPS, Error, Modulation, Norm, NormKind, OpKind, flops, operands};
 
 use super::folded;
 use crate::device::{State, Vulkan};
@@ -22,21 +22,73 @@ pub(crate) fn norm_weight<'a>(
     }
 }
 
-/// As the kernels number them.
-pub(crate) fn number(kind: NormKind) -> u32 {
-    match kind {
-        NormKind::Layer => 1,
-        NormKind::Rms => 2,
+/// Rows whose statistics a workgroup finds.
+const STATISTICS_ROWS: usize = 16;
+
+/// A norm and what drives it.
+#[derive(Clone, Copy)]
+pub(crate) enum Before<'a> {
+    Plain(&'a NormWeight),
+    Ada(Modulation<'a, Tensor>),
+}
+
+impl<'a> Before<'a> {
+    /// The norm that a call wants before its product.
+    pub(crate) fn new(x: &Tensor, norm: Norm<'a, Tensor, Weight>) -> pi0_device::Result<Self> {
+        match norm {
+            Norm::Layer(w) | Norm::Rms(w) => norm_weight(norm.op(), x, w).map(Before::Plain),
+            Norm::Ada(by) => {
+                let table = [by.table.rows, by.table.cols];
+                operands::modulation(OpKind::AdaRmsNorm, [x.rows, x.cols], table, by.rows)?;
+                Ok(Before::Ada(by))
+            }
+        }
+    }
+
+    /// As the kernels number them.
+    pub(crate) fn number(self) -> u32 {
+        match self {
+            Before::Plain(n) if n.kind == NormKind::Layer => 1,
+            Before::Plain(_) => 2,
+            Before::Ada(_) => 3,
+        }
+    }
+
+    pub(crate) fn eps(self) -> f32 {
+        match self {
+            Before::Plain(n) => n.eps,
+            Before::Ada(_) => ADA_EPS,
+        }
     }
 }
 
 impl Vulkan {
+    pub(crate) fn ada_norm(&self, s: &mut State, x: &Tensor, by: &Modulation<'_, Tensor>) -> Result<Tensor> {
+        let y = self.tensor(s, x.rows, x.cols)?;
+        if x.rows * x.cols > 0 {
+            let rows = s.tape.integers(by.rows);
+            let pipeline = s.pipeline(Kernel::Norm, &[3, 0])?;
+            let words = [x.rows, x.cols, x.offset, x.stride].map(|v| v as u32);
+            Builder::new(&mut s.tape, pipeline, folded(x.rows))
+                .reads(x)?
+                .nothing()
+                .reads(by.table)?
+                .reads_value(&rows)?
+                .writes(&y.value)?
+                .push(&words)
+                .push(&[ADA_EPS.to_bits(), 0, by.table.offset as u32, by.table.stride as u32])
+                .flop(flops::pointwise(OpKind::AdaRmsNorm, [x.rows, x.cols]))
+                .launch();
+        }
+        Ok(y)
+    }
+
     pub(crate) fn norm(&self, op: OpKind, x: &Tensor, weight: &Weight) -> pi0_device::Result<Tensor> {
         let n = norm_weight(op, x, weight)?;
         self.write(|s| {
             let y = self.tensor(s, x.rows, x.cols)?;
             if x.rows * x.cols > 0 {
-                let pipeline = s.pipeline(Kernel::Norm, &[number(n.kind), 0])?;
+                let pipeline = s.pipeline(Kernel::Norm, &[Before::Plain(n).number(), 0])?;
                 let words = [x.rows, x.cols, x.offset, x.stride].map(|v| v as u32);
                 Builder::new(&mut s.tape, pipeline, folded(x.rows))
                     .reads(x)?
@@ -54,18 +106,18 @@ impl Vulkan {
     }
 
     /// Mean and 1 / deviation of each row; of an RMS norm the mean is 0.
-    pub(crate) fn statistics(&self, s: &mut State, x: &Tensor, number: u32, eps: f32) -> Result<Tensor> {
+    pub(crate) fn statistics(&self, s: &mut State, x: &Tensor, norm: Before<'_>) -> Result<Tensor> {
         let y = self.tensor(s, x.rows, 2)?;
-        let pipeline = s.pipeline(Kernel::Norm, &[number, 1])?;
+        let pipeline = s.pipeline(Kernel::Norm, &[norm.number(), 1])?;
         let words = [x.rows, x.cols, x.offset, x.stride].map(|v| v as u32);
-        Builder::new(&mut s.tape, pipeline, folded(x.rows))
+        Builder::new(&mut s.tape, pipeline, folded(x.rows.div_ceil(STATISTICS_ROWS)))
             .reads(x)?
             .nothing()
             .nothing()
             .nothing()
             .writes(&y.value)?
             .push(&words)
-            .push(&[eps.to_bits(), 0, 0, 0])
+            .push(&[norm.eps().to_bits(), 0, 0, 0])
             .flop(3 * (x.rows * x.cols) as u64)
             .launch();
         Ok(y)

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use pi0_device::{OpKind, flops};
+use pi0_device::{Modulation, OpKind, flops};
 
 use super::{EACH, folded};
 use crate::device::{State, Vulkan};
@@ -15,6 +15,7 @@ use crate::weight::Table;
 
 /// As the kernel numbers them.
 const SUM: u32 = 3;
+const GATED: u32 = 4;
 const COPY: u32 = 5;
 
 impl Vulkan {
@@ -36,6 +37,37 @@ impl Vulkan {
         let z = self.tensor(s, x.rows, x.cols)?;
         let flop = flops::pointwise(OpKind::AddScaled, [x.rows, x.cols]);
         self.elements(s, SUM, x, Some(y), [x.rows, x.cols], (&z, 0), scale, flop)?;
+        Ok(z)
+    }
+
+    /// `x + gate * y`.
+    pub(crate) fn gated_sum(
+        &self,
+        s: &mut State,
+        x: &Tensor,
+        y: &Tensor,
+        by: &Modulation<'_, Tensor>,
+    ) -> Result<Tensor> {
+        let z = self.tensor(s, x.rows, x.cols)?;
+        let (rows, cols) = (x.rows, x.cols);
+        if rows * cols == 0 {
+            return Ok(z);
+        }
+        let picked = s.tape.integers(by.rows);
+        let pipeline = s.pipeline(Kernel::Pointwise, &[GATED])?;
+        let gate = by.table.offset + 2 * cols;
+        let words =
+            [rows, cols, x.offset, x.stride, y.offset, y.stride, rows, gate, by.table.stride, 0, z.stride];
+        Builder::new(&mut s.tape, pipeline, folded((rows * cols).div_ceil(EACH)))
+            .reads(x)?
+            .reads(y)?
+            .reads(by.table)?
+            .reads_value(&picked)?
+            .writes(&z.value)?
+            .push(&words.map(|v| v as u32))
+            .push(&[0])
+            .flop(flops::pointwise(OpKind::GatedAdd, [rows, cols]))
+            .launch();
         Ok(z)
     }
 
@@ -72,8 +104,8 @@ impl Vulkan {
             None => b.nothing(),
         };
         let (y_offset, y_stride, y_rows) = y.map_or((0, 0, 1), |y| (y.offset, y.stride, y.rows));
-        let words =
-            [rows, cols, x.offset, x.stride, y_offset, y_stride, y_rows, 0, 0, at, z.stride].map(|v| v as u32);
+        let words = [rows, cols, x.offset, x.stride, y_offset, y_stride, y_rows, 0, 0, at, z.stride]
+            .map(|v| v as u32);
         b.nothing().nothing().writes(&z.value)?.push(&words).push(&[scale.to_bits()]).flop(flop).launch();
         Ok(())
     }

@@ -32,8 +32,7 @@ pub(crate) enum Turn {
 
 /// Cosine and sine of `position` at each pair of a head, as the references compute them, in f32.
 fn angles(positions: impl Iterator<Item = u32>, half: usize) -> Vec<f32> {
-    let frequencies: Vec<f32> =
-        (0..half).map(|i| 1.0 / 10000f32.powf(i as f32 / half as f32)).collect();
+    let frequencies: Vec<f32> = (0..half).map(|i| 1.0 / 10000f32.powf(i as f32 / half as f32)).collect();
     let mut out = Vec::new();
     for p in positions {
         for f in &frequencies {

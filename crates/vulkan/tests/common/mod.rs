@@ -2,9 +2,7 @@
 #![allow(dead_code)]
 
 pub use pi0_device::Bound;
-use pi0_device::{
-    Device, HostTensor, LinearPart, NormKind, Reference, TensorSource, WeightSource, compare,
-};
+use pi0_device::{Device, HostTensor, LinearPart, NormKind, Reference, TensorSource, WeightSource, compare};
 use pi0_vulkan::{Vulkan, VulkanError, VulkanOptions};
 
 /// Kernels in f32 differ from the reference by the rounding of f32 sums.

@@ -1,0 +1,52 @@
+//! Whole networks against the references' own results.
+
+mod common;
+
+use std::path::{Path, PathBuf};
+
+use pi0_device::{Bound, Device, compare};
+use pi0_model::golden::{read_inputs, read_tensors};
+use pi0_model::{Checkpoint, Extent, Pi0, SampleOptions};
+
+/// What ten steps of flow matching must reach.
+const ACTIONS: Bound = Bound { pcc: 0.9999, relative_l2: 1e-3, max_abs: f64::INFINITY };
+
+fn repository(path: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").join(path)
+}
+
+/// Runs the network in `weights` on a run of `case`, twice.
+fn end_to_end(weights: &str, case: &str, run: &str) {
+    let Some(device) = common::open() else { return };
+    let checkpoint = Checkpoint::open(&repository(weights)).unwrap();
+    let model = Pi0::load(&device, checkpoint, Extent::Cache, &|_| ()).unwrap();
+    let batch = read_inputs(&repository(case).join(format!("{run}.inputs.safetensors"))).unwrap();
+    let want =
+        &read_tensors(&repository(case).join(format!("{run}.outputs.safetensors"))).unwrap()["actions"];
+    let start = std::time::Instant::now();
+    let actions = model.sample_actions(&batch, &SampleOptions::default()).unwrap();
+    let first = start.elapsed();
+    let again = model.sample_actions(&batch, &SampleOptions::default()).unwrap();
+    println!("{case} {run}: {first:?}, then {:?}; {:?}", start.elapsed() - first, device.stats());
+    println!("device memory: {} bytes", device.memory().unwrap().bytes());
+    assert_eq!(actions, again, "a replay gives the same bits");
+    let data: Vec<f32> = actions.iter().flat_map(|a| a.data.iter().copied()).collect();
+    let agreement = compare(&data, &want.data);
+    println!("{case} {run}: {agreement}");
+    assert!(ACTIONS.holds(&agreement), "{case} {run}: {agreement}");
+}
+
+#[test]
+fn two_robots_with_masked_cameras() {
+    end_to_end("golden/b", "golden/b", "mixed_masks_b2");
+}
+
+#[test]
+fn one_robot_of_openpi() {
+    end_to_end("models/tiny", "golden/c", "cam2_short_b1");
+}
+
+#[test]
+fn two_robots_of_pi05() {
+    end_to_end("golden/d", "golden/d", "mixed_masks_b2");
+}
