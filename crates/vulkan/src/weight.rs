@@ -149,10 +149,10 @@ impl<'a> Packing<'a> {
     /// Packs row `i`, `stride` bytes.
     pub(crate) fn row(&self, i: usize, scales: &[f32], values: &mut [f32], out: &mut [u8]) {
         let (part, at) = self.part(i);
-        let same = match (self.stored, part.weight.dtype) {
-            (Stored::F32, Dtype::F32) | (Stored::Bf16, Dtype::Bf16) | (Stored::F16, Dtype::F16) => true,
-            _ => false,
-        };
+        let same = matches!(
+            (self.stored, part.weight.dtype),
+            (Stored::F32, Dtype::F32) | (Stored::Bf16, Dtype::Bf16) | (Stored::F16, Dtype::F16)
+        );
         out.fill(0);
         if same {
             let size = self.stored.bytes();

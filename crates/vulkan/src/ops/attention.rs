@@ -90,9 +90,9 @@ impl Vulkan {
         }
         let table = s.tape.integers(&table);
         let kernel = match spec.head_dim {
-            ..=32 => Kernel::Attention32,
-            ..=64 => Kernel::Attention64,
-            ..=128 => Kernel::Attention128,
+            0..=32 => Kernel::Attention32,
+            33..=64 => Kernel::Attention64,
+            65..=128 => Kernel::Attention128,
             _ => Kernel::Attention256,
         };
         let pipeline = s.pipeline(kernel, &[])?;
