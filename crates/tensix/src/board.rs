@@ -25,7 +25,10 @@ const BANKS: [[Xy; 3]; 6] = [
     [xy(5, 3), xy(5, 4), xy(5, 8)],
     [xy(5, 5), xy(5, 6), xy(5, 7)],
 ];
-const BANK_BYTES: u64 = 2 << 30;
+/// Channels behind each group of tiles; the second one's bytes follow the first one's.
+const CHANNELS: usize = 2;
+const BANK_COUNT: usize = BANKS.len() * CHANNELS;
+const BANK_BYTES: u64 = 1 << 30;
 /// The lowest addresses are left to the board's own firmware.
 const BANK_START: u64 = 1 << 20;
 /// NoC 1 counts from the opposite corner.
@@ -119,6 +122,11 @@ fn words(w: &[u32]) -> Vec<u8> {
     w.iter().flat_map(|w| w.to_le_bytes()).collect()
 }
 
+/// A tile that reaches a bank, and where the bank begins there.
+fn bank_place(bank: usize) -> (Xy, u64) {
+    (BANKS[bank / CHANNELS][0], (bank % CHANNELS) as u64 * BANK_BYTES)
+}
+
 /// Coordinates as the upper half of a NoC address.
 fn address_mid(t: Xy) -> u32 {
     u32::from(t.x) << 4 | u32::from(t.y) << 10
@@ -143,8 +151,8 @@ impl Board {
             harvested_rows: 0,
             usable_grid: (COLUMNS, ROWS),
             grid: (0, 0),
-            dram_bytes: BANK_BYTES * BANKS.len() as u64,
-            dram_banks: BANKS.len(),
+            dram_bytes: BANK_BYTES * BANK_COUNT as u64,
+            dram_banks: BANK_COUNT,
             l1_bytes: L1_BYTES,
         };
         let mut board = Self {
@@ -210,11 +218,12 @@ impl Board {
     /// Writes tiles of a tensor at `base` of every bank, from tile index 0.
     pub(crate) fn write_tiles(&mut self, base: u32, tile_bytes: usize, tiles: &[u8]) -> Result<(), Fault> {
         const CHUNK: usize = 8 << 20;
-        for (bank, [xy, ..]) in BANKS.into_iter().enumerate() {
+        for bank in 0..BANK_COUNT {
+            let (xy, start) = bank_place(bank);
             let own: Vec<u8> =
-                tiles.chunks(tile_bytes).skip(bank).step_by(BANKS.len()).flatten().copied().collect();
+                tiles.chunks(tile_bytes).skip(bank).step_by(BANK_COUNT).flatten().copied().collect();
             for (i, part) in own.chunks(CHUNK).enumerate() {
-                self.pending.write(xy, u64::from(base) + (i * CHUNK) as u64, part);
+                self.pending.write(xy, start + u64::from(base) + (i * CHUNK) as u64, part);
                 if self.pending.len() > CHUNK {
                     self.flush()?;
                 }
@@ -231,8 +240,9 @@ impl Board {
         tiles: impl ExactSizeIterator<Item = usize>,
     ) -> Result<Vec<u8>, Fault> {
         for t in tiles {
-            let addr = u64::from(base) + (t / BANKS.len() * tile_bytes) as u64;
-            self.pending.read(BANKS[t % BANKS.len()][0], addr, tile_bytes);
+            let (xy, start) = bank_place(t % BANK_COUNT);
+            let addr = start + u64::from(base) + (t / BANK_COUNT * tile_bytes) as u64;
+            self.pending.read(xy, addr, tile_bytes);
         }
         self.flush()
     }
@@ -300,8 +310,9 @@ impl Board {
                 for (start, code) in l1::START.into_iter().zip(&self.firmware) {
                     self.pending.write(tile, start.into(), &words(code));
                 }
-                let banks = BANKS.map(|group| {
-                    let b = group[core % group.len()];
+                let banks: [[u32; 2]; BANK_COUNT] = std::array::from_fn(|bank| {
+                    let group = BANKS[bank / CHANNELS];
+                    let b = group[(core + bank % CHANNELS) % group.len()];
                     let mirrored = Xy { x: NOC_SIZE.0 - 1 - b.x, y: NOC_SIZE.1 - 1 - b.y };
                     [address_mid(b), address_mid(mirrored)]
                 });

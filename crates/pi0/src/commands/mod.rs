@@ -6,6 +6,7 @@ pub mod compare;
 pub mod coverage;
 pub mod demo;
 pub mod devices;
+pub mod estimate;
 pub mod infer;
 pub mod inspect;
 pub mod replay;

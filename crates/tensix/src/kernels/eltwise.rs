@@ -20,6 +20,8 @@ pub(crate) enum EltwiseOp {
     Add,
     /// `x + scale * y`, the scale as bits.
     AddScaled(u32),
+    /// `x + gate * y`.
+    GatedAdd,
     /// `x * cos + turned * sin`.
     Rope,
 }
@@ -30,6 +32,7 @@ impl EltwiseOp {
         match self {
             Self::Gelu | Self::Silu => 1,
             Self::Geglu | Self::Add | Self::AddScaled(_) => 2,
+            Self::GatedAdd => 3,
             Self::Rope => 4,
         }
     }
@@ -115,6 +118,7 @@ impl Eltwise {
                 EltwiseOp::Geglu => sfpu::geglu(a, x, y),
                 EltwiseOp::Add => sfpu::add_tiles(a, x, y),
                 EltwiseOp::AddScaled(bits) => sfpu::add_scaled(a, x, y, f32::from_bits(bits)),
+                EltwiseOp::GatedAdd => sfpu::gated_add(a, x, y, z),
                 EltwiseOp::Rope => sfpu::rotate_pairs(a, x, y, z, w),
             });
             math::commit(a);

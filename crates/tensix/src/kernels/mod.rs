@@ -26,7 +26,7 @@ use crate::rv::{Asm, Reg};
 pub(crate) use attention::{AttentionKernel, MASKED};
 pub(crate) use eltwise::{Eltwise, EltwiseOp};
 pub(crate) use firmware::firmware;
-pub(crate) use gather::{Columns, Gather, RowSource};
+pub(crate) use gather::{Columns, Gather, LINES, RowSource};
 pub(crate) use math::PHASES;
 pub(crate) use matmul::{Epilogue, Matmul};
 pub(crate) use noc::Banks;
@@ -183,6 +183,7 @@ impl VectorProgram {
             Self::Eltwise(EltwiseOp::Geglu) => sfpu::geglu(&mut a, 0, t),
             Self::Eltwise(EltwiseOp::Add) => sfpu::add_tiles(&mut a, 0, t),
             Self::Eltwise(EltwiseOp::AddScaled(s)) => sfpu::add_scaled(&mut a, 0, t, f32::from_bits(s)),
+            Self::Eltwise(EltwiseOp::GatedAdd) => sfpu::gated_add(&mut a, 0, t, 2 * t),
             Self::Eltwise(EltwiseOp::Rope) => sfpu::rotate_pairs(&mut a, 0, t, 2 * t, 3 * t),
             Self::NormStatistics { sum } => sfpu::stats_accumulate(&mut a, 0, t, sum),
             Self::NormFinish { centered } => {
@@ -228,13 +229,13 @@ mod tests {
     use crate::layout::Format;
 
     const L1: u32 = 1464 * 1024;
-    const BANKS: Banks = Banks(6);
+    const BANKS: Banks = Banks(12);
 
     /// Building a kernel checks every program for hazards.
     #[test]
     fn every_form_of_every_kernel_is_free_of_hazards() {
         use EltwiseOp::*;
-        for op in [Gelu, Silu, Geglu, Add, AddScaled(0.3f32.to_bits()), Rope] {
+        for op in [Gelu, Silu, Geglu, Add, AddScaled(0.3f32.to_bits()), GatedAdd, Rope] {
             Eltwise { op, banks: BANKS }.build(L1).unwrap();
         }
         for whole in [true, false] {
@@ -296,7 +297,7 @@ mod tests {
         let firmware_end = |p: Processor| l1::START[p as usize] + 4 * firmware(p).unwrap().len() as u32;
         let ends = Processor::ALL.map(firmware_end);
         assert!(ends.iter().zip(&l1::START[1..]).all(|(end, next)| end <= next));
-        assert!(ends[4] <= l1::GO && l1::GO + 20 <= l1::BANKS && l1::BANKS + 6 * 8 <= l1::COUNTERS);
+        assert!(ends[4] <= l1::GO && l1::GO + 20 <= l1::BANKS && l1::BANKS + 12 * 8 <= l1::COUNTERS);
         const { assert!(l1::ARGS < l1::CODE && l1::CODE < l1::DATA) };
     }
 }

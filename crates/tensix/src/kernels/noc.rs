@@ -45,6 +45,18 @@ impl Noc {
         }
     }
 
+    /// What a packet is: a read, or a write on a static virtual channel (with many writers the dynamic ones collapse to
+    /// a fraction of what DRAM takes); answered in either case.
+    fn control(self) -> i32 {
+        const WRITE: i32 = 1 << 1;
+        const ANSWERED: i32 = 1 << 4;
+        const STATIC_CHANNEL: i32 = 1 << 7;
+        match self {
+            Noc::Read => ANSWERED,
+            Noc::Write => WRITE | ANSWERED | STATIC_CHANNEL,
+        }
+    }
+
     /// Loads the registers that the other blocks use.
     pub(super) fn init(self, a: &mut Asm, banks: Banks) {
         a.li(Reg::S0, self.base());
@@ -70,11 +82,14 @@ impl Noc {
         a.mulhu(Reg::T0, tile, Reg::S8); // slot
         a.mul(Reg::T1, Reg::T0, Reg::S9);
         a.sub(Reg::T1, tile, Reg::T1); // bank
+        a.andi(Reg::T5, Reg::T1, 1); // its channel: the second one's bytes follow the first one's
+        a.slli(Reg::T5, Reg::T5, 30);
         a.slli(Reg::T1, Reg::T1, 3);
         a.add(Reg::T1, Reg::T1, Reg::S10);
         a.lw(Reg::T1, Reg::T1, 0);
         a.slli(Reg::T0, Reg::T0, shift);
         a.add(Reg::T0, Reg::T0, base);
+        a.add(Reg::T0, Reg::T0, Reg::T5);
     }
 
     /// Starts a transfer of `bytes` (at most 8192) between the remote address in `t0`, `t1` and `local`.
@@ -92,8 +107,7 @@ impl Noc {
         a.sw(to_low, Reg::S0, RETURN_LOW);
         a.sw(to_mid, Reg::S0, RETURN_MID);
         a.sw(Reg::Zero, Reg::S0, PACKET_TAG);
-        // A read, or a write, that is answered.
-        a.addi(Reg::T5, Reg::Zero, if self == Noc::Read { 0x10 } else { 0x12 });
+        a.addi(Reg::T5, Reg::Zero, self.control());
         a.sw(Reg::T5, Reg::S0, CONTROL);
         a.li(Reg::T2, bytes);
         a.sw(Reg::T2, Reg::S0, LENGTH);

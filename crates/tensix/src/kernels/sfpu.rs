@@ -242,6 +242,11 @@ pub(super) fn add_scaled(a: &mut Asm, x: u32, y: u32, scale: f32) {
     });
 }
 
+/// `x + gate * y`, to x's tile.
+pub(super) fn gated_add(a: &mut Asm, x: u32, y: u32, gate: u32) {
+    map(a, &[x, y, gate], x, |a| mad(a, L0, L1, L2, L0));
+}
+
 /// `x * cos + turned * sin`, to x's tile.
 pub(super) fn rotate_pairs(a: &mut Asm, x: u32, turned: u32, cos: u32, sin: u32) {
     map(a, &[x, turned, cos, sin], x, |a| {

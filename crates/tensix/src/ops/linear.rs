@@ -147,7 +147,7 @@ impl Tensix {
             epilogue,
             banks: self.banks,
         };
-        let machine = Machine { cores: self.cores(), ..Machine::N150 };
+        let machine = Machine::realistic(self.cores());
         let room = self.l1_room();
         perf::best_linear(&machine, shape, like, room, l1::ARG_WORDS - 64).ok_or(Fault::L1Overflow {
             kernel: "a linear layer".into(),

@@ -1,0 +1,422 @@
+//! A model of performance on paper: what each kernel asks of each unit, what a chip's units give, and so what
+//! bounds an operation and how long it takes. Nothing of ours has been measured on silicon.
+//!
+//! Two cases, so that no single number is believed too much. *Optimistic* takes the rates of Tenstorrent's public
+//! ISA documentation (`WormholeB0`: MatrixUnit, UNPACR, L1, NoC, DRAMTile) at 1 GHz. *Realistic* takes what others
+//! have measured on cards ([`Rates::REALISTIC`] names each source) and counts what the documentation leaves out:
+//! waits of the unpackers, acknowledgements of writes, starting and ending a kernel, launches. Tests hold that case
+//! against published measurements of other kernels. The simulator's clocks are not cycles and play no part here.
+//!
+//! The units work at the same time, so the slowest bounds a kernel.
+
+mod pass;
+
+pub use pass::{Estimate, Line, Model, PUBLISHED, Published, Workload, estimate};
+
+use crate::kernels::{EltwiseOp, Epilogue, LINES, Matmul, PHASES, VectorProgram};
+use crate::layout::{Format, TILE};
+
+/// Rows of 16 columns that `MVMUL` takes, and a tile product needs, in one phase.
+const PRODUCT_CYCLES: u64 = 16 * PHASES as u64;
+/// Bytes that both unpackers together read from L1 in a cycle (ISA documentation, UNPACR: 64 alone, 32 + 32 together).
+const UNPACK_BYTES: u64 = 64;
+/// Bytes that four packers write to L1 in a cycle.
+const PACK_BYTES: u64 = 64;
+/// Cycles in which an unpacker neither reads nor waits for data when partial sums are put into Dst: switching its
+/// target twice and starting four transfers, about 250 instructions of its processor. An estimate.
+const SWITCH_CYCLES: u64 = 400;
+const F32_TILE: u64 = Format::F32.tile_bytes() as u64;
+
+/// A chip, by what of it matters here.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Machine {
+    /// Cores that compute.
+    pub cores: usize,
+    /// What they and the memory do.
+    pub rates: Rates,
+}
+
+/// What the units of a chip do.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Rates {
+    /// Clock of the cores and networks, GHz.
+    pub clock: f64,
+    /// Share of its cycles in which the matrix unit multiplies while it has work.
+    pub matrix: f64,
+    /// GB/s that all DRAM channels deliver to cores.
+    pub dram_read: f64,
+    /// GB/s that all DRAM channels take from cores.
+    pub dram_write: f64,
+    /// Bytes that a core receives in a cycle.
+    pub receive: f64,
+    /// Bytes that a core sends in a cycle.
+    pub send: f64,
+    /// Cycles until a write is acknowledged.
+    pub ack: u64,
+    /// Cycles by which an `UNPACR` to a source of the matrix unit is late.
+    pub unpack_wait: u64,
+    /// Cycles that a tile unpacked to Dst, or packed, takes at least: its processor waits for the coprocessor.
+    pub turnaround: u64,
+    /// Cycles of the reading processor for each tile that it fetches.
+    pub fetch: u64,
+    /// Cycles before a kernel's first product and after its last.
+    pub start: u64,
+    /// Seconds of each launch.
+    pub launch: f64,
+}
+
+impl Rates {
+    /// What is documented: nothing is slower than its rate, and launches cost what tt-metal measures between two
+    /// operations of a trace (2.7 µs, its GEMM FLOPS report: 512³ takes 12.75 µs with the host, 10.05 on the device).
+    pub const OPTIMISTIC: Rates = Rates {
+        clock: 1.0,
+        matrix: 1.0,
+        dram_read: 288.0,
+        dram_write: 288.0,
+        receive: 32.0,
+        send: 32.0,
+        ack: 0,
+        unpack_wait: 0,
+        turnaround: 64,
+        fetch: 0,
+        start: 0,
+        launch: 2.7e-6,
+    };
+
+    /// What was measured on cards, and our estimates where nothing was.
+    pub const REALISTIC: Rates = Rates {
+        // The GEMM FLOPS report's ratio of device time to host time is 0.90 even for kernels of 160 ms: power.
+        clock: 0.9,
+        // The same report: a tuned 16384³ product in bf16 at HiFi4 keeps the matrix units 91.5 % busy.
+        matrix: 0.915,
+        // tt-metal's DRAM report: cores that read banks wherever they are over NoC 0 get 190 to 200 GB/s of 288. A
+        // reader beside each channel would get 267.
+        dram_read: 195.0,
+        // The same report: 134 to 154 over NoC 1 on a static virtual channel, 54.5 from 48 cores on a dynamic one.
+        dram_write: 144.0,
+        // The NoC's measured rates: DRAM to one core 22 bytes a cycle, one core to DRAM 21.
+        receive: 22.0,
+        send: 21.0,
+        // A round trip of 0.6 to 1 µs.
+        ack: 800,
+        // Both unpackers must be idle before the base address of one may change. An estimate.
+        unpack_wait: 25,
+        // Two waits for the coprocessor a tile. An estimate.
+        turnaround: 150,
+        // 12 instructions, 2 products, loads from L1 and the network interface (8 and 7 cycles), 9 stores.
+        fetch: 55,
+        // From the report's 512³: 10.05 µs, of which the products take 4.5.
+        start: 5_600,
+        // Estimate: for each of 64 cores a window to move, arguments and GO words to store uncached, and polls.
+        launch: 1.0e-3,
+    };
+}
+
+/// A card or one chip of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Chip {
+    /// The one chip of an n150: 72 cores.
+    N150,
+    /// One of the two chips of an n300: 64 cores.
+    N300,
+}
+
+impl Chip {
+    /// Cores that work: 80 less the harvested rows.
+    pub fn cores(self) -> usize {
+        match self {
+            Chip::N150 => 72,
+            Chip::N300 => 64,
+        }
+    }
+
+    /// Its name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Chip::N150 => "n150",
+            Chip::N300 => "one chip of an n300",
+        }
+    }
+}
+
+/// What a kernel asks: cycles of each unit of the busiest core, and bytes of the memory that all share.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Work {
+    /// Cycles of the matrix unit.
+    pub matrix: u64,
+    /// Cycles of the vector unit.
+    pub vector: u64,
+    /// Cycles of both unpackers while they read.
+    pub unpack: u64,
+    /// Transfers to the sources of the matrix unit.
+    pub unpacks: u64,
+    /// Tiles unpacked to Dst one by one.
+    pub fills: u64,
+    /// Tiles packed.
+    pub packs: u64,
+    /// Tiles that the reader fetches.
+    pub fetches: u64,
+    /// Bytes that it receives.
+    pub received: u64,
+    /// Cycles of the reader beside starting fetches.
+    pub reader: u64,
+    /// Tiles that the writer sends.
+    pub sends: u64,
+    /// Writes that may be under way at once.
+    pub in_flight: u64,
+    /// Bytes that all cores read from DRAM.
+    pub read: u64,
+    /// Bytes that they write to it.
+    pub written: u64,
+}
+
+impl Machine {
+    /// A chip in the optimistic case.
+    pub fn optimistic(cores: usize) -> Self {
+        Machine { cores, rates: Rates::OPTIMISTIC }
+    }
+
+    /// A chip in the realistic case.
+    pub fn realistic(cores: usize) -> Self {
+        Machine { cores, rates: Rates::REALISTIC }
+    }
+
+    /// Seconds of each unit for some work.
+    pub fn units(&self, w: &Work) -> [(&'static str, f64); 7] {
+        let r = &self.rates;
+        let cycles = |c: f64| c / (r.clock * 1e9);
+        let tile_out = (F32_TILE as f64 / r.send).max(if w.sends > 0 {
+            (F32_TILE as f64 / r.send + r.ack as f64) / w.in_flight.max(1) as f64
+        } else {
+            0.0
+        });
+        let unpack = w.unpack + w.unpacks * r.unpack_wait + w.fills * r.turnaround;
+        let pack = w.packs * (F32_TILE / PACK_BYTES).max(r.turnaround);
+        let reader = (w.received as f64 / r.receive).max((w.fetches * r.fetch + w.reader) as f64);
+        [
+            ("matrix", cycles(w.matrix as f64 / r.matrix)),
+            ("vector", cycles(w.vector as f64)),
+            ("unpack", cycles(unpack as f64)),
+            ("pack", cycles(pack as f64)),
+            ("reader", cycles(reader)),
+            ("writer", cycles(w.sends as f64 * tile_out)),
+            ("DRAM", w.read as f64 / (r.dram_read * 1e9) + w.written as f64 / (r.dram_write * 1e9)),
+        ]
+    }
+
+    /// The unit that bounds some work, and the seconds that the work takes on the device.
+    pub fn bound(&self, w: &Work) -> (&'static str, f64) {
+        let slowest = self.units(w).into_iter().max_by(|a, b| a.1.total_cmp(&b.1)).unwrap_or(("", 0.0));
+        (slowest.0, slowest.1 + self.rates.start as f64 / (self.rates.clock * 1e9))
+    }
+}
+
+/// A linear layer in tiles: rows and columns of the result, and tiles along the inputs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) struct LinearTiles {
+    pub(crate) rows: usize,
+    pub(crate) cols: usize,
+    pub(crate) depth: usize,
+}
+
+/// Vector instructions for a tile of GELU, counted from the program that the kernel emits.
+pub(crate) const GELU_CYCLES: u64 = 32 * 75;
+
+/// A linear layer computed with a kernel of given sizes on so many cores.
+pub(crate) fn linear(cores: usize, t: LinearTiles, k: &Matmul) -> Work {
+    let weight = k.weight.tile_bytes() as u64;
+    let [depth, rows, cols] = [t.depth as u64, k.panel_rows.into(), k.panel_cols.into()];
+    let panels = (t.rows as u64 / rows) * (t.cols as u64 / cols);
+    let rounds = panels.div_ceil(cores as u64);
+    let tiles = rows * cols;
+    let block = u64::from(k.rows * k.cols);
+    let blocks = tiles / block;
+    let chunks = depth.div_ceil(k.chunk.into());
+    let residual = if k.epilogue == Epilogue::Residual { tiles } else { 0 };
+    // Sums go out to L1 and back between chunks.
+    let filled = tiles * (chunks - 1) + residual;
+    let out = if k.epilogue == Epilogue::Geglu { tiles / 2 } else { tiles };
+    let fetched = depth * (rows * F32_TILE + cols * weight) + residual * F32_TILE;
+    let unpacked = depth * blocks * (u64::from(k.rows) * F32_TILE + block * weight) + filled * F32_TILE;
+    let vector = match k.epilogue {
+        Epilogue::None | Epilogue::Residual => 0,
+        Epilogue::Geglu => tiles / 2 * GELU_CYCLES,
+        Epilogue::Gelu | Epilogue::Silu => tiles * GELU_CYCLES,
+    };
+    Work {
+        matrix: rounds * tiles * depth * PRODUCT_CYCLES,
+        vector: rounds * vector,
+        unpack: rounds * (unpacked / UNPACK_BYTES + filled / block * SWITCH_CYCLES),
+        unpacks: rounds * depth * blocks * (u64::from(k.rows) + block),
+        packs: rounds * (tiles * (chunks - 1) + out),
+        fetches: rounds * (depth * (rows + cols) + residual),
+        received: rounds * fetched,
+        sends: rounds * out,
+        in_flight: 1,
+        read: panels * fetched,
+        written: panels * out * F32_TILE,
+        ..Work::default()
+    }
+}
+
+/// Rows and columns of tiles of a block: at most four fit half of Dst.
+const BLOCKS: [(u32, u32); 8] = [(1, 4), (2, 2), (4, 1), (1, 3), (3, 1), (1, 2), (2, 1), (1, 1)];
+/// Tiles along the inputs that may be fetched at once.
+const CHUNKS: [u32; 4] = [16, 8, 4, 2];
+
+/// Sizes of the kernel for a linear layer whose buffers fit L1 and whose items fit `item_words`. `like` gives what
+/// is fixed: formats and epilogue.
+fn candidates(t: LinearTiles, like: Matmul, l1_room: u32, item_words: usize) -> Vec<Matmul> {
+    let divisors = |n: usize, step: u32| {
+        let fits = move |d: &usize| n.is_multiple_of(*d) && d.is_multiple_of(step as usize);
+        (1..=n.min(32)).filter(fits).map(|d| d as u32)
+    };
+    let mut out = Vec::new();
+    for (rows, cols) in BLOCKS {
+        if like.epilogue == Epilogue::Geglu && cols % 2 == 1 {
+            continue;
+        }
+        for panel_rows in divisors(t.rows, rows) {
+            for panel_cols in divisors(t.cols, cols) {
+                let words = 1 + panel_cols as usize + 2 * (panel_rows * panel_cols) as usize;
+                let sized = CHUNKS.map(|chunk| {
+                    let chunk = chunk.min(t.depth as u32);
+                    let partial = t.depth as u32 > chunk;
+                    Matmul { rows, cols, panel_rows, panel_cols, chunk, partial, ..like }
+                });
+                let fits = |k: &Matmul| k.l1_bytes() <= l1_room && words <= item_words;
+                out.extend(sized.into_iter().find(fits));
+            }
+        }
+    }
+    out
+}
+
+/// The sizes with which a linear layer is fastest on paper; none if nothing fits.
+pub(crate) fn best_linear(
+    m: &Machine,
+    t: LinearTiles,
+    like: Matmul,
+    l1_room: u32,
+    item_words: usize,
+) -> Option<Matmul> {
+    let cost = |k: &Matmul| {
+        let units = m.units(&linear(m.cores, t, k)).map(|(_, seconds)| seconds);
+        // Of those that are bound alike the one that leaves most to spare.
+        units.into_iter().fold(0.0, f64::max) + 1e-3 * units.iter().sum::<f64>()
+    };
+    let all = candidates(t, like, l1_room, item_words).into_iter().map(|k| (cost(&k), k));
+    all.min_by(|a, b| a.0.total_cmp(&b.0)).map(|(_, k)| k)
+}
+
+/// A norm over `rows` rows of `cols` tiles: a core takes whole rows.
+fn norm(cores: usize, rows: usize, cols: usize, centered: bool) -> Work {
+    let (cols, rounds) = (cols as u64, rows.div_ceil(cores) as u64);
+    let passes = 1 + u64::from(centered);
+    let mut vector = VectorProgram::NormFinish { centered }.cycles();
+    vector += cols * VectorProgram::NormStatistics { sum: false }.cycles();
+    vector += cols * VectorProgram::NormApply { centered }.cycles();
+    if centered {
+        vector += cols * VectorProgram::NormStatistics { sum: true }.cycles();
+    }
+    let busy = rows.min(cores) as u64;
+    // Each pass reads the row, the last one scale and bias too.
+    let fills = rounds * cols * (passes + 1 + passes);
+    Work {
+        vector: rounds * vector,
+        unpack: fills * F32_TILE / UNPACK_BYTES,
+        fills,
+        packs: rounds * cols,
+        fetches: (rounds + passes) * cols,
+        received: (rounds + passes) * cols * F32_TILE,
+        sends: rounds * cols,
+        in_flight: 1,
+        read: (rows as u64 + busy * passes) * cols * F32_TILE,
+        written: rows as u64 * cols * F32_TILE,
+        ..Work::default()
+    }
+}
+
+/// Attention: `heads` heads of `width` tiles, `rows` rows of query tiles that each see `keys` key tiles, under a mask
+/// or not.
+fn attention(cores: usize, heads: usize, width: usize, rows: usize, keys: usize, masked: bool) -> Work {
+    let rounds = (heads * rows).div_ceil(cores) as u64;
+    let (width, keys, items) = (width as u64, keys as u64, (heads * rows) as u64);
+    let depth = width + u64::from(masked);
+    let groups = width.div_ceil(3);
+    let vector = keys * (VectorProgram::Scores.cycles() + VectorProgram::Exponentials.cycles())
+        + width * VectorProgram::Divide.cycles();
+    // Queries with every key tile; the scores; the exponentials with every group of values.
+    let sources = keys * (2 * depth + groups + width);
+    let fetched = depth + keys * (depth + width);
+    Work {
+        matrix: rounds * keys * (depth + width) * PRODUCT_CYCLES,
+        vector: rounds * vector,
+        unpack: rounds * (sources + keys) * F32_TILE / UNPACK_BYTES,
+        unpacks: rounds * sources,
+        fills: rounds * keys,
+        packs: rounds * (2 * keys + width),
+        fetches: rounds * fetched,
+        received: rounds * fetched * F32_TILE,
+        sends: rounds * width,
+        in_flight: 1,
+        read: items * fetched * F32_TILE,
+        written: items * width * F32_TILE,
+        ..Work::default()
+    }
+}
+
+/// An operation element by element over so many output tiles.
+fn eltwise(cores: usize, op: EltwiseOp, tiles: usize) -> Work {
+    let (rounds, inputs) = (tiles.div_ceil(cores) as u64, op.inputs() as u64);
+    Work {
+        vector: rounds * VectorProgram::Eltwise(op).cycles(),
+        unpack: rounds * inputs * F32_TILE / UNPACK_BYTES,
+        fills: rounds * inputs,
+        packs: rounds,
+        fetches: rounds * inputs,
+        received: rounds * inputs * F32_TILE,
+        sends: rounds,
+        in_flight: 1,
+        read: tiles as u64 * inputs * F32_TILE,
+        written: tiles as u64 * F32_TILE,
+        ..Work::default()
+    }
+}
+
+/// Cycles in which the reading processor places one word of a gathered tile: two loads from L1 that each wait 8, an
+/// addition, a store, and the loop's share.
+const PLACE_CYCLES: u64 = 22;
+
+/// Tiles put together word by word, each row from so many lines of 64 bytes.
+fn gather(cores: usize, tiles: usize, lines: usize) -> Work {
+    let rounds = tiles.div_ceil(cores) as u64;
+    let lines = (TILE * lines.min(LINES)) as u64;
+    Work {
+        fetches: rounds * lines,
+        received: rounds * lines * 64,
+        reader: rounds * (TILE * TILE) as u64 * PLACE_CYCLES,
+        sends: rounds,
+        in_flight: 1,
+        read: tiles as u64 * lines * 64,
+        written: tiles as u64 * F32_TILE,
+        ..Work::default()
+    }
+}
+
+/// Tiles copied whole.
+fn copy(cores: usize, tiles: usize) -> Work {
+    let rounds = tiles.div_ceil(cores) as u64;
+    Work {
+        fetches: rounds,
+        received: rounds * F32_TILE,
+        sends: rounds,
+        in_flight: 1,
+        read: tiles as u64 * F32_TILE,
+        written: tiles as u64 * F32_TILE,
+        ..Work::default()
+    }
+}
+
+#[cfg(test)]
+mod tests;
