@@ -277,20 +277,33 @@ impl Config {
         let mut config = Self::from_json(&json, kind).map_err(|what| ModelError::config(&path, what))?;
         let arch_path = dir.join("arch.json");
         if arch_path.exists() {
-            let arch: Arch = serde_json::from_value(read_json(&arch_path)?)
-                .map_err(|e| ModelError::config(&arch_path, e.to_string()))?;
-            if let Some(family) = arch.family.as_deref().filter(|f| *f != kind.name()) {
-                return Err(ModelError::config(&arch_path, contradiction(family, kind)));
-            }
-            config.apply(arch);
+            config.read_arch(&arch_path)?;
         }
         config.check().map_err(|what| ModelError::config(dir, what))?;
         Ok(config)
     }
 
+    /// Takes the sizes of an `arch.json`.
+    pub(crate) fn read_arch(&mut self, path: &Path) -> Result<(), ModelError> {
+        let arch: Arch =
+            serde_json::from_value(read_json(path)?).map_err(|e| ModelError::config(path, e.to_string()))?;
+        if let Some(family) = arch.family.as_deref().filter(|f| *f != self.kind.name()) {
+            return Err(ModelError::config(path, contradiction(family, self.kind)));
+        }
+        self.apply(arch);
+        Ok(())
+    }
+
     fn from_json(json: &Map<String, Value>, kind: Kind) -> Result<Self, String> {
         let variant = |key: &str, default: &str| {
             let name = json.get(key).and_then(Value::as_str).unwrap_or(default);
+            if let Some(base) = name.strip_suffix("_lora") {
+                return Err(format!(
+                    "{key} is {name:?}: trained as adapters, which openpi's converter to PyTorch leaves behind, so \
+                     these are the weights before training. Give the JAX checkpoint itself (the folder with `params`): \
+                     its adapters are added at load. If these weights have them merged in, write {base:?} here"
+                ));
+            }
             GemmaConfig::variant(name)
                 .ok_or_else(|| format!("{key} is {name:?}; known are gemma_2b and gemma_300m"))
         };
@@ -474,7 +487,7 @@ impl Config {
     }
 
     /// Checks what the layers rely on.
-    fn check(&self) -> Result<(), String> {
+    pub(crate) fn check(&self) -> Result<(), String> {
         let (v, g, e) = (&self.vision, &self.gemma, &self.expert);
         let positive = [
             v.hidden_size,
@@ -532,7 +545,7 @@ fn contradiction(declared: &str, kind: Kind) -> String {
 }
 
 /// Reads a JSON file. Deep nesting and other damage come back as errors.
-fn read_json(path: &Path) -> Result<Value, ModelError> {
+pub(crate) fn read_json(path: &Path) -> Result<Value, ModelError> {
     let text = fs::read_to_string(path).map_err(|e| ModelError::Read { path: path.into(), source: e })?;
     serde_json::from_str(&text).map_err(|e| ModelError::config(path, format!("is not valid JSON: {e}")))
 }

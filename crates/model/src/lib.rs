@@ -20,7 +20,7 @@ pub mod siglip;
 pub mod synth;
 pub mod weights;
 
-pub use checkpoint::Checkpoint;
+pub use checkpoint::{Checkpoint, NamedConfig, OpenOptions, Origin};
 pub use config::{Config, Family, GemmaConfig, Kind, TimeSchedule, VisionConfig};
 pub use error::ModelError;
 pub use gemma::Extent;

@@ -18,6 +18,15 @@ use crate::siglip::SigLip;
 use crate::weights::{EMBED, EXPERT, LANGUAGE, PROJECTOR, VISION, Weights};
 use crate::{Checkpoint, Config, Inputs, Kind, ModelError, Rtc, SampleOptions};
 
+/// Whether nothing reads this tensor of the language model where only its keys and values count: see
+/// [`Extent::Cache`].
+fn unread(name: &str, depth: usize) -> bool {
+    let Some(rest) = name.strip_prefix(LANGUAGE) else { return false };
+    let last = rest.strip_prefix(&format!(".layers.{}.", depth - 1));
+    let read = ["input_layernorm", "self_attn.k_proj", "self_attn.v_proj"];
+    rest.starts_with(".norm.") || last.is_some_and(|leaf| !read.iter().any(|read| leaf.starts_with(read)))
+}
+
 /// The network on a device.
 pub struct Pi0<D: Device> {
     device: D,
@@ -134,6 +143,7 @@ impl<D: Device> Pi0<D> {
         progress: &dyn Fn(u64),
     ) -> Result<Self, ModelError> {
         let c = &checkpoint.config;
+        let _reading = checkpoint.read_ahead(|name| extent == Extent::Whole || !unread(name, c.gemma.depth));
         let w = Weights::new(&device, &checkpoint, progress);
         let width = c.expert.width;
         let vision = SigLip::load(&c.vision, &w.pp(VISION))?;
@@ -414,7 +424,7 @@ impl<D: Device> Pi0<D> {
         let c = self.config();
         if x.data.iter().any(|x| !x.is_finite()) {
             // Once: reading gigabytes for every request that is out of all proportion would stop a server.
-            let bad_weight = self.bad_weight.get_or_init(|| self.checkpoint.find_not_finite());
+            let bad_weight = self.bad_weight.get_or_init(|| self.checkpoint.find_not_finite().ok().flatten());
             return Err(ModelError::NotFinite(match bad_weight {
                 Some((name, i)) => format!("the weight {name} holds NaN or infinity at index {i}"),
                 None => "all weights are finite; sums overflowed, so the state, the noise or the previous chunk is \

@@ -171,7 +171,7 @@ mod tests {
         let read = Checkpoint::open(dir.path()).unwrap();
         assert_eq!(read.config, config);
         assert_eq!(2 * read.parameters(), weight_bytes(&config));
-        assert_eq!(read.find_not_finite(), None);
+        assert_eq!(read.find_not_finite().unwrap(), None);
         let (same, other) = (checkpoint(&config, 7).unwrap(), checkpoint(&config, 8).unwrap());
         let name = "state_proj.weight";
         assert_eq!(read.tensor(name).bytes(), same.tensor(name).bytes());

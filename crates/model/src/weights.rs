@@ -161,7 +161,7 @@ impl<'a, D: Device> Weights<'a, D> {
         let mut parts = Vec::new();
         for name in names {
             let weight = self.checkpoint.tensor(&self.name(&format!("{name}.weight")));
-            stored += weight.bytes().len() as u64;
+            stored += weight.byte_count() as u64;
             let [out, inputs] = [weight.shape[0], weight.shape[1..].iter().product()];
             parts.push(LinearPart {
                 // A convolution whose stride is its size is a linear layer over its patches.
@@ -191,7 +191,7 @@ impl<'a, D: Device> Weights<'a, D> {
         bias: Option<pi0_device::TensorSource>,
     ) -> Result<D::Weight, ModelError> {
         let weight = self.checkpoint.tensor(&self.name(&format!("{name}.weight")));
-        let stored = weight.bytes().len() as u64;
+        let stored = weight.byte_count() as u64;
         self.prepare(WeightSource::Norm { kind, weight, bias, eps: 1e-6 }, stored)
     }
 
@@ -203,6 +203,7 @@ impl<'a, D: Device> Weights<'a, D> {
     /// A matrix as an activation, such as the position embedding.
     pub fn upload(&self, name: &str) -> Result<D::Tensor, ModelError> {
         let t = self.checkpoint.tensor(&self.name(name));
+        t.fetch()?;
         Ok(self.device.upload(t.rows(), t.cols(), &t.to_f32())?)
     }
 }

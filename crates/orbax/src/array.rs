@@ -210,6 +210,12 @@ pub struct Reader {
     scratch: Vec<u8>,
 }
 
+impl std::fmt::Debug for Reader {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Reader").field("array", &self.array.name).finish_non_exhaustive()
+    }
+}
+
 impl Reader {
     /// Reads nothing yet.
     pub fn new(array: Arc<Array>) -> Self {

@@ -9,6 +9,7 @@ mod policy;
 mod remote;
 mod reopen;
 mod report;
+mod weights;
 
 use std::process::ExitCode;
 

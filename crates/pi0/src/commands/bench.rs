@@ -31,6 +31,7 @@ use super::check::default_format;
 use super::synth::{self, Size};
 use crate::device::{self, DeviceArgs, Visitor};
 use crate::output;
+use crate::weights::WeightsArgs;
 
 /// Measure loading and inference, after checking the result: time, work, bytes and memory, stage by stage
 #[derive(clap::Args)]
@@ -39,7 +40,7 @@ use crate::output;
   pi0 bench --synth full --dtype bf16 --cameras 2 --tokens 12 --json result.json
   pi0 bench pi0_base --inputs run.inputs.safetensors --golden actions.safetensors")]
 pub struct Args {
-    /// Checkpoint directory: lerobot's, or openpi's converted to PyTorch
+    /// Checkpoint: a folder of lerobot's or of openpi's, JAX (with `params`) or PyTorch
     #[arg(required_unless_present = "synth", conflicts_with = "synth")]
     model: Option<PathBuf>,
     /// Use a random checkpoint of this size, made on first use and kept in the user's cache folder; full takes 7 GB
@@ -77,6 +78,8 @@ pub struct Args {
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
     #[command(flatten)]
+    weights: WeightsArgs,
+    #[command(flatten)]
     device: DeviceArgs,
 }
 
@@ -89,7 +92,7 @@ pub fn run(args: &Args) -> Result<()> {
         (None, None) => bail!("name a checkpoint or --synth"),
     };
     let making = making.elapsed();
-    let checkpoint = Checkpoint::open(&dir)?;
+    let checkpoint = args.weights.open(&dir, None)?;
     let batch = match &args.inputs {
         Some(path) => read_inputs(path)?,
         None => (0..args.batch).map(|i| robot(&checkpoint.config, args, u64::from(i))).collect(),

@@ -14,6 +14,7 @@ use pi0_model::cases::Format;
 
 use crate::device::{self, DeviceArgs, DeviceKind, Visitor};
 use crate::output;
+use crate::weights::WeightsArgs;
 
 /// Run every module alone on a device and on the reference, compare, and say which one is at fault
 #[derive(Debug, Clone, clap::Args)]
@@ -111,7 +112,7 @@ pub fn run(args: &Args) -> Result<()> {
 /// Does the checks.
 pub fn results(args: &Args) -> Result<CheckResults> {
     let mode = check::Mode::from(args.mode);
-    let checkpoint = args.model.as_deref().map(Checkpoint::open).transpose()?;
+    let checkpoint = args.model.as_deref().map(|dir| WeightsArgs::default().open(dir, None)).transpose()?;
     let selection = check::select(&args.modules, checkpoint.as_ref(), mode)?;
     if selection.shallow {
         eprintln!("the checkpoint is large: towers and the whole network are checked with --mode full");

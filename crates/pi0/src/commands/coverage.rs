@@ -10,10 +10,11 @@ use pi0_judge::coverage::{self, Plan};
 use pi0_judge::host_ops;
 use pi0_judge::results::{CoverageResults, Environment, Results, Workload};
 use pi0_model::cases::random_inputs;
-use pi0_model::{Checkpoint, Config, synth};
+use pi0_model::{Config, synth};
 
 use crate::device::{self, DeviceArgs, DeviceKind, Visitor};
 use crate::output;
+use crate::weights::WeightsArgs;
 
 /// Trace a real inference: what ran on the device and on the host, and what to move next
 #[derive(Debug, Clone, clap::Args)]
@@ -74,7 +75,7 @@ pub fn run(args: &Args) -> Result<()> {
 /// Measures.
 pub fn results(args: &Args) -> Result<CoverageResults> {
     let (name, checkpoint) = match &args.model {
-        Some(path) => (path.display().to_string(), Checkpoint::open(path)?),
+        Some(path) => (path.display().to_string(), WeightsArgs::default().open(path, None)?),
         None => ("random, 1 million parameters".into(), synth::checkpoint(&Config::tiny(), 5)?),
     };
     let c = &checkpoint.config;

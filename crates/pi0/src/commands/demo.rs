@@ -11,13 +11,13 @@ use pi0_demo::episode::{self, Episode, Settings};
 use pi0_demo::evaluate::{Condition, Score, evaluate, scene};
 use pi0_demo::render::Frame;
 use pi0_demo::{Outcome, Rng, Scene, Task, animation, film};
-use pi0_model::Checkpoint;
 use pi0_policy::{Policy, PolicyOptions};
 use serde::Serialize;
 
 use crate::device::{self, DeviceArgs};
 use crate::output;
 use crate::remote::Remote;
+use crate::weights::WeightsArgs;
 
 /// Watch a tiny trained π0 act on a simulated table: it sees two cameras, reads the instruction, moves a gripper
 #[derive(clap::Args)]
@@ -99,9 +99,9 @@ pub fn run(args: &Args) -> Result<()> {
 /// The network on a device of this machine, and the side of its pictures.
 fn load(args: &Args) -> Result<(Local, usize)> {
     let directory = model_directory(args.model.as_deref())?;
-    let checkpoint = Checkpoint::open(&directory)?;
+    let checkpoint = WeightsArgs::default().open(&directory, None)?;
     let (image_size, parameters) = (checkpoint.config.vision.image_size, checkpoint.parameters());
-    let policy = Policy::load(&directory, (&checkpoint.config).into(), &PolicyOptions::default())?;
+    let policy = Policy::load(&checkpoint.directory, (&checkpoint.config).into(), &PolicyOptions::default())?;
     let loaded = device::load(&args.device, checkpoint)?;
     eprintln!(
         "{}: {:.2} million parameters, loaded in {:.2} s",

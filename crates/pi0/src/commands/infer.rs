@@ -14,6 +14,7 @@ use pi0_policy::{Actions, Image, Observation};
 use crate::device::{self, DeviceArgs, Visitor};
 use crate::output;
 use crate::policy::PolicyArgs;
+use crate::weights::WeightsArgs;
 
 /// Turn images, state and a prompt into a chunk of actions
 #[derive(clap::Args)]
@@ -24,7 +25,7 @@ use crate::policy::PolicyArgs;
       --prompt 'fold the towel' --out actions.npy
   pi0 infer golden/b --inputs run.inputs.safetensors --output actions.safetensors --dump taps.safetensors")]
 pub struct Args {
-    /// Checkpoint directory: lerobot's, or openpi's converted to PyTorch
+    /// Checkpoint: a folder of lerobot's or of openpi's, JAX (with `params`) or PyTorch
     model: PathBuf,
     /// Camera image, PNG or JPEG; repeat for each camera. A camera left out is masked
     #[arg(long = "image", value_name = "NAME=FILE", conflicts_with = "inputs")]
@@ -54,6 +55,8 @@ pub struct Args {
     #[arg(long, value_name = "N")]
     steps: Option<usize>,
     #[command(flatten)]
+    weights: WeightsArgs,
+    #[command(flatten)]
     policy: PolicyArgs,
     #[command(flatten)]
     device: DeviceArgs,
@@ -69,8 +72,8 @@ pub fn run(args: &Args) -> Result<()> {
 
 fn run_observation(args: &Args) -> Result<()> {
     let format = args.out.as_deref().map(Format::of).transpose()?;
-    let checkpoint = Checkpoint::open(&args.model)?;
-    let policy = args.policy.load(&args.model, &checkpoint.config)?;
+    let checkpoint = args.open()?;
+    let policy = args.policy.load(&checkpoint.directory, &checkpoint.config)?;
     let observation = Observation {
         images: args.images.iter().map(|s| parse_image(s)).collect::<Result<_>>()?,
         state: parse_state(args.state.as_deref())?,
@@ -104,7 +107,7 @@ fn run_observation(args: &Args) -> Result<()> {
 
 fn run_tensors(args: &Args, inputs: &Path, output: &Path) -> Result<()> {
     let batch = read_inputs(inputs)?;
-    let checkpoint = Checkpoint::open(&args.model)?;
+    let checkpoint = args.open()?;
     let options = args.options();
     let _spinner = output::spinner("thinking");
     let actions = match &args.dump {
@@ -143,6 +146,10 @@ impl Visitor for Dump<'_> {
 }
 
 impl Args {
+    fn open(&self) -> Result<Checkpoint> {
+        self.weights.open(&self.model, self.policy.config.as_deref())
+    }
+
     fn options(&self) -> SampleOptions {
         SampleOptions { steps: self.steps, seed: self.seed }
     }

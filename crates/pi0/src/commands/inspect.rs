@@ -3,19 +3,21 @@
 use std::path::PathBuf;
 
 use anyhow::Result;
-use pi0_model::Checkpoint;
 use pi0_policy::Summary;
 use serde::Serialize;
 
 use crate::output;
 use crate::policy::PolicyArgs;
+use crate::weights::WeightsArgs;
 
 /// Show what a checkpoint is: family, sizes, formats, memory needed, preprocessing; problems, if any
 #[derive(clap::Args)]
 #[command(after_help = "Examples:\n  pi0 inspect models/tiny\n  pi0 inspect pi0_base --json - | jq .cameras")]
 pub struct Args {
-    /// Checkpoint directory: lerobot's, or openpi's converted to PyTorch
+    /// Checkpoint: a folder of lerobot's or of openpi's, JAX (with `params`) or PyTorch
     model: PathBuf,
+    #[command(flatten)]
+    weights: WeightsArgs,
     #[command(flatten)]
     policy: PolicyArgs,
     /// Write everything as JSON to this file (`-` for standard output)
@@ -31,6 +33,12 @@ struct Report<'a> {
     variant: &'static str,
     config: &'a pi0_model::Config,
     parameters: u64,
+    /// The policy's folder.
+    directory: &'a std::path::Path,
+    layout: &'a str,
+    /// Where sizes, horizon and the like come from.
+    sizes: &'a str,
+    notes: &'a [String],
     stored_bytes: Vec<(&'static str, u64)>,
     memory_bf16: u64,
     policy: Option<&'a Summary>,
@@ -39,16 +47,16 @@ struct Report<'a> {
 
 /// Runs the command.
 pub fn run(args: &Args) -> Result<()> {
-    let checkpoint = Checkpoint::open(&args.model)?;
+    let checkpoint = args.weights.open(&args.model, args.policy.config.as_deref())?;
     let c = &checkpoint.config;
     let mut problems = Vec::new();
-    let summary = args.policy.load(&args.model, c).map(|p| p.summary());
+    let summary = args.policy.load(&checkpoint.directory, c).map(|p| p.summary());
     match &summary {
         Ok(s) => problems.extend(s.problems.iter().cloned()),
         Err(e) => problems.push(e.to_string()),
     }
     if args.values
-        && let Some((name, i)) = checkpoint.find_not_finite()
+        && let Some((name, i)) = checkpoint.find_not_finite()?
     {
         problems.push(format!("the weight {name} holds NaN or infinity at index {i}"));
     }
@@ -60,6 +68,10 @@ pub fn run(args: &Args) -> Result<()> {
         variant: "pi0",
         config: c,
         parameters,
+        directory: &checkpoint.directory,
+        layout: &checkpoint.origin.layout,
+        sizes: &checkpoint.origin.sizes,
+        notes: &checkpoint.origin.notes,
         stored_bytes: stored.iter().map(|(d, &b)| (d.name(), b)).collect(),
         memory_bf16: 2 * (parameters - table),
         policy: summary.as_ref().ok(),
@@ -82,7 +94,8 @@ fn text(r: &Report<'_>, policy: Option<&Summary>) -> String {
     let v = &c.vision;
     let mut rows = vec![
         ("model", format!("π0, {:.1} million parameters", r.parameters as f64 / 1e6)),
-        ("stored as", formats.join(", ")),
+        ("stored as", format!("{}: {}", r.layout, formats.join(", "))),
+        ("sizes from", r.sizes.to_owned()),
         ("memory needed", format!("about {} in bf16, half of it in int8", output::size(r.memory_bf16))),
         (
             "vision",

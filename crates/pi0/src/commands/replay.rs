@@ -8,6 +8,7 @@ use pi0_server::{Replayed, Verdict, replay};
 use crate::device::DeviceArgs;
 use crate::output;
 use crate::policy::PolicyArgs;
+use crate::weights::WeightsArgs;
 
 /// Run recorded requests again and report differences
 ///
@@ -29,6 +30,8 @@ pub struct Args {
     #[arg(long, value_name = "TEXT")]
     default_prompt: Option<String>,
     #[command(flatten)]
+    weights: WeightsArgs,
+    #[command(flatten)]
     policy: PolicyArgs,
     #[command(flatten)]
     device: DeviceArgs,
@@ -36,7 +39,13 @@ pub struct Args {
 
 /// Runs the command.
 pub fn run(args: &Args) -> Result<()> {
-    let served = super::serve::open(&args.model, &args.policy, args.default_prompt.clone(), &args.device)?;
+    let served = super::serve::open(
+        &args.model,
+        &args.weights,
+        &args.policy,
+        args.default_prompt.clone(),
+        &args.device,
+    )?;
     // A reader that has gone away is no reason to stop comparing.
     let report = |replayed: &Replayed| drop(output::print(&line(replayed)));
     let all = replay(served, &args.recordings, args.steps, report)?;

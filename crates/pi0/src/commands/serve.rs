@@ -7,12 +7,12 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use clap::ValueEnum;
-use pi0_model::Checkpoint;
 use pi0_server::{Bound, Served, Settings, runtime, stop_on_signal};
 use tracing_subscriber::EnvFilter;
 
 use crate::device::{self, DeviceArgs};
 use crate::policy::PolicyArgs;
+use crate::weights::WeightsArgs;
 
 /// Serve robots over openpi's websocket protocol, until SIGTERM or ctrl-c
 #[derive(clap::Args)]
@@ -23,7 +23,7 @@ use crate::policy::PolicyArgs;
 Any path is the websocket; GET /healthz, /readyz and /metrics are for machines.
 RUST_LOG sets what is logged, such as RUST_LOG=debug.")]
 pub struct Args {
-    /// Checkpoint directory: lerobot's, or openpi's converted to PyTorch
+    /// Checkpoint: a folder of lerobot's or of openpi's, JAX (with `params`) or PyTorch
     pub model: PathBuf,
     /// Address to listen on [default: 0.0.0.0]
     #[arg(long, value_name = "ADDRESS")]
@@ -61,6 +61,8 @@ pub struct Args {
     /// How to log
     #[arg(long, value_enum, default_value_t)]
     pub log_format: LogFormat,
+    #[command(flatten)]
+    pub weights: WeightsArgs,
     #[command(flatten)]
     pub policy: PolicyArgs,
     #[command(flatten)]
@@ -127,7 +129,7 @@ fn settings(args: &mut Args) -> Result<Settings> {
 
 /// Loads model and policy, in the thread that will run them.
 fn load(args: &Args) -> Result<Served> {
-    let served = open(&args.model, &args.policy, args.default_prompt.clone(), &args.device)?;
+    let served = open(&args.model, &args.weights, &args.policy, args.default_prompt.clone(), &args.device)?;
     for problem in served.policy.summary().problems {
         tracing::warn!(problem, "checkpoint");
     }
@@ -137,14 +139,15 @@ fn load(args: &Args) -> Result<Served> {
 /// A checkpoint with its policy, on its device.
 pub fn open(
     model: &Path,
+    weights: &WeightsArgs,
     policy: &PolicyArgs,
     default_prompt: Option<String>,
     device: &DeviceArgs,
 ) -> Result<Served> {
-    let checkpoint = Checkpoint::open(model)?;
+    let checkpoint = weights.open(model, policy.config.as_deref())?;
     let mut options = policy.options()?;
     options.default_prompt = default_prompt;
-    let policy = pi0_policy::Policy::load(model, (&checkpoint.config).into(), &options)?;
+    let policy = pi0_policy::Policy::load(&checkpoint.directory, (&checkpoint.config).into(), &options)?;
     let loaded = device::load(device, checkpoint)
         .with_context(|| format!("cannot load {} on {}", model.display(), device.device.name()))?;
     tracing::info!(seconds = loaded.time.as_secs_f64(), device = device.device.name(), "model loaded");

@@ -1,0 +1,213 @@
+//! PEFT adapters: `W + scale · B A`, added in f32 when a weight is loaded.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+
+use pi0_device::{Bytes, Dtype, Lazy, MakeBytes, TensorSource};
+use serde::Deserialize;
+use serde_json::Value;
+
+use super::{names, stored};
+use crate::config::read_json;
+use crate::{Kind, ModelError};
+
+/// Name of an adapter's configuration.
+pub(super) const CONFIG: &str = "adapter_config.json";
+const WEIGHTS: &str = "adapter_model.safetensors";
+
+#[derive(Deserialize)]
+struct AdapterConfig {
+    peft_type: Option<String>,
+    #[serde(default)]
+    lora_alpha: Option<f64>,
+    #[serde(default)]
+    alpha_pattern: BTreeMap<String, f64>,
+    #[serde(default)]
+    use_rslora: bool,
+    #[serde(default)]
+    use_dora: bool,
+    #[serde(default)]
+    fan_in_fan_out: bool,
+    #[serde(default)]
+    init_lora_weights: Value,
+}
+
+impl AdapterConfig {
+    /// What an adapter does that is not done here.
+    fn unsupported(&self) -> Option<String> {
+        let kind = self.peft_type.as_deref().unwrap_or("none");
+        if !kind.eq_ignore_ascii_case("lora") {
+            return Some(format!("is of the kind {kind}; LoRA is supported"));
+        }
+        for (on, what) in [(self.use_dora, "use_dora"), (self.fan_in_fan_out, "fan_in_fan_out")] {
+            if on {
+                return Some(format!(
+                    "sets {what}, which is not supported; merge it with PEFT (merge_and_unload)"
+                ));
+            }
+        }
+        // These change the base weights when training begins.
+        let start = self.init_lora_weights.as_str().unwrap_or_default().to_lowercase();
+        if ["pissa", "olora", "loftq", "corda"].iter().any(|s| start.starts_with(s)) {
+            return Some(format!(
+                "was started with {start}, which changes the base as well; merge it with PEFT (merge_and_unload)"
+            ));
+        }
+        None
+    }
+
+    /// What the product of a module's factors is multiplied with. Patterns are the ends of modules' names.
+    fn scale(&self, module: &str, rank: usize) -> Option<f64> {
+        let mut special = self.alpha_pattern.iter().filter(|(key, _)| {
+            module == key.as_str()
+                || module.strip_suffix(key.as_str()).is_some_and(|rest| rest.ends_with('.'))
+        });
+        let alpha = special.next().map(|(_, alpha)| *alpha).or(self.lora_alpha)?;
+        let rank = if self.use_rslora { (rank as f64).sqrt() } else { rank as f64 };
+        Some(alpha / rank)
+    }
+}
+
+/// A module's factors while they are collected.
+#[derive(Default)]
+struct Pair {
+    module: String,
+    a: Option<TensorSource>,
+    b: Option<TensorSource>,
+}
+
+/// Adds the adapter in `dir` to the weights; how many of them it changes.
+pub(super) fn add(
+    tensors: &mut BTreeMap<String, TensorSource>,
+    dir: &Path,
+    kind: Kind,
+) -> Result<usize, ModelError> {
+    let path = dir.join(CONFIG);
+    let config: AdapterConfig =
+        serde_json::from_value(read_json(&path)?).map_err(|e| ModelError::config(&path, e.to_string()))?;
+    if let Some(what) = config.unsupported() {
+        return Err(ModelError::config(&path, what));
+    }
+    // Keys of patterns are regular expressions; plain names are all that is certain.
+    let odd =
+        config.alpha_pattern.keys().find(|k| k.contains(['*', '+', '(', '[', '|', '^', '$', '\\', '?']));
+    if let Some(key) = odd {
+        return Err(ModelError::config(&path, format!("has the alpha_pattern {key:?}; merge it with PEFT")));
+    }
+    let path = dir.join(WEIGHTS);
+    let mut pairs: BTreeMap<String, Pair> = BTreeMap::new();
+    let mut whole = Vec::new();
+    let mut faults = Vec::new();
+    for s in stored::read_file(&path)? {
+        let dtype = match s.dtype {
+            Ok(dtype) => dtype,
+            Err(other) => {
+                faults.push(format!("{} is stored as {other}; F32, BF16 and F16 are supported", s.original));
+                continue;
+            }
+        };
+        let source = TensorSource::new(s.original.clone(), dtype, s.shape, s.bytes)?;
+        let factor = ["lora_A", "lora_B"]
+            .into_iter()
+            .find_map(|f| Some((f, s.original.split_once(&format!(".{f}"))?.0)));
+        match factor {
+            Some((factor, module)) => {
+                let name = names::of_kind(names::canonical(&format!("{module}.weight")), kind);
+                let pair = pairs.entry(name).or_default();
+                pair.module = module.into();
+                let slot = if factor == "lora_A" { &mut pair.a } else { &mut pair.b };
+                if slot.replace(source).is_some() {
+                    faults.push(format!("{} is there twice", s.original));
+                }
+            }
+            None if s.original.contains("lora_") => {
+                faults.push(format!("{} is no factor of a linear layer; merge it with PEFT", s.original));
+            }
+            None => whole.push((names::of_kind(s.name, kind), source)),
+        }
+    }
+    let mut count = 0;
+    for (name, pair) in pairs {
+        let (Some(a), Some(b)) = (pair.a, pair.b) else {
+            faults.push(format!("{} has one factor of two", pair.module));
+            continue;
+        };
+        let Some(base) = tensors.get(&name) else {
+            faults.push(format!("{}: the network has no such layer", pair.module));
+            continue;
+        };
+        let [out, inputs] = [base.shape[0], base.shape[1..].iter().product()];
+        let fits = matches!((&a.shape[..], &b.shape[..]), ([r, i], [o, s]) if (*i, *o) == (inputs, out) && r == s && *r > 0);
+        if !fits {
+            faults.push(format!(
+                "{}: factors {:?} and {:?} of {:?}",
+                pair.module, a.shape, b.shape, base.shape
+            ));
+            continue;
+        }
+        let Some(scale) = config.scale(&pair.module, a.shape[0]) else {
+            return Err(ModelError::config(&dir.join(CONFIG), "has no lora_alpha"));
+        };
+        let merged = Arc::new(Merged { base: base.clone(), a, b, scale });
+        let shape = base.shape.clone();
+        let source = TensorSource::new(base.name.clone(), Dtype::F32, shape, Bytes::Lazy(Lazy::new(merged)))?;
+        tensors.insert(name, source);
+        count += 1;
+    }
+    // Modules that were trained as a whole.
+    for (name, source) in whole {
+        match tensors.get(&name) {
+            Some(base) if base.shape == source.shape => {
+                tensors.insert(name, source);
+                count += 1;
+            }
+            Some(base) => {
+                faults.push(format!("{} has shape {:?}, wanted {:?}", source.name, source.shape, base.shape));
+            }
+            None if names::unused(&name, kind) => {}
+            None => faults.push(format!("{}: the network has no such tensor", source.name)),
+        }
+    }
+    if faults.is_empty() { Ok(count) } else { Err(ModelError::Tensors { path, faults }) }
+}
+
+/// A weight and what is added to it.
+#[derive(Debug)]
+struct Merged {
+    base: TensorSource,
+    a: TensorSource,
+    b: TensorSource,
+    scale: f64,
+}
+
+impl MakeBytes for Merged {
+    fn count(&self) -> usize {
+        self.base.count() * Dtype::F32.size()
+    }
+
+    fn make(&self) -> Result<Vec<u8>, String> {
+        let base = self.base.unfetched();
+        base.fetch().map_err(|e| e.to_string())?;
+        let (rank, inputs) = (self.a.rows(), self.a.cols());
+        let (a, b) = (self.a.to_f32(), self.b.to_f32());
+        let mut out = Vec::with_capacity(self.count());
+        let mut row = vec![0.0f32; inputs];
+        let mut sums = vec![0.0f64; inputs];
+        for (i, factors) in b.chunks_exact(rank).enumerate() {
+            base.read(i * inputs, &mut row);
+            sums.fill(0.0);
+            for (&factor, a) in factors.iter().zip(a.chunks_exact(inputs)) {
+                for (sum, &x) in sums.iter_mut().zip(a) {
+                    *sum += f64::from(factor) * f64::from(x);
+                }
+            }
+            for (x, sum) in row.iter().zip(&sums) {
+                let merged = f64::from(*x) + self.scale * sum;
+                out.extend_from_slice(&(merged as f32).to_le_bytes());
+            }
+        }
+        base.release();
+        Ok(out)
+    }
+}

@@ -1,0 +1,408 @@
+//! openpi's JAX checkpoints: from the arrays of a `params` directory to the tensors of the network.
+//!
+//! JAX keeps one array for all layers, with the layer as its first axis, and matrices as `[in, out]`. Each tensor is a
+//! sub-array whose axes change places while it is decompressed. Letters: L layers, N heads, K heads of keys and values,
+//! H width of a head, D width, F width of an MLP.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use half::{bf16, f16};
+use pi0_device::{Bytes, Dtype, Lazy};
+use pi0_orbax::{Array, Reader, Tree};
+
+use super::ahead::{Ahead, Tensors};
+use super::sizes::Heads;
+use super::stored::Stored;
+use crate::ModelError;
+use crate::weights::{EMBED, EXPERT, LANGUAGE, PROJECTOR, VISION};
+
+/// Which axes of a sub-array make each axis of the tensor, outermost first.
+type Axes = &'static [&'static [usize]];
+
+const SAME: Axes = &[&[0]];
+const MATRIX: Axes = &[&[0], &[1]];
+const TRANSPOSED: Axes = &[&[1], &[0]];
+const FLAT: Axes = &[&[0, 1]];
+
+/// A tensor for each layer: the array, the module's leaf, the index behind the layer if there is one, and the axes.
+type Row = (&'static str, &'static str, &'static [usize], Axes);
+
+/// `PaliGemma/img/Transformer/encoderblock/…` and what it becomes in a layer of the vision tower.
+const VISION_LAYER: [Row; 16] = [
+    ("LayerNorm_0/scale", "layer_norm1.weight", &[], SAME),
+    ("LayerNorm_0/bias", "layer_norm1.bias", &[], SAME),
+    ("LayerNorm_1/scale", "layer_norm2.weight", &[], SAME),
+    ("LayerNorm_1/bias", "layer_norm2.bias", &[], SAME),
+    ("MlpBlock_0/Dense_0/kernel", "mlp.fc1.weight", &[], TRANSPOSED),
+    ("MlpBlock_0/Dense_0/bias", "mlp.fc1.bias", &[], SAME),
+    ("MlpBlock_0/Dense_1/kernel", "mlp.fc2.weight", &[], TRANSPOSED),
+    ("MlpBlock_0/Dense_1/bias", "mlp.fc2.bias", &[], SAME),
+    // [D, N, H] to [N H, D].
+    ("MultiHeadDotProductAttention_0/query/kernel", "self_attn.q_proj.weight", &[], &[&[1, 2], &[0]]),
+    ("MultiHeadDotProductAttention_0/query/bias", "self_attn.q_proj.bias", &[], FLAT),
+    ("MultiHeadDotProductAttention_0/key/kernel", "self_attn.k_proj.weight", &[], &[&[1, 2], &[0]]),
+    ("MultiHeadDotProductAttention_0/key/bias", "self_attn.k_proj.bias", &[], FLAT),
+    ("MultiHeadDotProductAttention_0/value/kernel", "self_attn.v_proj.weight", &[], &[&[1, 2], &[0]]),
+    ("MultiHeadDotProductAttention_0/value/bias", "self_attn.v_proj.bias", &[], FLAT),
+    // [N, H, D] to [D, N H].
+    ("MultiHeadDotProductAttention_0/out/kernel", "self_attn.out_proj.weight", &[], &[&[2], &[0, 1]]),
+    ("MultiHeadDotProductAttention_0/out/bias", "self_attn.out_proj.bias", &[], SAME),
+];
+
+/// `PaliGemma/llm/layers/…` and what it becomes in a layer of a Gemma tower. The first part of a name gets the
+/// expert's `_1`.
+const GEMMA_LAYER: [Row; 11] = [
+    // [N, D, H] to [N H, D].
+    ("attn/q_einsum*/w", "self_attn.q_proj.weight", &[], &[&[0, 2], &[1]]),
+    ("attn/kv_einsum*/w", "self_attn.k_proj.weight", &[0], &[&[0, 2], &[1]]),
+    ("attn/kv_einsum*/w", "self_attn.v_proj.weight", &[1], &[&[0, 2], &[1]]),
+    // [N, H, D] to [D, N H].
+    ("attn/attn_vec_einsum*/w", "self_attn.o_proj.weight", &[], &[&[2], &[0, 1]]),
+    ("mlp*/gating_einsum", "mlp.gate_proj.weight", &[0], TRANSPOSED),
+    ("mlp*/gating_einsum", "mlp.up_proj.weight", &[1], TRANSPOSED),
+    ("mlp*/linear", "mlp.down_proj.weight", &[], TRANSPOSED),
+    ("pre_attention_norm*/scale", "input_layernorm.weight", &[], SAME),
+    ("pre_ffw_norm*/scale", "post_attention_layernorm.weight", &[], SAME),
+    ("pre_attention_norm*/Dense_0/kernel", "input_layernorm.dense.weight", &[], TRANSPOSED),
+    ("pre_attention_norm*/Dense_0/bias", "input_layernorm.dense.bias", &[], SAME),
+];
+
+/// The rest of it.
+const GEMMA_LAYER_MORE: [Row; 2] = [
+    ("pre_ffw_norm*/Dense_0/kernel", "post_attention_layernorm.dense.weight", &[], TRANSPOSED),
+    ("pre_ffw_norm*/Dense_0/bias", "post_attention_layernorm.dense.bias", &[], SAME),
+];
+
+/// What is not in layers.
+fn singles() -> Vec<(String, String, &'static [usize], Axes)> {
+    let mut rows: Vec<(String, String, &'static [usize], Axes)> = Vec::new();
+    let mut put = |from: &str, to: String, at, axes| rows.push((from.into(), to, at, axes));
+    // Height, width, channels, outputs to outputs, channels, height, width.
+    let patches = format!("{VISION}.embeddings.patch_embedding");
+    put("PaliGemma/img/embedding/kernel", format!("{patches}.weight"), &[], &[&[3], &[2], &[0], &[1]]);
+    put("PaliGemma/img/embedding/bias", format!("{patches}.bias"), &[], SAME);
+    let positions = format!("{VISION}.embeddings.position_embedding.weight");
+    put("PaliGemma/img/pos_embedding", positions, &[0], MATRIX);
+    let norm = "PaliGemma/img/Transformer/encoder_norm";
+    put(&format!("{norm}/scale"), format!("{VISION}.post_layernorm.weight"), &[], SAME);
+    put(&format!("{norm}/bias"), format!("{VISION}.post_layernorm.bias"), &[], SAME);
+    put("PaliGemma/img/head/kernel", format!("{PROJECTOR}.weight"), &[], TRANSPOSED);
+    put("PaliGemma/img/head/bias", format!("{PROJECTOR}.bias"), &[], SAME);
+    put("PaliGemma/llm/embedder/input_embedding", EMBED.into(), &[], MATRIX);
+    for (tower, suffix) in [(LANGUAGE, ""), (EXPERT, "_1")] {
+        let norm = format!("PaliGemma/llm/final_norm{suffix}");
+        put(&format!("{norm}/scale"), format!("{tower}.norm.weight"), &[], SAME);
+        put(&format!("{norm}/Dense_0/kernel"), format!("{tower}.norm.dense.weight"), &[], TRANSPOSED);
+        put(&format!("{norm}/Dense_0/bias"), format!("{tower}.norm.dense.bias"), &[], SAME);
+    }
+    for name in super::names::PROJECTIONS {
+        put(&format!("{name}/kernel"), format!("{name}.weight"), &[], TRANSPOSED);
+        put(&format!("{name}/bias"), format!("{name}.bias"), &[], SAME);
+    }
+    rows
+}
+
+/// Opens a `params` directory: every tensor, still compressed, and the heads that shapes of tensors do not show.
+pub(super) fn open(params: &Path) -> Result<(Vec<Stored>, Heads, Arc<Ahead>), ModelError> {
+    let tree = Tree::open(params).map_err(of_orbax)?;
+    let arrays = &tree.arrays;
+    let shape = |name: &str| arrays.get(name).map(|a| a.shape());
+    let q = shape("PaliGemma/llm/layers/attn/q_einsum/w");
+    if q.is_some() && shape("PaliGemma/llm/layers/attn/q_einsum_1/w").is_none() {
+        let what = "is a π0-FAST checkpoint (no action expert); this program runs π0 and π0.5";
+        return Err(ModelError::config(params, what));
+    }
+    if arrays.keys().any(|name| name.contains("qkv_einsum")) {
+        return Err(ModelError::config(
+            params,
+            "has as many heads of keys as of queries, which is not supported",
+        ));
+    }
+    let kv = shape("PaliGemma/llm/layers/attn/kv_einsum/w");
+    let query = shape("PaliGemma/img/Transformer/encoderblock/MultiHeadDotProductAttention_0/query/kernel");
+    let heads = match (q, kv, query) {
+        (Some(&[_, heads, _, head_dim]), Some(&[_, 2, kv_heads, _, _]), Some(&[_, _, vision, _])) => {
+            Heads { vision, gemma: heads, kv: kv_heads, head_dim }
+        }
+        _ => {
+            let what = "holds no policy of openpi's: wanted PaliGemma/llm/layers/attn/q_einsum/w, kv_einsum/w and \
+                        PaliGemma/img/…/query/kernel with their axes";
+            return Err(ModelError::config(params, what));
+        }
+    };
+
+    let mut plan = Plan::default();
+    for (from, to, at, axes) in singles() {
+        plan.put(arrays, &from, to, at.to_vec(), axes);
+    }
+    let mut layered = |prefix: &str, rows: &[Row], suffix: &str, tower: &str| {
+        for (from, to, at, axes) in rows {
+            let from = format!("{prefix}{}", from.replacen('*', suffix, 1));
+            let layers = arrays.get(&from).and_then(|a| a.shape().first()).copied().unwrap_or(0);
+            // So many layers were never written; a forged number must not make a list of them.
+            for layer in 0..layers.min(1000) {
+                let at = [&[layer], *at].concat();
+                plan.put(arrays, &from, format!("{tower}.layers.{layer}.{to}"), at, axes);
+            }
+        }
+    };
+    layered("PaliGemma/img/Transformer/encoderblock/", &VISION_LAYER, "", &format!("{VISION}.encoder"));
+    for (tower, suffix) in [(LANGUAGE, ""), (EXPERT, "_1")] {
+        layered("PaliGemma/llm/layers/", &GEMMA_LAYER, suffix, tower);
+        layered("PaliGemma/llm/layers/", &GEMMA_LAYER_MORE, suffix, tower);
+    }
+    plan.finish(&tree, heads)
+}
+
+/// An error of the reader as one of the model.
+fn of_orbax(e: pi0_orbax::Error) -> ModelError {
+    match e {
+        pi0_orbax::Error::Read { path, source } => ModelError::Read { path, source },
+        pi0_orbax::Error::Damaged { path, what } => ModelError::Damaged { path, what },
+        pi0_orbax::Error::Unsupported { path, what } => {
+            ModelError::Config { path, what: format!("has {what}") }
+        }
+        pi0_orbax::Error::NotOrbax { path, what } => ModelError::Config { path, what },
+    }
+}
+
+/// A tensor to be read.
+#[derive(Debug)]
+struct Part {
+    name: String,
+    original: String,
+    /// Number of its array.
+    array: usize,
+    at: Vec<usize>,
+    strides: Vec<usize>,
+    shape: Vec<usize>,
+    stored: pi0_orbax::Dtype,
+    /// Adapters that are added to it.
+    adapters: Option<(Arc<Array>, Arc<Array>)>,
+}
+
+impl Part {
+    /// Its format, adapters added.
+    fn dtype(&self) -> Result<Dtype, String> {
+        match self.stored {
+            _ if self.adapters.is_some() => Ok(Dtype::F32),
+            pi0_orbax::Dtype::F32 => Ok(Dtype::F32),
+            pi0_orbax::Dtype::Bf16 => Ok(Dtype::Bf16),
+            pi0_orbax::Dtype::F16 => Ok(Dtype::F16),
+            pi0_orbax::Dtype::Other(name, _) => Err(name.into()),
+        }
+    }
+
+    fn count(&self) -> usize {
+        self.shape.iter().product()
+    }
+
+    /// Where in the order of loading it comes: the embedding table first, since it takes longest and stays.
+    fn order(&self) -> (usize, usize) {
+        let layer = self.name.split(".layers.").nth(1).and_then(|rest| rest.split('.').next()?.parse().ok());
+        let stages = [EMBED, VISION, PROJECTOR, LANGUAGE, EXPERT];
+        let stage = stages.iter().position(|stage| self.name.starts_with(stage)).unwrap_or(stages.len());
+        let first = self.name.contains(".embeddings.");
+        (stage, if first { 0 } else { layer.map_or(usize::MAX, |layer: usize| layer + 1) })
+    }
+}
+
+#[derive(Default)]
+struct Plan {
+    parts: Vec<Part>,
+    arrays: Vec<Arc<Array>>,
+    numbers: BTreeMap<String, usize>,
+    used: Vec<String>,
+}
+
+impl Plan {
+    /// A tensor from the sub-array of `from` at `at`, if there is such an array and it has these axes.
+    fn put(
+        &mut self,
+        arrays: &BTreeMap<String, Arc<Array>>,
+        from: &str,
+        name: String,
+        at: Vec<usize>,
+        axes: Axes,
+    ) {
+        let Some(array) = arrays.get(from) else { return };
+        let rank: usize = axes.iter().map(|a| a.len()).sum();
+        let shape = array.shape();
+        if shape.len() != at.len() + rank || at.iter().zip(shape).any(|(i, n)| i >= n) {
+            // Reported as unexpected, with its shape, beside what is missing.
+            return;
+        }
+        let rest = &shape[at.len()..];
+        let mut strides = vec![1; rank];
+        let mut stride = 1;
+        for &axis in axes.iter().rev().flat_map(|group| group.iter().rev()) {
+            strides[axis] = stride;
+            stride *= rest[axis];
+        }
+        let number = *self.numbers.entry(from.into()).or_insert_with(|| {
+            self.arrays.push(array.clone());
+            self.arrays.len() - 1
+        });
+        self.used.push(from.into());
+        // Adapters lie beside `w` or carry the array's name.
+        let beside = |leaf: &str| match from.strip_suffix("/w") {
+            Some(module) => format!("{module}/lora_{leaf}"),
+            None => format!("{from}_lora_{leaf}"),
+        };
+        let adapters = match (arrays.get(&beside("a")), arrays.get(&beside("b"))) {
+            (Some(a), Some(b)) if fit(shape, a.shape(), b.shape()) => {
+                self.used.extend([beside("a"), beside("b")]);
+                Some((a.clone(), b.clone()))
+            }
+            _ => None,
+        };
+        let place: String = at.iter().map(|i| format!("[{i}]")).collect();
+        self.parts.push(Part {
+            name,
+            original: format!("{from}{place}"),
+            array: number,
+            at,
+            strides,
+            shape: axes.iter().map(|group| group.iter().map(|&a| rest[a]).product()).collect(),
+            stored: array.dtype(),
+            adapters,
+        });
+    }
+
+    fn finish(mut self, tree: &Tree, heads: Heads) -> Result<(Vec<Stored>, Heads, Arc<Ahead>), ModelError> {
+        self.parts.sort_by_key(Part::order);
+        let mut stored: Vec<Stored> = Vec::with_capacity(self.parts.len());
+        let readers = self.arrays.iter().map(|a| Mutex::new(Reader::new(a.clone()))).collect();
+        let facts: Vec<_> = self
+            .parts
+            .iter()
+            .map(|p| (p.original.clone(), p.name.clone(), p.dtype(), p.shape.clone()))
+            .collect();
+        let ahead = Ahead::new(Box::new(Parts { parts: self.parts, readers }));
+        for (index, (original, name, dtype, shape)) in facts.into_iter().enumerate() {
+            let bytes = Bytes::Lazy(Lazy::new(ahead.tensor(index)));
+            stored.push(Stored { original, name, dtype, shape, bytes });
+        }
+        // Arrays that nothing was made of are not hidden.
+        for (path, array) in &tree.arrays {
+            if !self.used.contains(path) {
+                stored.push(Stored {
+                    original: path.clone(),
+                    name: path.replace('/', "."),
+                    dtype: Err(array.dtype().name().into()),
+                    shape: array.shape().to_vec(),
+                    bytes: Bytes::Owned(Arc::default()),
+                });
+            }
+        }
+        Ok((stored, heads, ahead))
+    }
+}
+
+/// Whether adapters belong to a weight: `[…, X, r]` and `[…, r, Y]` beside `[…, X, Y]`.
+fn fit(w: &[usize], a: &[usize], b: &[usize]) -> bool {
+    let n = w.len();
+    n >= 2
+        && a.len() == n
+        && b.len() == n
+        && w[..n - 2] == a[..n - 2]
+        && w[..n - 2] == b[..n - 2]
+        && (w[n - 2], w[n - 1]) == (a[n - 2], b[n - 1])
+        && a[n - 1] == b[n - 2]
+}
+
+/// The tensors, in order.
+#[derive(Debug)]
+struct Parts {
+    parts: Vec<Part>,
+    readers: Vec<Mutex<Reader>>,
+}
+
+impl Tensors for Parts {
+    fn count(&self) -> usize {
+        self.parts.len()
+    }
+
+    fn bytes(&self, index: usize) -> usize {
+        let part = &self.parts[index];
+        part.count() * part.dtype().map_or(part.stored.size(), Dtype::size)
+    }
+
+    fn stream(&self, index: usize) -> usize {
+        self.parts[index].array
+    }
+
+    fn stays(&self, index: usize) -> bool {
+        self.parts[index].name == EMBED
+    }
+
+    fn read(&self, index: usize) -> Result<Vec<u8>, String> {
+        let part = &self.parts[index];
+        let mut out = vec![0; part.count() * part.stored.size()];
+        let mut reader = self.readers[part.array].lock().unwrap_or_else(PoisonError::into_inner);
+        reader.read(&part.at, &part.strides, &mut out).map_err(|e| e.to_string())?;
+        drop(reader);
+        match &part.adapters {
+            Some((a, b)) => merge(part, a, b, &out).map_err(|e| e.to_string()),
+            None => Ok(out),
+        }
+    }
+}
+
+/// Values as f32, exactly.
+fn to_f32(bytes: &[u8], dtype: pi0_orbax::Dtype) -> Vec<f32> {
+    let halves = || bytes.chunks_exact(2).map(|b| [b[0], b[1]]);
+    match dtype {
+        pi0_orbax::Dtype::Bf16 => halves().map(|b| bf16::from_le_bytes(b).to_f32()).collect(),
+        pi0_orbax::Dtype::F16 => halves().map(|b| f16::from_le_bytes(b).to_f32()).collect(),
+        _ => bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect(),
+    }
+}
+
+/// `w + a b`, rounded once to f32; openpi's configurations scale by alpha / rank = 1.
+fn merge(part: &Part, a: &Arc<Array>, b: &Arc<Array>, w: &[u8]) -> pi0_orbax::Result<Vec<u8>> {
+    let mut out = to_f32(w, part.stored);
+    let read = |array: &Arc<Array>| -> pi0_orbax::Result<(Vec<f32>, Vec<usize>)> {
+        let rest = array.shape()[part.at.len()..].to_vec();
+        let mut strides = vec![1; rest.len()];
+        for i in (1..rest.len()).rev() {
+            strides[i - 1] = strides[i] * rest[i];
+        }
+        let mut bytes = vec![0; rest.iter().product::<usize>() * array.dtype().size()];
+        Reader::new(array.clone()).read(&part.at, &strides, &mut bytes)?;
+        Ok((to_f32(&bytes, array.dtype()), rest))
+    };
+    let ((a, shape_a), (b, shape_b)) = (read(a)?, read(b)?);
+    let n = shape_a.len();
+    let (x, rank, y) = (shape_a[n - 2], shape_a[n - 1], shape_b[n - 1]);
+    let (outer, [of_x, of_y]) = part.strides.split_at(n - 2) else { unreachable!("two axes at least") };
+    let batches: usize = shape_a[..n - 2].iter().product();
+    let mut sums = vec![0.0f64; x];
+    for batch in 0..batches {
+        let (mut base, mut rest) = (0, batch);
+        for (size, stride) in shape_a[..n - 2].iter().zip(outer).rev() {
+            base += rest % size * stride;
+            rest /= size;
+        }
+        let a = &a[batch * x * rank..][..x * rank];
+        let b = &b[batch * rank * y..][..rank * y];
+        // Columns of `a` as rows: the innermost loop runs over neighbours.
+        let columns: Vec<f32> = (0..rank).flat_map(|r| (0..x).map(move |i| a[i * rank + r])).collect();
+        for j in 0..y {
+            sums.fill(0.0);
+            for (r, column) in columns.chunks_exact(x.max(1)).enumerate() {
+                let factor = f64::from(b[r * y + j]);
+                for (sum, &value) in sums.iter_mut().zip(column) {
+                    *sum += factor * f64::from(value);
+                }
+            }
+            for (i, sum) in sums.iter().enumerate() {
+                let w = &mut out[base + i * of_x + j * of_y];
+                *w = (f64::from(*w) + sum) as f32;
+            }
+        }
+    }
+    Ok(out.into_iter().flat_map(f32::to_le_bytes).collect())
+}

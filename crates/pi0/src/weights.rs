@@ -1,0 +1,41 @@
+//! Flags of the commands that open a checkpoint.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Result;
+use pi0_model::{Checkpoint, Kind, NamedConfig, OpenOptions};
+
+/// What the user says of the weights.
+#[derive(Debug, Clone, Default, clap::Args)]
+#[command(next_help_heading = "Weights")]
+pub struct WeightsArgs {
+    /// Sizes of a shrunk network, where no arch.json lies beside the weights
+    #[arg(long, value_name = "FILE")]
+    pub arch: Option<PathBuf>,
+    /// Folder of a PEFT adapter (LoRA) to add to the weights
+    #[arg(long, value_name = "DIR")]
+    pub adapter: Option<PathBuf>,
+}
+
+impl WeightsArgs {
+    /// Opens the checkpoint of a command line; `config` is the training configuration that it names. What was found
+    /// in another folder than the one that was given is told.
+    pub fn open(&self, model: &Path, config: Option<&str>) -> Result<Checkpoint> {
+        let named = config.and_then(|name| pi0_policy::CONFIGS.iter().find(|c| c.name == name));
+        let options = OpenOptions {
+            arch: self.arch.clone(),
+            adapter: self.adapter.clone(),
+            named: named.map(|c| NamedConfig {
+                name: c.name.into(),
+                kind: if c.pi05 { Kind::Pi05 } else { Kind::Pi0 },
+                horizon: c.horizon,
+                max_tokens: None,
+            }),
+        };
+        let checkpoint = Checkpoint::open_with(model, &options)?;
+        for note in &checkpoint.origin.notes {
+            eprintln!("{note}");
+        }
+        Ok(checkpoint)
+    }
+}
