@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""pi0 against openpi's PyTorch and lerobot's pi0: same checkpoint, same inputs, one machine, alternately.
+"""pi0 against openpi's PyTorch and lerobot's pi0 or pi0.5: same checkpoint, same inputs, one machine, alternately.
 
 Every program is loaded and warm before the clock starts; then they take turns, one inference each, so that a change of
 the machine's speed hits all of them. Reports seconds, ratios, private memory and the distance of the actions from f32.

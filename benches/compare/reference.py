@@ -19,7 +19,11 @@ import make_golden
 def arch_of(checkpoint):
     """True sizes of a shrunk checkpoint; the published ones otherwise."""
     shrunk = checkpoint / "arch.json"
-    return json.loads(shrunk.read_text()) if shrunk.exists() else make_golden.PRESETS["full"]["arch"]
+    if shrunk.exists():
+        return json.loads(shrunk.read_text())
+    full = make_golden.PRESETS["full"]["arch"]
+    pi05 = json.loads((checkpoint / "config.json").read_text()).get("type") == "pi05"
+    return full | {"family": "pi05", "max_tokens": 200} if pi05 else full
 
 
 def load(model, path):

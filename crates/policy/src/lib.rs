@@ -25,7 +25,7 @@ mod robustness;
 mod summary;
 
 pub use error::{Error, Result, Warning};
-pub use lerobot::{LerobotProcessors, MeanStd, TINY_TOKENIZER, write_lerobot_processors};
+pub use lerobot::{LerobotProcessors, TINY_TOKENIZER, VectorStats, write_lerobot_processors};
 pub use observation::{Filter, Image, Layout, MAX_SIDE, Observation, Pad, Pixels, Resize};
 pub use openpi::{CONFIGS, OpenPiConfig};
 pub use pipeline::{Formula, StateLength};

@@ -61,11 +61,12 @@ fn lerobot(name: &str) -> Dir {
     }"#;
     dir.write("config.json", config);
     let spec = LerobotProcessors {
+        kind: pi0_model::Kind::Pi0,
         cameras: vec!["observation.images.top".into(), "observation.images.left_wrist".into()],
         image_size: 8,
         max_tokens: 48,
-        state: MeanStd { mean: MEAN.into(), std: STD.into() },
-        action: MeanStd { mean: MEAN.into(), std: STD.into() },
+        state: VectorStats::MeanStd { mean: MEAN.into(), std: STD.into() },
+        action: VectorStats::MeanStd { mean: MEAN.into(), std: STD.into() },
         tokenizer: TINY_TOKENIZER.into(),
     };
     write_lerobot_processors(&dir.0, &spec).unwrap();

@@ -101,7 +101,7 @@ fn growth(module: Module, config: &Config) -> Growth {
         Suffix => (1, (14.0, 0.0, 5.0)),
         Denoise => (language, (40.0, 10.0, 12.0)),
         PaliGemma => (vision + language, (12.0, 5.0, 3.0)),
-        Pi0 => (vision + language, (7.0, 3.0, 2.5)),
+        Pi0 => (vision + language, (10.0, 3.0, 2.5)),
     };
     let layers = layers as f64;
     Growth { f32: layers * f32, products: layers * products, cut: layers * cut }

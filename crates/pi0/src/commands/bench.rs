@@ -16,7 +16,7 @@ use anyhow::{Context, Result, bail};
 use pi0_device::{Device, Fallback, HostTensor, Reference, Traced};
 use pi0_model::cases::Format;
 use pi0_model::golden::{read_inputs, write_tensors};
-use pi0_model::{Checkpoint, Config, Extent, Inputs, SampleOptions};
+use pi0_model::{Checkpoint, Config, Extent, Inputs, Kind, SampleOptions};
 use rand_chacha::ChaCha12Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 
@@ -28,7 +28,7 @@ use report::{Report, Shape};
 use verify::{Model, Subject, flat, same, verify};
 
 use super::check::default_format;
-use super::synth::{self, Size};
+use super::synth::{self, Network, Size};
 use crate::device::{self, DeviceArgs, Visitor};
 use crate::output;
 use crate::weights::WeightsArgs;
@@ -38,6 +38,7 @@ use crate::weights::WeightsArgs;
 #[command(after_help = "Examples:
   pi0 bench models/tiny
   pi0 bench --synth full --dtype bf16 --cameras 2 --tokens 12 --json result.json
+  pi0 bench --synth full --kind pi05 --cameras 3 --tokens 80 --steps 5
   pi0 bench pi0_base --inputs run.inputs.safetensors --golden actions.safetensors")]
 pub struct Args {
     /// Checkpoint: a folder of lerobot's or of openpi's, JAX (with `params`) or PyTorch
@@ -46,6 +47,9 @@ pub struct Args {
     /// Use a random checkpoint of this size, made on first use and kept in the user's cache folder; full takes 7 GB
     #[arg(long, value_enum, value_name = "SIZE")]
     synth: Option<Size>,
+    /// Which network the random checkpoint is
+    #[arg(long, value_enum, value_name = "NETWORK", requires = "synth", default_value_t)]
+    kind: Network,
     /// Cameras that each robot has
     #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u8).range(1..=8))]
     cameras: u8,
@@ -88,7 +92,7 @@ pub fn run(args: &Args) -> Result<()> {
     let making = Instant::now();
     let dir = match (&args.model, args.synth) {
         (Some(dir), _) => dir.clone(),
-        (None, Some(size)) => cached(size)?,
+        (None, Some(size)) => cached(size, args.kind.kind())?,
         (None, None) => bail!("name a checkpoint or --synth"),
     };
     let making = making.elapsed();
@@ -115,16 +119,17 @@ pub fn run(args: &Args) -> Result<()> {
 }
 
 /// The random checkpoint of `size` in the user's cache, made if it is not there.
-fn cached(size: Size) -> Result<PathBuf> {
+fn cached(size: Size, kind: Kind) -> Result<PathBuf> {
     let var = |name| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
     let cache = var("XDG_CACHE_HOME").or_else(|| Some(var("HOME")?.join(".cache")));
     let cache = cache.context("neither XDG_CACHE_HOME nor HOME says where to keep the random checkpoint")?;
-    let dir = cache.join("pi0").join(format!("synth-{}-seed-0", size.name()));
+    let network = if kind == Kind::Pi0 { String::new() } else { format!("{}-", kind.name()) };
+    let dir = cache.join("pi0").join(format!("synth-{network}{}-seed-0", size.name()));
     if !dir.exists() {
         // Made aside and renamed, so that an interruption leaves no half checkpoint under the final name.
         let aside = dir.with_extension(format!("partial-{}", std::process::id()));
         eprintln!("making a random checkpoint in {}", dir.display());
-        let done = synth::make(&aside, size, 0).and_then(|_| {
+        let done = synth::make(&aside, size, kind, 0).and_then(|_| {
             std::fs::rename(&aside, &dir).with_context(|| format!("cannot make {}", dir.display()))
         });
         if done.is_err() {

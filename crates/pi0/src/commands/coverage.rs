@@ -12,6 +12,7 @@ use pi0_judge::results::{CoverageResults, Environment, Results, Workload};
 use pi0_model::cases::random_inputs;
 use pi0_model::{Config, synth};
 
+use crate::commands::synth::Network;
 use crate::device::{self, DeviceArgs, DeviceKind, Visitor};
 use crate::output;
 use crate::weights::WeightsArgs;
@@ -25,6 +26,9 @@ use crate::weights::WeightsArgs;
 pub struct Args {
     /// Checkpoint to run [default: a random one of a million parameters]
     pub model: Option<PathBuf>,
+    /// Without a checkpoint: which network the random one is
+    #[arg(long, value_enum, default_value_t, conflicts_with = "model", value_name = "NETWORK")]
+    pub kind: Network,
     /// Robots in the batch
     #[arg(long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
     pub batch: u16,
@@ -76,7 +80,13 @@ pub fn run(args: &Args) -> Result<()> {
 pub fn results(args: &Args) -> Result<CoverageResults> {
     let (name, checkpoint) = match &args.model {
         Some(path) => (path.display().to_string(), WeightsArgs::default().open(path, None)?),
-        None => ("random, 1 million parameters".into(), synth::checkpoint(&Config::tiny(), 5)?),
+        None => {
+            let name = match args.kind {
+                Network::Pi0 => "random, 1 million parameters",
+                Network::Pi05 => "random π0.5, 1 million parameters",
+            };
+            (name.into(), synth::checkpoint(&Config::tiny().of_kind(args.kind.kind()), 5)?)
+        }
     };
     let c = &checkpoint.config;
     let tokens = args.tokens.unwrap_or(c.max_tokens);

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use anyhow::Result;
+use pi0_model::Kind;
 use pi0_policy::Summary;
 use serde::Serialize;
 
@@ -63,9 +64,14 @@ pub fn run(args: &Args) -> Result<()> {
     let stored = checkpoint.bytes_by_dtype();
     // The embedding table stays in the file: few of its rows are read.
     let table = (c.vocab_size * c.gemma.width) as u64;
+    // Of what drives π0.5's norms only the results stay.
+    let driven = match c.kind {
+        Kind::Pi0 => 0,
+        Kind::Pi05 => ((2 * c.expert.depth + 1) * 3 * c.expert.width * (c.expert.width + 1)) as u64,
+    };
     let parameters = checkpoint.parameters();
     let report = Report {
-        variant: "pi0",
+        variant: c.kind.name(),
         config: c,
         parameters,
         directory: &checkpoint.directory,
@@ -73,7 +79,7 @@ pub fn run(args: &Args) -> Result<()> {
         sizes: &checkpoint.origin.sizes,
         notes: &checkpoint.origin.notes,
         stored_bytes: stored.iter().map(|(d, &b)| (d.name(), b)).collect(),
-        memory_bf16: 2 * (parameters - table),
+        memory_bf16: 2 * (parameters - table - driven),
         policy: summary.as_ref().ok(),
         problems,
     };
@@ -93,7 +99,7 @@ fn text(r: &Report<'_>, policy: Option<&Summary>) -> String {
     };
     let v = &c.vision;
     let mut rows = vec![
-        ("model", format!("π0, {:.1} million parameters", r.parameters as f64 / 1e6)),
+        ("model", format!("{}, {:.1} million parameters", c.kind, r.parameters as f64 / 1e6)),
         ("stored as", format!("{}: {}", r.layout, formats.join(", "))),
         ("sizes from", r.sizes.to_owned()),
         ("memory needed", format!("about {} in bf16, half of it in int8", output::size(r.memory_bf16))),
@@ -113,6 +119,13 @@ fn text(r: &Report<'_>, policy: Option<&Summary>) -> String {
         ("language", tower(&c.gemma)),
         ("action expert", tower(&c.expert)),
         ("actions", format!("{} steps of {}, {} denoising steps", c.horizon, c.action_dim, c.num_steps)),
+        (
+            "real-time chunking",
+            match c.rtc_training_max_delay {
+                0 => "guided (not trained for it)".into(),
+                delay => format!("trained, for delays of up to {delay} actions; or guided"),
+            },
+        ),
         ("prompt", format!("up to {} tokens of {}", c.max_tokens, c.vocab_size)),
     ];
     rows.extend(policy.map(policy_facts).unwrap_or_default());

@@ -5,22 +5,24 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
-use pi0_model::{Config, synth};
-use pi0_policy::{LerobotProcessors, MeanStd, TINY_TOKENIZER, write_lerobot_processors};
+use pi0_model::{Config, Kind, synth};
+use pi0_policy::{LerobotProcessors, TINY_TOKENIZER, VectorStats, write_lerobot_processors};
 
 use crate::output;
 
 /// Make a valid checkpoint with random weights, to test and measure without a download
 #[derive(clap::Args)]
-#[command(
-    after_help = "Examples:\n  pi0 synth /tmp/pi0-tiny\n  pi0 synth /tmp/pi0-full --size full   # 7 GB"
-)]
+#[command(after_help = "Examples:\n  pi0 synth /tmp/pi0-tiny\n  pi0 synth /tmp/pi05-tiny --model pi05\n  \
+                  pi0 synth /tmp/pi0-full --size full   # 7 GB")]
 pub struct Args {
     /// Directory to make; must not hold a checkpoint yet
     dir: PathBuf,
     /// tiny: 1 million parameters; full: the real sizes, 3.5 billion parameters, 7 GB
     #[arg(long, value_enum, default_value_t)]
     size: Size,
+    /// Which network of the family
+    #[arg(long, value_enum, default_value_t)]
+    model: Network,
     /// The same seed makes the same weights on every machine
     #[arg(long, default_value_t = 0)]
     seed: u64,
@@ -46,6 +48,26 @@ impl Size {
     }
 }
 
+/// Networks that can be made.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+pub enum Network {
+    /// π0: the state is a row beside the actions.
+    #[default]
+    Pi0,
+    /// π0.5: the state stands in the prompt, time drives the expert's norms.
+    Pi05,
+}
+
+impl Network {
+    /// As the model knows it.
+    pub fn kind(self) -> Kind {
+        match self {
+            Network::Pi0 => Kind::Pi0,
+            Network::Pi05 => Kind::Pi05,
+        }
+    }
+}
+
 /// Cameras of a π0 checkpoint, and the joints of the robot that a random one pretends to be trained for.
 const CAMERAS: [&str; 3] = ["base_0_rgb", "left_wrist_0_rgb", "right_wrist_0_rgb"];
 const JOINTS: usize = 14;
@@ -53,7 +75,7 @@ const JOINTS: usize = 14;
 /// Runs the command.
 pub fn run(args: &Args) -> Result<()> {
     let start = Instant::now();
-    let bytes = make(&args.dir, args.size, args.seed)?;
+    let bytes = make(&args.dir, args.size, args.model.kind(), args.seed)?;
     let (parameters, seconds) = (bytes / 2, start.elapsed().as_secs_f64());
     output::print(&format!(
         "{}: {:.1} million parameters, {}, random with seed {}, in {seconds:.1} s\n",
@@ -65,11 +87,12 @@ pub fn run(args: &Args) -> Result<()> {
 }
 
 /// Makes a checkpoint in `dir`, with a progress bar, and says how many bytes of weights it has.
-pub fn make(dir: &Path, size: Size, seed: u64) -> Result<u64> {
+pub fn make(dir: &Path, size: Size, kind: Kind, seed: u64) -> Result<u64> {
     let config = match size {
         Size::Tiny => Config::tiny(),
         Size::Full => Config::full(),
-    };
+    }
+    .of_kind(kind);
     let in_dir = || format!("cannot make a checkpoint in {}", dir.display());
     std::fs::create_dir_all(dir).with_context(in_dir)?;
     for file in ["model.safetensors", "config.json"] {
@@ -78,15 +101,16 @@ pub fn make(dir: &Path, size: Size, seed: u64) -> Result<u64> {
         }
     }
     config.write(dir, &CAMERAS, JOINTS, JOINTS).with_context(in_dir)?;
-    let unit = MeanStd { mean: vec![0.0; JOINTS], std: vec![1.0; JOINTS] };
+    let neutral = VectorStats::neutral(kind, JOINTS);
     write_lerobot_processors(
         dir,
         &LerobotProcessors {
+            kind,
             cameras: CAMERAS.map(|c| format!("observation.images.{c}")).to_vec(),
             image_size: config.vision.image_size,
             max_tokens: config.max_tokens,
-            state: unit.clone(),
-            action: unit,
+            state: neutral.clone(),
+            action: neutral,
             tokenizer: TINY_TOKENIZER.into(),
         },
     )?;

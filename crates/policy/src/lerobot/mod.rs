@@ -13,7 +13,7 @@ use config::short_name;
 pub(crate) use processors::Processors;
 #[cfg(test)]
 pub(crate) use processors::{read_after, read_before};
-pub use writer::{LerobotProcessors, MeanStd, TINY_TOKENIZER, write_lerobot_processors};
+pub use writer::{LerobotProcessors, TINY_TOKENIZER, VectorStats, write_lerobot_processors};
 
 use crate::assemble::Parts;
 use crate::observation::{Filter, LayoutRule, Pad, Resize};

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use pi0_model::Kind;
 use safetensors::{Dtype, tensor::TensorView};
 use serde_json::{Value, json};
 
@@ -13,18 +14,50 @@ use crate::{Error, Result};
 /// it does not know. Made by `tests/make_fixtures.py`.
 pub const TINY_TOKENIZER: &str = include_str!("../../tests/data/tiny.json");
 
-/// Statistics of one vector.
+/// Statistics of one vector, as its kind of network is normalized by.
 #[derive(Debug, Clone, PartialEq)]
-pub struct MeanStd {
-    /// Means.
-    pub mean: Vec<f32>,
-    /// Standard deviations, as many.
-    pub std: Vec<f32>,
+#[allow(missing_docs)] // as many values in both
+pub enum VectorStats {
+    /// Means and standard deviations: π0.
+    MeanStd { mean: Vec<f32>, std: Vec<f32> },
+    /// The first and the 99th percentile: π0.5.
+    Quantiles { q01: Vec<f32>, q99: Vec<f32> },
+}
+
+impl VectorStats {
+    /// Statistics of `kind` that change nothing: of values around 0 with deviation 1, or between -1 and 1.
+    pub fn neutral(kind: Kind, width: usize) -> Self {
+        match kind {
+            Kind::Pi0 => Self::MeanStd { mean: vec![0.0; width], std: vec![1.0; width] },
+            Kind::Pi05 => Self::Quantiles { q01: vec![-1.0; width], q99: vec![1.0; width] },
+        }
+    }
+
+    fn named(&self) -> [(&'static str, &[f32]); 2] {
+        match self {
+            Self::MeanStd { mean, std } => [("mean", mean), ("std", std)],
+            Self::Quantiles { q01, q99 } => [("q01", q01), ("q99", q99)],
+        }
+    }
+
+    fn width(&self) -> usize {
+        self.named()[0].1.len()
+    }
+
+    /// lerobot's name of the normalization.
+    fn mode(&self) -> &'static str {
+        match self {
+            Self::MeanStd { .. } => "MEAN_STD",
+            Self::Quantiles { .. } => "QUANTILES",
+        }
+    }
 }
 
 /// What the processor files say.
 #[derive(Debug, Clone)]
 pub struct LerobotProcessors {
+    /// Which network the files are for: π0.5 has the state in its prompt.
+    pub kind: Kind,
     /// Camera features such as `observation.images.top`, in order.
     pub cameras: Vec<String>,
     /// Side of the camera images in the features' shapes.
@@ -32,9 +65,9 @@ pub struct LerobotProcessors {
     /// Longest prompt in tokens.
     pub max_tokens: usize,
     /// Of the state.
-    pub state: MeanStd,
+    pub state: VectorStats,
     /// Of the actions.
-    pub action: MeanStd,
+    pub action: VectorStats,
     /// Content of `tokenizer/tokenizer.json`, such as [`TINY_TOKENIZER`].
     pub tokenizer: String,
 }
@@ -45,25 +78,44 @@ pub fn write_lerobot_processors(directory: &Path, spec: &LerobotProcessors) -> R
     let image = json!({"type": "VISUAL", "shape": [3, spec.image_size, spec.image_size]});
     let mut features: serde_json::Map<String, Value> =
         spec.cameras.iter().map(|key| (key.clone(), image.clone())).collect();
-    let action = json!({"type": "ACTION", "shape": [spec.action.mean.len()]});
-    features.insert(STATE.into(), json!({"type": "STATE", "shape": [spec.state.mean.len()]}));
+    let action = json!({"type": "ACTION", "shape": [spec.action.width()]});
+    features.insert(STATE.into(), json!({"type": "STATE", "shape": [spec.state.width()]}));
     features.insert(ACTION.into(), action.clone());
-    let norm_map = json!({"VISUAL": "IDENTITY", "STATE": "MEAN_STD", "ACTION": "MEAN_STD"});
+    let norm_map = json!({"VISUAL": "IDENTITY", "STATE": spec.state.mode(), "ACTION": spec.action.mode()});
 
-    let before_stats = "policy_preprocessor_step_6_normalizer_processor.safetensors";
-    let before = json!({"name": "policy_preprocessor", "steps": [
-        {"registry_name": "rename_observations_processor", "config": {"rename_map": {}}},
-        {"registry_name": "to_batch_processor", "config": {}},
-        {"registry_name": "pi0_new_line_processor", "config": {}},
-        {"registry_name": "tokenizer_processor", "artifacts": {"tokenizer_name": "tokenizer"}, "config": {
-            "max_length": spec.max_tokens, "task_key": "task", "padding_side": "right", "padding": "max_length",
-            "truncation": true}},
-        {"registry_name": "device_processor", "config": {"device": "cpu", "float_dtype": null}},
-        {"registry_name": "relative_actions_processor", "config": {
-            "enabled": false, "exclude_joints": ["gripper"], "action_names": null}},
-        {"registry_name": "normalizer_processor", "state_file": before_stats, "config": {
-            "eps": 1e-8, "features": features, "norm_map": norm_map}},
-    ]});
+    let step = |name: &str, config: Value| json!({"registry_name": name, "config": config});
+    let mut tokenize = step(
+        "tokenizer_processor",
+        json!({"max_length": spec.max_tokens, "task_key": "task", "padding_side": "right",
+            "padding": "max_length", "truncation": true}),
+    );
+    tokenize["artifacts"] = json!({"tokenizer_name": "tokenizer"});
+    let device = step("device_processor", json!({"device": "cpu", "float_dtype": null}));
+    let relative = step(
+        "relative_actions_processor",
+        json!({"enabled": false, "exclude_joints": ["gripper"], "action_names": null}),
+    );
+    let normalize =
+        step("normalizer_processor", json!({"eps": 1e-8, "features": features, "norm_map": norm_map}));
+    let mut steps = vec![
+        step("rename_observations_processor", json!({"rename_map": {}})),
+        step("to_batch_processor", json!({})),
+    ];
+    // π0.5 writes the normalized state into the prompt, so it normalizes first.
+    let normalizer = match spec.kind {
+        Kind::Pi0 => {
+            steps.extend([step("pi0_new_line_processor", json!({})), tokenize, device, relative, normalize]);
+            6
+        }
+        Kind::Pi05 => {
+            let write_state = step("pi05_prepare_state_tokenizer_processor_step", json!({}));
+            steps.extend([relative, normalize, write_state, tokenize, device]);
+            3
+        }
+    };
+    let before_stats = format!("policy_preprocessor_step_{normalizer}_normalizer_processor.safetensors");
+    steps[normalizer]["state_file"] = before_stats.as_str().into();
+    let before = json!({"name": "policy_preprocessor", "steps": steps});
     let after_stats = "policy_postprocessor_step_0_unnormalizer_processor.safetensors";
     let after = json!({"name": "policy_postprocessor", "steps": [
         {"registry_name": "unnormalizer_processor", "state_file": after_stats, "config": {
@@ -75,20 +127,18 @@ pub fn write_lerobot_processors(directory: &Path, spec: &LerobotProcessors) -> R
     let stats = [(STATE, &spec.state), (ACTION, &spec.action)];
     write(&directory.join(PREPROCESSOR), format!("{before:#}\n").as_bytes())?;
     write(&directory.join(POSTPROCESSOR), format!("{after:#}\n").as_bytes())?;
-    write_stats(&directory.join(before_stats), &stats)?;
+    write_stats(&directory.join(&before_stats), &stats)?;
     write_stats(&directory.join(after_stats), &stats)?;
     let folder = directory.join("tokenizer");
     std::fs::create_dir_all(&folder).map_err(|source| Error::Write { path: folder.clone(), source })?;
     write(&folder.join("tokenizer.json"), spec.tokenizer.as_bytes())
 }
 
-fn write_stats(path: &Path, stats: &[(&str, &MeanStd)]) -> Result<()> {
+fn write_stats(path: &Path, stats: &[(&str, &VectorStats)]) -> Result<()> {
     let bytes = |values: &[f32]| values.iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<u8>>();
     let vectors: BTreeMap<String, Vec<u8>> = stats
         .iter()
-        .flat_map(|(key, stats)| {
-            [(format!("{key}.mean"), bytes(&stats.mean)), (format!("{key}.std"), bytes(&stats.std))]
-        })
+        .flat_map(|(key, stats)| stats.named().map(|(name, values)| (format!("{key}.{name}"), bytes(values))))
         .collect();
     let views = vectors
         .iter()
