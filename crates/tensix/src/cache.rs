@@ -4,16 +4,17 @@
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// Results that are kept; the oldest goes first.
-const KEPT: usize = 8;
-
-/// Results by what they were made from.
+/// Results by what they were made from; so many are kept, and the oldest goes first.
 #[derive(Debug)]
-pub(crate) struct Cache<K, V>(Mutex<VecDeque<(K, Arc<V>)>>);
+pub(crate) struct Cache<K, V> {
+    made: Mutex<VecDeque<(K, Arc<V>)>>,
+    kept: usize,
+}
 
-impl<K, V> Default for Cache<K, V> {
-    fn default() -> Self {
-        Self(Mutex::default())
+impl<K, V> Cache<K, V> {
+    /// An empty one.
+    pub(crate) fn new(kept: usize) -> Self {
+        Self { made: Mutex::default(), kept }
     }
 }
 
@@ -21,13 +22,13 @@ impl<K: PartialEq, V> Cache<K, V> {
     /// What was made from `key` before, or what `make` makes of it now.
     pub(crate) fn get<E>(&self, key: K, make: impl FnOnce(&K) -> Result<V, E>) -> Result<Arc<V>, E> {
         // Held while making, which never asks the same cache. The list is consistent even after a panic.
-        let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut kept = self.made.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((_, value)) = kept.iter().find(|(k, _)| *k == key) {
             return Ok(Arc::clone(value));
         }
         let value = Arc::new(make(&key)?);
         kept.push_back((key, Arc::clone(&value)));
-        if kept.len() > KEPT {
+        if kept.len() > self.kept {
             kept.pop_front();
         }
         Ok(value)
@@ -40,7 +41,7 @@ mod tests {
 
     #[test]
     fn results_are_made_once_and_only_a_few_are_kept() {
-        let cache = Cache::default();
+        let cache = Cache::new(8);
         let mut made = Vec::new();
         for key in [1, 2, 1, 1, 2].into_iter().chain(3..20).chain([1, 19]) {
             let value = cache.get(key, |k| {

@@ -11,7 +11,7 @@ use crate::dram::{Dram, Region};
 use crate::error::{Fault, OpenError};
 use crate::kernels::{AttentionKernel, Banks, Eltwise, Gather, Kernel, Matmul, NormKernel, l1};
 use crate::layout::{Format, from_tiles, push_tile, tiles, to_tiles};
-use crate::ops::{Angles, Plan, PlanKey};
+use crate::ops::{Angles, Modulated, Plan, PlanKey};
 use crate::tensor::Tensor;
 use crate::transport::{self, Transport};
 
@@ -46,7 +46,13 @@ pub struct Tensix {
     constants: OnceLock<Constants>,
     pub(crate) angles: Cache<Angles, [Tensor; 2]>,
     pub(crate) plans: Cache<PlanKey, Plan>,
+    pub(crate) modulations: Cache<Modulated, Tensor>,
 }
+
+/// Tables of angles and plans of attention that are kept: every layer of a tower needs the same.
+const KEPT: usize = 8;
+/// Scales, shifts and gates that are kept as tiles: at full size 37 norms have 10 steps' worth of each, 128 KiB apiece.
+const KEPT_MODULATIONS: usize = 3 * 37 * 12;
 
 /// Constant tiles in device memory.
 pub(crate) struct Constants {
@@ -100,8 +106,9 @@ impl Tensix {
             banks: Banks(info.dram_banks as u32),
             info,
             constants: OnceLock::new(),
-            angles: Cache::default(),
-            plans: Cache::default(),
+            angles: Cache::new(KEPT),
+            plans: Cache::new(KEPT),
+            modulations: Cache::new(KEPT_MODULATIONS),
         })
     }
 

@@ -6,8 +6,8 @@ use std::ops::Range;
 
 use common::{check, open, put, random};
 use pi0_device::{
-    Activation, Attention, Dense, Device, KeyValue, Keys, LinearPart, NormKind, Reference, Span,
-    TensorSource, WeightSource, dense,
+    Activation, Attention, Dense, Device, KeyValue, Keys, LinearPart, Modulation, Norm, NormKind, Reference,
+    Span, TensorSource, WeightSource, dense,
 };
 use pi0_tensix::Tensix;
 
@@ -174,6 +174,49 @@ fn norms() {
         let name = |op: &str| format!("{op} {rows}x{cols}");
         both!(&device, name("layer_norm"), F32, d => d.layer_norm(&put(d, &x), &d.prepare(&layer).unwrap()).unwrap());
         both!(&device, name("rms_norm"), F32, d => d.rms_norm(&put(d, &x), &d.prepare(&rms).unwrap()).unwrap());
+    }
+}
+
+/// Rows that share a row of the table, and rows that do not; the last width streams.
+#[test]
+fn adaptive_norms_and_gated_residuals() {
+    let Some(device) = open() else { return };
+    for (rows, cols) in [(1, 7), (33, 72), (70, 128), (33, 9001)] {
+        let (x, y) = (random(1, rows, cols, 3.0), random(2, rows, cols, 1.0));
+        let table = random(3, 5, 3 * cols, 0.5);
+        let shared = vec![3; rows];
+        let mixed: Vec<u32> = (0..rows as u32).map(|r| r * r % 5).collect();
+        for picked in [&shared, &mixed] {
+            let name = |op: &str| format!("{op} {rows}x{cols}, rows {:?}", &picked[..rows.min(3)]);
+            // Twice: what was made of the table the first time is kept.
+            for _ in 0..2 {
+                both!(&device, name("ada_rms_norm"), F32, d => {
+                    let table = put(d, &table);
+                    let by = Modulation { table: &table, rows: picked };
+                    d.ada_rms_norm(&put(d, &x), &by).unwrap();
+                    d.ada_rms_norm(&put(d, &x), &by).unwrap()
+                });
+            }
+            both!(&device, name("gated_add"), F32, d => {
+                let table = put(d, &table);
+                d.gated_add(&put(d, &x), &put(d, &y), &Modulation { table: &table, rows: picked }).unwrap()
+            });
+            if cols == 72 {
+                let w = linear(cols, &[cols], false, false);
+                both!(&device, name("dense"), BF16, d => {
+                    let (table, x, y) = (put(d, &table), put(d, &x), put(d, &y));
+                    let by = Modulation { table: &table, rows: picked };
+                    let w = d.prepare(&w).unwrap();
+                    let norm = Some(Norm::Ada(by));
+                    dense(d, &Dense { norm, gate: Some(by), residual: Some(&y), ..Dense::new(&x, &w) }).unwrap()
+                });
+            }
+        }
+    }
+    let (x, table) = (put(&device, &random(1, 4, 8, 1.0)), put(&device, &random(2, 2, 24, 1.0)));
+    for rows in [&[0u32, 1, 0][..], &[0, 1, 0, 2]] {
+        let by = Modulation { table: &table, rows };
+        assert!(device.ada_rms_norm(&x, &by).is_err() && device.gated_add(&x, &x, &by).is_err());
     }
 }
 

@@ -30,7 +30,7 @@ pub(crate) use gather::{Columns, Gather, LINES, RowSource};
 pub(crate) use math::PHASES;
 pub(crate) use matmul::{Epilogue, Matmul};
 pub(crate) use noc::Banks;
-pub(crate) use norm::NormKernel;
+pub(crate) use norm::{NormForm, NormKernel};
 
 /// The five processors of a tile, in the order of mailboxes and reset bits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -163,7 +163,7 @@ pub(crate) enum VectorProgram {
     /// Finishing them, for each row of tiles.
     NormFinish { centered: bool },
     /// Applying them, for each tile.
-    NormApply { centered: bool },
+    NormApply(NormForm),
     /// The three passes of attention, for each key tile, key tile, and tile of values.
     Scores,
     /// See `Scores`.
@@ -192,9 +192,7 @@ impl VectorProgram {
                 }
                 sfpu::stats_inverse_deviation(&mut a, t, 100, 28, 1e-6);
             }
-            Self::NormApply { centered } => {
-                sfpu::normalize(&mut a, 0, t, centered.then_some(2 * t), 3 * t);
-            }
+            Self::NormApply(form) => sfpu::normalize(&mut a, form, 0, t, 2 * t, 3 * t),
             Self::Scores => sfpu::softmax_scores(&mut a, 0, t, 0.1),
             Self::Exponentials => sfpu::softmax_exponentials(&mut a, 0, t),
             Self::Divide => sfpu::softmax_divide(&mut a, 0, t),
@@ -269,8 +267,8 @@ mod tests {
             }
         }
         for width in [7, 72, 1152, 2048, 20_000] {
-            for centered in [true, false] {
-                NormKernel { width, eps: 1e-6f32.to_bits(), centered, banks: BANKS }.build(L1).unwrap();
+            for form in [NormForm::Layer, NormForm::Rms, NormForm::Ada] {
+                NormKernel { width, eps: 1e-6f32.to_bits(), form, banks: BANKS }.build(L1).unwrap();
             }
         }
         for width in [1, 2, 3, 8] {
@@ -286,7 +284,7 @@ mod tests {
 
     #[test]
     fn what_does_not_fit_l1_is_an_error() {
-        let norm = NormKernel { width: 72, eps: 0, centered: true, banks: BANKS };
+        let norm = NormKernel { width: 72, eps: 0, form: NormForm::Layer, banks: BANKS };
         let l1 = l1::DATA + 16 * 1024;
         let Err(Fault::L1Overflow { needed, available, .. }) = norm.build(l1) else { panic!("it fits") };
         assert!(needed > available && available == 16 * 1024, "{needed} of {available}");

@@ -1,4 +1,4 @@
-//! Layer norm and RMS norm: a row of tiles stays in L1 while its statistics are taken, in f32, and applied. One
+//! Layer norm, RMS norm and its adaptive form: a row of tiles stays in L1 while its statistics are taken, in f32, and applied. One
 //! that is too wide for that is read again for each pass, tile by tile; the arithmetic and its order are the same.
 
 use super::math::{self, HALF_ROWS, TILE_ROWS};
@@ -9,21 +9,51 @@ use crate::error::Fault;
 use crate::layout::{TILE, tiles};
 use crate::rv::{Asm, Reg};
 
+/// Which norm.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum NormForm {
+    /// `(x - mean) / deviation * scale + bias`, scale and bias the same for all rows.
+    Layer,
+    /// `x / root mean square * scale`.
+    Rms,
+    /// `x / root mean square * (1 + scale) + bias`; each row of tiles has its own scale and bias.
+    Ada,
+}
+
+impl NormForm {
+    /// Whether the mean is taken out: one more pass over the row.
+    pub(crate) fn centered(self) -> bool {
+        self == NormForm::Layer
+    }
+
+    /// Tiles of scale and bias at each column.
+    pub(crate) fn affine(self) -> u32 {
+        if self == NormForm::Rms { 1 } else { 2 }
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            NormForm::Layer => "layer",
+            NormForm::Rms => "rms",
+            NormForm::Ada => "adaptive rms",
+        }
+    }
+}
+
 /// The kernel. Arguments: number of rows of tiles; base addresses of output, x, scale and bias; then for each
-/// row of tiles the first tile of the output and of x.
+/// row of tiles the first tile of the output, of x, and of scale and bias.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct NormKernel {
     /// Columns.
     pub(crate) width: u32,
     /// `eps`, as bits.
     pub(crate) eps: u32,
-    /// Layer norm: subtract the mean, add a bias.
-    pub(crate) centered: bool,
+    pub(crate) form: NormForm,
     pub(crate) banks: Banks,
 }
 
 const HEAD: u32 = 5;
-const ITEM: i32 = 8;
+const ITEM: i32 = 12;
 
 /// The statistics' tile, and the tile they are taken from: slots of Dst that are never stored.
 const STATS: u32 = 3 * TILE_ROWS;
@@ -38,7 +68,7 @@ const AFFINE: Cursor = Cursor { count: Reg::A6, addr: Reg::A5 };
 /// How a row of tiles gets to the unpacker.
 #[derive(Debug, Clone, Copy)]
 enum Input {
-    /// It stays in L1 for all passes, and scale and bias for all rows.
+    /// It stays in L1 for all passes, and scale and bias for all rows that share them.
     Resident { affine: Ring, row: Ring },
     /// Tile by tile, anew for each pass; in the last one with its tiles of scale and bias behind it.
     Streamed(Ring),
@@ -51,12 +81,17 @@ impl NormKernel {
 
     /// Tiles of scale and bias at each column.
     fn affine(&self) -> u32 {
-        1 + u32::from(self.centered)
+        self.form.affine()
+    }
+
+    /// Whether each row of tiles brings its own scale and bias.
+    fn own_affine(&self) -> bool {
+        self.form == NormForm::Ada
     }
 
     /// Passes that take statistics: one for the mean if centered, one for the squares.
     fn statistics(&self) -> u32 {
-        1 + u32::from(self.centered)
+        1 + u32::from(self.form.centered())
     }
 
     pub(crate) fn build(&self, l1_bytes: u32) -> Result<Kernel, Fault> {
@@ -78,8 +113,7 @@ impl NormKernel {
             Input::Streamed(ring) => (self.stream_reader(ring), self.stream_unpacker(ring)),
         };
         let programs = [reader, unpacker, self.math(), self.packer(output), self.writer(output)];
-        let kind = if self.centered { "layer" } else { "rms" };
-        build(format!("{kind} norm of {} columns", self.width), &plan, programs.map(Some))
+        build(format!("{} norm of {} columns", self.form.name(), self.width), &plan, programs.map(Some))
     }
 
     fn reader(&self, affine: Ring, row: Ring) -> Asm {
@@ -95,17 +129,26 @@ impl NormKernel {
                 a.add_const(Reg::A1, Reg::A1, 1 << F32_SHIFT, Reg::T5);
             });
         };
-        b.mv(Reg::A1, AFFINE.addr);
-        for i in 0..self.affine() {
-            arg(&mut b, Reg::A4, 3 + i);
-            b.li(Reg::A3, 0);
-            fetch_row(&mut b);
-        }
-        Noc::Read.wait(&mut b);
-        affine.publish(&mut b, AFFINE);
+        let fetch_affine = |a: &mut Asm| {
+            affine.reserve(a, AFFINE);
+            a.mv(Reg::A1, AFFINE.addr);
+            for i in 0..self.affine() {
+                arg(a, Reg::A4, 3 + i);
+                a.lw(Reg::A3, Reg::S2, 8);
+                fetch_row(a);
+            }
+            Noc::Read.wait(a);
+            affine.publish(a, AFFINE);
+        };
         b.li(Reg::S2, l1::ARGS + 4 * HEAD);
         arg(&mut b, Reg::S3, 0);
+        if !self.own_affine() {
+            fetch_affine(&mut b);
+        }
         b.count_down(Reg::S3, |a| {
+            if self.own_affine() {
+                fetch_affine(a);
+            }
             row.reserve(a, ROW);
             a.mv(Reg::A1, ROW.addr);
             a.lw(Reg::A3, Reg::S2, 4);
@@ -124,10 +167,15 @@ impl NormKernel {
         unpack::target(&mut t0, unpack::Target::Dst);
         affine.start(&mut t0, AFFINE);
         row.start(&mut t0, ROW);
-        affine.await_filled(&mut t0, AFFINE);
+        if !self.own_affine() {
+            affine.await_filled(&mut t0, AFFINE);
+        }
         t0.li(Reg::S6, 0);
         arg(&mut t0, Reg::S3, 0);
         t0.count_down(Reg::S3, |a| {
+            if self.own_affine() {
+                affine.await_filled(a, AFFINE);
+            }
             row.await_filled(a, ROW);
             for _ in 0..self.statistics() {
                 a.mv(Reg::A1, ROW.addr);
@@ -158,6 +206,9 @@ impl NormKernel {
             });
             unpack::sync(a);
             row.release(a, ROW);
+            if self.own_affine() {
+                affine.release(a, AFFINE);
+            }
         });
         t0
     }
@@ -172,7 +223,7 @@ impl NormKernel {
             for pass in 0..=self.statistics() {
                 let with_affine = if pass == self.statistics() { self.affine() } else { 0 };
                 a.lw(Reg::A3, Reg::S2, 4);
-                a.li(Reg::A6, 0);
+                a.lw(Reg::A6, Reg::S2, 8);
                 a.repeat(Reg::S4, self.columns(), |a| {
                     ring.reserve(a, ROW);
                     arg(a, Reg::A4, 2);
@@ -246,20 +297,21 @@ impl NormKernel {
                     sfpu::run(a, |a| sfpu::stats_accumulate(a, WORK, STATS, sum));
                 });
             };
-            if self.centered {
+            if self.form.centered() {
                 pass(a, true);
                 sfpu::run(a, |a| sfpu::stats_mean(a, STATS, self.width));
             }
             pass(a, false);
-            let padding = if self.centered { padding } else { 0 };
+            let padding = if self.form.centered() { padding } else { 0 };
             let eps = f32::from_bits(self.eps);
             sfpu::run(a, |a| sfpu::stats_inverse_deviation(a, STATS, self.width, padding, eps));
             a.li(Reg::S4, self.columns());
             math::each_half(a, Reg::S4, Reg::S5, |a, half| {
                 math::acquire(a);
                 math::fill(a);
-                let bias = self.centered.then_some(half + 2 * TILE_ROWS);
-                sfpu::run(a, |a| sfpu::normalize(a, half, half + TILE_ROWS, bias, STATS));
+                sfpu::run(a, |a| {
+                    sfpu::normalize(a, self.form, half, half + TILE_ROWS, half + 2 * TILE_ROWS, STATS)
+                });
                 math::commit(a);
             });
         });

@@ -165,21 +165,23 @@ impl Tensix {
         };
         let fits = |r: &Tensor| r.rows == call.x.rows && r.cols == w.outputs;
         match (call.activation, call.residual) {
+            (_, None) if call.gate.is_some() => return refuse("a gate without a residual"),
             (None, None) | (Some(Activation::Gelu | Activation::Silu), None) => {}
             (Some(Activation::Geglu), None) if w.outputs.is_multiple_of(2 * TILE) => {}
             (None, Some(r)) if fits(r) => {}
             _ => return refuse("this combination of activation and residual"),
         }
-        if call.gate.is_some() {
-            return refuse("a gated residual");
-        }
         let normed = match call.norm {
             None => None,
-            Some(Norm::Ada(_)) => return refuse("an adaptive norm"),
+            Some(Norm::Ada(by)) => Some(self.ada_rms_norm_op(op, call.x, &by)?),
             Some(Norm::Layer(w)) => Some(self.norm(op, NormKind::Layer, call.x, w)?),
             Some(Norm::Rms(w)) => Some(self.norm(op, NormKind::Rms, call.x, w)?),
         };
         let x = normed.as_ref().unwrap_or(call.x);
+        if let (Some(gate), Some(residual)) = (&call.gate, call.residual) {
+            let branch = self.linear_op(op, x, call.weight, None, None)?;
+            return self.gated_add_op(op, residual, &branch, gate);
+        }
         self.linear_op(op, x, call.weight, call.activation, call.residual)
     }
 }

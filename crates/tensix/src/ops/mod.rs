@@ -2,22 +2,25 @@
 
 mod attention;
 mod linear;
+mod norm;
 mod pointwise;
 mod rope;
 mod shape;
 
 pub(crate) use attention::{Plan, PlanKey};
+pub(crate) use norm::Modulated;
 pub(crate) use rope::Angles;
 
 use std::ops::Range;
 
 use pi0_device::{
-    Attention, Dense, Device, Error, HostTensor, KeyValue, NormKind, OpKind, Qkv, Result, WeightSource,
+    Attention, Dense, Device, Error, HostTensor, KeyValue, Modulation, NormKind, OpKind, Qkv, Result,
+    WeightSource,
 };
 
-use crate::device::{Key, Tensix};
+use crate::device::Tensix;
 use crate::error::Fault;
-use crate::kernels::{EltwiseOp, NormKernel};
+use crate::kernels::EltwiseOp;
 use crate::layout::tiles;
 use crate::tensor::{Tensor, Weight, WeightKind};
 
@@ -34,27 +37,6 @@ fn failed(op: OpKind) -> impl Fn(Fault) -> Error {
 
 fn wrong_weight(op: OpKind, weight: &Weight) -> Error {
     Error::shape(op, format!("{} is a weight of another operation", weight.name))
-}
-
-impl Tensix {
-    fn norm(&self, op: OpKind, wanted: NormKind, x: &Tensor, weight: &Weight) -> Result<Tensor> {
-        let WeightKind::Norm { kind, width, eps, scale, bias } = &weight.kind else {
-            return Err(wrong_weight(op, weight));
-        };
-        if *kind != wanted {
-            return Err(wrong_weight(op, weight));
-        }
-        if *width != x.cols {
-            return Err(Error::shape(op, format!("{} columns, a weight of {width}", x.cols)));
-        }
-        let centered = wanted == NormKind::Layer;
-        let key = NormKernel { width: *width as u32, eps: eps.to_bits(), centered, banks: self.banks };
-        let y = self.tensor(x.rows, x.cols).map_err(failed(op))?;
-        let head = [y.base(), x.base(), scale.base(), bias.as_ref().map_or(0, |b| b.base())];
-        let items: Vec<_> = (0..x.tile_rows()).map(|r| vec![y.tile(r, 0), x.tile(r, 0)]).collect();
-        self.run(Key::Norm(key), &head, &items).map_err(failed(op))?;
-        Ok(y)
-    }
 }
 
 impl Device for Tensix {
@@ -141,6 +123,10 @@ impl Device for Tensix {
         self.norm(OpKind::RmsNorm, NormKind::Rms, x, weight)
     }
 
+    fn ada_rms_norm(&self, x: &Tensor, by: &Modulation<'_, Tensor>) -> Result<Tensor> {
+        self.ada_rms_norm_op(OpKind::AdaRmsNorm, x, by)
+    }
+
     fn rope(&self, x: &Tensor, positions: &[u32], head_dim: usize) -> Result<Tensor> {
         self.rope_op(x, positions, head_dim)
     }
@@ -167,6 +153,10 @@ impl Device for Tensix {
 
     fn add_scaled(&self, x: &Tensor, y: &Tensor, scale: f32) -> Result<Tensor> {
         self.add_scaled_op(x, y, scale)
+    }
+
+    fn gated_add(&self, x: &Tensor, y: &Tensor, by: &Modulation<'_, Tensor>) -> Result<Tensor> {
+        self.gated_add_op(OpKind::GatedAdd, x, y, by)
     }
 
     fn concat_rows(&self, parts: &[&Tensor]) -> Result<Tensor> {

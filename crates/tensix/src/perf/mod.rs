@@ -13,7 +13,7 @@ mod pass;
 
 pub use pass::{Estimate, Line, Model, PUBLISHED, Published, Workload, estimate};
 
-use crate::kernels::{EltwiseOp, Epilogue, LINES, Matmul, PHASES, VectorProgram};
+use crate::kernels::{EltwiseOp, Epilogue, LINES, Matmul, NormForm, PHASES, VectorProgram};
 use crate::layout::{Format, TILE};
 
 /// Rows of 16 columns that `MVMUL` takes, and a tile product needs, in one phase.
@@ -310,28 +310,30 @@ pub(crate) fn best_linear(
 }
 
 /// A norm over `rows` rows of `cols` tiles: a core takes whole rows.
-fn norm(cores: usize, rows: usize, cols: usize, centered: bool) -> Work {
-    let (cols, rounds) = (cols as u64, rows.div_ceil(cores) as u64);
-    let passes = 1 + u64::from(centered);
+fn norm(cores: usize, rows: usize, cols: usize, form: NormForm) -> Work {
+    let (cols, rounds, centered) = (cols as u64, rows.div_ceil(cores) as u64, form.centered());
+    let (passes, affine) = (1 + u64::from(centered), u64::from(form.affine()));
     let mut vector = VectorProgram::NormFinish { centered }.cycles();
     vector += cols * VectorProgram::NormStatistics { sum: false }.cycles();
-    vector += cols * VectorProgram::NormApply { centered }.cycles();
+    vector += cols * VectorProgram::NormApply(form).cycles();
     if centered {
         vector += cols * VectorProgram::NormStatistics { sum: true }.cycles();
     }
+    // Rows that share scale and bias fetch them once a core.
+    let affines = affine * if form == NormForm::Ada { rounds } else { 1 };
     let busy = rows.min(cores) as u64;
     // Each pass reads the row, the last one scale and bias too.
-    let fills = rounds * cols * (passes + 1 + passes);
+    let fills = rounds * cols * (passes + 1 + affine);
     Work {
         vector: rounds * vector,
         unpack: fills * F32_TILE / UNPACK_BYTES,
         fills,
         packs: rounds * cols,
-        fetches: (rounds + passes) * cols,
-        received: (rounds + passes) * cols * F32_TILE,
+        fetches: (rounds + affines) * cols,
+        received: (rounds + affines) * cols * F32_TILE,
         sends: rounds * cols,
         in_flight: 1,
-        read: (rows as u64 + busy * passes) * cols * F32_TILE,
+        read: (rows as u64 + busy * affines) * cols * F32_TILE,
         written: rows as u64 * cols * F32_TILE,
         ..Work::default()
     }

@@ -3,7 +3,7 @@
 use super::{
     Chip, LinearTiles, Machine, Rates, Work, attention, best_linear, copy, eltwise, gather, linear, norm,
 };
-use crate::kernels::{Banks, EltwiseOp, Epilogue, Matmul, l1};
+use crate::kernels::{Banks, EltwiseOp, Epilogue, Matmul, NormForm, l1};
 use crate::layout::{Format, tiles};
 
 /// Which network.
@@ -243,7 +243,7 @@ impl Pass {
         let (cores, t) = (self.chip.cores(), tiles(rows));
         self.linear(1, rows, 588, 1152, EXACT);
         self.add("pointwise", 1, &eltwise(cores, EltwiseOp::Add, t * 36));
-        self.add("norms", 2 * 27 + 1, &norm(cores, t, 36, true));
+        self.add("norms", 2 * 27 + 1, &norm(cores, t, 36, NormForm::Layer));
         self.linear(27, rows, 1152, 3 * 1152, BIASED);
         // Heads of 72 move into three tiles each, and back.
         self.add("moves", 3 * 27, &gather(cores, t * 48, 2));
@@ -268,7 +268,7 @@ impl Pass {
         // Of the last layer only keys and values are computed.
         let whole = LAYERS - 1;
         let masked = !rows.is_multiple_of(crate::layout::TILE);
-        self.add("norms", 2 * whole + 1, &norm(cores, t, 64, false));
+        self.add("norms", 2 * whole + 1, &norm(cores, t, 64, NormForm::Rms));
         self.linear(whole, rows, 2048, 2048 + 512, PLAIN);
         self.linear(1, rows, 2048, 512, PLAIN);
         self.add("rope", whole, &eltwise(cores, EltwiseOp::Rope, t * 64));
@@ -300,7 +300,9 @@ impl Pass {
             self.add("moves", 2 * LAYERS, &gather(cores, 8, 2));
         }
         let layers = LAYERS * steps;
-        self.add("norms", 2 * layers + steps, &norm(cores, t, 32, false));
+        // The scales, shifts and gates of all steps are made once and kept.
+        let form = if pi0 { NormForm::Rms } else { NormForm::Ada };
+        self.add("norms", 2 * layers + steps, &norm(cores, t, 32, form));
         self.linear(layers, rows, 1024, 2048 + 512, PLAIN);
         self.add("rope", layers, &eltwise(cores, EltwiseOp::Rope, t * 64));
         self.add("rope", layers, &eltwise(cores, EltwiseOp::Rope, t * 8));

@@ -66,8 +66,8 @@ fn vector_programs_are_counted_as_they_run() {
 #[test]
 fn norms_attention_and_moves_are_counted_as_by_hand() {
     // Two rows of tiles keep two cores busy, however many there are.
-    let suffix = norm(72, 2, 32, false);
-    assert_eq!(suffix, norm(2, 2, 32, false));
+    let suffix = norm(72, 2, 32, NormForm::Rms);
+    assert_eq!(suffix, norm(2, 2, 32, NormForm::Rms));
     assert_eq!((suffix.received, suffix.sends), (2 * 32 * 4096, 32));
     // Every head fetches its keys and values again for every row of query tiles.
     let prefix = attention(72, 8, 8, 26, 26, false);

@@ -8,6 +8,7 @@ use super::{
     inverse_sqrt, load, mad, minmax, mul, reciprocal, rotate, row_groups, store,
 };
 use crate::isa;
+use crate::kernels::norm::NormForm;
 use crate::rv::Asm;
 
 /// Adds a value into all lanes of each row: `L[d]` = sum of `L[d]` over its row; clobbers `t`.
@@ -83,8 +84,8 @@ pub(in crate::kernels) fn stats_inverse_deviation(a: &mut Asm, stats: u32, n: u3
     });
 }
 
-/// `(x - first) * second * weight (+ bias)`, to x's tile.
-pub(in crate::kernels) fn normalize(a: &mut Asm, x: u32, weight: u32, bias: Option<u32>, stats: u32) {
+/// `(x - first) * second * weight` and what the form adds, to x's tile.
+pub(in crate::kernels) fn normalize(a: &mut Asm, form: NormForm, x: u32, weight: u32, bias: u32, stats: u32) {
     row_groups(a, |a, o| {
         load(a, L6, stats + o);
         load(a, L7, stats + o + 2);
@@ -93,12 +94,16 @@ pub(in crate::kernels) fn normalize(a: &mut Asm, x: u32, weight: u32, bias: Opti
             mad(a, L0, L6, MinusOne, L0);
             load(a, L1, weight + o + v);
             mul(a, L0, L0, L7);
-            match bias {
-                Some(bias) => {
-                    load(a, L2, bias + o + v);
+            if form != NormForm::Rms {
+                load(a, L2, bias + o + v);
+            }
+            match form {
+                NormForm::Layer => mad(a, L0, L0, L1, L2),
+                NormForm::Rms => mul(a, L0, L0, L1),
+                NormForm::Ada => {
+                    add(a, L2, L2, L0);
                     mad(a, L0, L0, L1, L2);
                 }
-                None => mul(a, L0, L0, L1),
             }
             let step = if i == 3 { NEXT_ROWS } else { STAY };
             a.tt(isa::sfpstore(L0, step, x + o + v));
