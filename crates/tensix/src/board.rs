@@ -1,8 +1,10 @@
 //! One Wormhole chip: where its cores and memory banks are, and how kernels are loaded and run.
 
 mod discovery;
+mod lists;
 
 use std::collections::HashSet;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::error::{Fault, OpenError};
@@ -100,6 +102,19 @@ pub(crate) struct Loaded {
     id: usize,
     base: u32,
     kernel: Kernel,
+    name: Arc<str>,
+}
+
+impl Loaded {
+    /// Where each processor's program begins; 0 where there is none.
+    fn entries(&self) -> [u32; 5] {
+        let mut entry = self.base;
+        self.kernel.code.each_ref().map(|code| {
+            let at = if code.is_empty() { 0 } else { entry };
+            entry += 4 * code.len() as u32;
+            at
+        })
+    }
 }
 
 pub(crate) struct Board {
@@ -112,6 +127,7 @@ pub(crate) struct Board {
     next_code: u32,
     timeout: Duration,
     fault: Option<Fault>,
+    lists: Option<lists::Lists>,
 }
 
 const fn xy(x: u8, y: u8) -> Xy {
@@ -133,10 +149,12 @@ fn address_mid(t: Xy) -> u32 {
 }
 
 impl Board {
-    /// Takes a device over. `grid` limits it to so many columns and rows.
+    /// Takes a device over. `grid` limits it to so many columns and rows; `lists` says whether kernels are put into
+    /// command lists, where it is not left to the device.
     pub(crate) fn open(
         transport: Box<dyn Transport>,
         grid: Option<(usize, usize)>,
+        lists: Option<bool>,
         timeout: Duration,
     ) -> Result<Self, OpenError> {
         let mut firmwares: [Vec<u32>; 5] = Default::default();
@@ -165,8 +183,13 @@ impl Board {
             next_code: l1::CODE,
             timeout,
             fault: None,
+            lists: None,
         };
         board.discover(grid)?;
+        // Cores that wait for others cost the simulator as much as cores that compute.
+        if lists.unwrap_or(!board.transport.simulated()) {
+            board.lists = Some(lists::Lists::new(board.cores.len()));
+        }
         Ok(board)
     }
 
@@ -175,8 +198,9 @@ impl Board {
     }
 
     /// Addresses of a bank that tensors may use.
-    pub(crate) fn bank_range() -> (u64, u64) {
-        (BANK_START, BANK_BYTES)
+    pub(crate) fn bank_range(&self) -> (u64, u64) {
+        let lists = if self.lists.is_some() { lists::BANK_BYTES } else { 0 };
+        (BANK_START, BANK_BYTES - lists)
     }
 
     pub(crate) fn core_count(&self) -> usize {
@@ -239,6 +263,7 @@ impl Board {
         tile_bytes: usize,
         tiles: impl ExactSizeIterator<Item = usize>,
     ) -> Result<Vec<u8>, Fault> {
+        self.run_lists()?;
         for t in tiles {
             let (xy, start) = bank_place(t % BANK_COUNT);
             let addr = start + u64::from(base) + (t / BANK_COUNT * tile_bytes) as u64;
@@ -251,28 +276,29 @@ impl Board {
 
     /// Gives a kernel its place in the code memory of all cores. When that is full, it starts over, and kernels
     /// made before must not be run again: `false` says so.
-    pub(crate) fn load(&mut self, kernel: Kernel) -> (Loaded, bool) {
+    pub(crate) fn load(&mut self, kernel: Kernel) -> Result<(Loaded, bool), Fault> {
         let bytes: usize = kernel.code.iter().map(|c| c.len() * 4).sum();
         let fresh = self.next_code as usize + bytes > l1::DATA as usize;
         if fresh {
+            self.run_lists()?;
             self.next_code = l1::CODE;
             self.cores.iter_mut().for_each(|c| c.loaded.clear());
         }
         let base = self.next_code;
         self.next_code = (base + bytes as u32).next_multiple_of(64);
         self.next_id += 1;
-        (Loaded { id: self.next_id, base, kernel }, !fresh)
+        let name = kernel.name.as_str().into();
+        Ok((Loaded { id: self.next_id, base, kernel, name }, !fresh))
     }
 
-    /// Runs a kernel on some cores, each with its arguments, and waits for all of them.
+    /// Runs a kernel on some cores, each with its arguments, and waits for all of them; or puts it into the command
+    /// lists.
     pub(crate) fn launch(&mut self, loaded: &Loaded, work: &[(usize, Vec<u32>)]) -> Result<(), Fault> {
-        self.prepare(loaded, work)?;
-        let mut entry = loaded.base;
-        let go = loaded.kernel.code.each_ref().map(|code| {
-            let at = if code.is_empty() { 0 } else { entry };
-            entry += 4 * code.len() as u32;
-            at
-        });
+        if self.lists.is_some() {
+            return self.enqueue(loaded, work);
+        }
+        self.prepare(loaded, &work.iter().map(|(core, _)| *core).collect::<Vec<_>>())?;
+        let go = loaded.entries();
         let counters = [0u8; l1::COUNTER_BYTES as usize];
         for (core, args) in work {
             let mut data = counters.to_vec();
@@ -285,11 +311,11 @@ impl Board {
         self.wait(&loaded.kernel.name, work.iter().map(|(core, _)| *core).collect())
     }
 
-    /// Brings the cores of `work` up with the kernel in memory.
+    /// Brings cores up with the kernel in memory.
     ///
     /// Code is only ever written while a core is held in reset, which also empties its instruction caches.
-    fn prepare(&mut self, loaded: &Loaded, work: &[(usize, Vec<u32>)]) -> Result<(), Fault> {
-        let used: HashSet<usize> = work.iter().map(|(core, _)| *core).collect();
+    fn prepare(&mut self, loaded: &Loaded, cores: &[usize]) -> Result<(), Fault> {
+        let used: HashSet<usize> = cores.iter().copied().collect();
         if self.transport.simulated() {
             // Cores that idle cost the simulator as much as cores that compute.
             for core in (0..self.cores.len()).filter(|c| !used.contains(c)) {
@@ -299,7 +325,7 @@ impl Board {
             }
         }
         let mut started = Vec::new();
-        for &(core, _) in work {
+        for &core in cores {
             let tile = self.tile(core);
             let state = &self.cores[core];
             if state.running && state.loaded.contains(&loaded.id) {
@@ -356,8 +382,9 @@ impl Board {
                 let waiting = Processor::ALL.iter().zip(go).filter(|(_, w)| **w != 0);
                 let processors: Vec<&str> = waiting.map(|(p, _)| p.name()).collect();
                 let (column, row) = self.place(*core);
+                let kernel = self.listed(*core)?.unwrap_or_else(|| kernel.into());
                 let fault = Fault::Hung {
-                    kernel: kernel.to_owned(),
+                    kernel: kernel.to_string(),
                     core: format!("({column}, {row})"),
                     processors: processors.join(", "),
                     seconds: self.timeout.as_secs(),

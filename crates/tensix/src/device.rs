@@ -22,6 +22,9 @@ pub struct TensixOptions {
     pub grid: Option<(usize, usize)>,
     /// Tenstorrent's `libttsim.so`; `TT_METAL_SIMULATOR` if none.
     pub simulator: Option<PathBuf>,
+    /// Whether kernels are recorded in command lists in device memory and run when the host must wait, instead of one
+    /// by one; if not told, on cards only, since the simulator pays for every core that waits. Same bits either way.
+    pub command_lists: Option<bool>,
     /// How long a kernel may take before it counts as hung; ten minutes if none, since simulated time is slow.
     pub timeout: Option<Duration>,
 }
@@ -35,6 +38,10 @@ pub struct Stats {
     pub kernels: u64,
     /// Bytes of device memory in use.
     pub dram_used: u64,
+    /// Bytes of command lists written to the device: nothing more for an inference like the last one.
+    pub list_bytes: u64,
+    /// Times that cores were started on their command lists.
+    pub starts: u64,
 }
 
 /// A Wormhole device.
@@ -96,9 +103,10 @@ impl Tensix {
     /// `silicon`, the first card.
     pub fn open(options: &TensixOptions) -> Result<Self, OpenError> {
         let timeout = options.timeout.unwrap_or(Duration::from_secs(600));
-        let board = Board::open(Self::connect(options, timeout)?, options.grid, timeout)?;
+        let board =
+            Board::open(Self::connect(options, timeout)?, options.grid, options.command_lists, timeout)?;
         let info = board.info().clone();
-        let (start, end) = Board::bank_range();
+        let (start, end) = board.bank_range();
         let state = State { board, kernels: HashMap::new(), stats: Stats::default() };
         Ok(Self {
             state: Mutex::new(state),
@@ -136,7 +144,9 @@ impl Tensix {
 
     /// What it has done and holds.
     pub fn stats(&self) -> Stats {
-        Stats { dram_used: self.dram.used(), ..self.lock().stats }
+        let state = self.lock();
+        let (list_bytes, starts) = state.board.list_stats();
+        Stats { dram_used: self.dram.used(), list_bytes, starts, ..state.stats }
     }
 
     /// Bytes of device memory that tensors and weights may take.
@@ -151,15 +161,28 @@ impl Tensix {
 
     // ---- memory ----
 
+    /// Room for tiles. Where there is none, what waiting commands hold is waited for.
+    fn allocate(&self, count: usize, format: Format) -> Result<Region, Fault> {
+        let bytes = format.tile_bytes();
+        let room = self.dram.allocate(count, bytes);
+        let mut state = self.lock();
+        if room.is_ok() || !state.board.has_recorded() {
+            return room;
+        }
+        state.board.run_lists()?;
+        self.dram.settle();
+        self.dram.allocate(count, bytes)
+    }
+
     /// An uninitialized tensor.
     pub(crate) fn tensor(&self, rows: usize, cols: usize) -> Result<Tensor, Fault> {
-        let region = self.dram.allocate(tiles(rows) * tiles(cols), Format::F32.tile_bytes())?;
+        let region = self.allocate(tiles(rows) * tiles(cols), Format::F32)?;
         Ok(Tensor::whole(region, rows, cols))
     }
 
     /// Memory with tiles in it.
     pub(crate) fn region(&self, data: &[u8], format: Format) -> Result<Region, Fault> {
-        let region = self.dram.allocate(data.len() / format.tile_bytes(), format.tile_bytes())?;
+        let region = self.allocate(data.len() / format.tile_bytes(), format)?;
         self.lock().board.write_tiles(region.base(), format.tile_bytes(), data)?;
         Ok(region)
     }
@@ -171,7 +194,11 @@ impl Tensix {
     pub(crate) fn get(&self, x: &Tensor) -> Result<Vec<f32>, Fault> {
         let (rows, cols) = (x.tile_rows(), x.tile_cols());
         let order: Vec<usize> = (0..rows * cols).map(|i| x.tile(i / cols, i % cols) as usize).collect();
-        let bytes = self.lock().board.read_tiles(x.base(), Format::F32.tile_bytes(), order.into_iter())?;
+        let mut state = self.lock();
+        let bytes = state.board.read_tiles(x.base(), Format::F32.tile_bytes(), order.into_iter())?;
+        state.board.rewind_lists();
+        drop(state);
+        self.dram.settle();
         Ok(from_tiles(&bytes, x.rows, x.cols, cols))
     }
 
@@ -213,7 +240,7 @@ impl Tensix {
         let State { board, kernels, stats } = &mut *state;
         if !kernels.contains_key(&key) {
             let kernel = key.build(board.info().l1_bytes)?;
-            let (loaded, kept) = board.load(kernel);
+            let (loaded, kept) = board.load(kernel)?;
             if !kept {
                 kernels.clear();
             }
@@ -235,6 +262,9 @@ impl Tensix {
                 .collect();
             board.launch(loaded, &work)?;
             stats.launches += 1;
+        }
+        if board.has_recorded() {
+            self.dram.hold();
         }
         Ok(())
     }

@@ -14,8 +14,26 @@ const ALIGN: u64 = 64;
 #[derive(Debug)]
 struct Gaps {
     gaps: Vec<(u64, u64)>,
+    /// Freed while commands that may use them wait; a gap again once those have run.
+    held: Vec<(u64, u64)>,
+    /// Whether such commands wait.
+    busy: bool,
     start: u64,
     end: u64,
+}
+
+impl Gaps {
+    fn free(&mut self, start: u64, end: u64) {
+        let gaps = &mut self.gaps;
+        let at = gaps.partition_point(|gap| gap.0 < start);
+        gaps.insert(at, (start, end));
+        if at + 1 < gaps.len() && gaps[at + 1].0 == end {
+            gaps[at].1 = gaps.remove(at + 1).1;
+        }
+        if at > 0 && gaps[at - 1].1 == start {
+            gaps[at - 1].1 = gaps.remove(at).1;
+        }
+    }
 }
 
 /// Memory of a device. Cloning shares.
@@ -36,7 +54,7 @@ pub(crate) struct Region {
 impl Dram {
     /// `banks` banks with addresses `start..end` to give away.
     pub(crate) fn new(banks: usize, start: u64, end: u64) -> Self {
-        let gaps = Gaps { gaps: vec![(start, end)], start, end };
+        let gaps = Gaps { gaps: vec![(start, end)], held: Vec::new(), busy: false, start, end };
         Self { gaps: Arc::new(Mutex::new(gaps)), banks: banks as u64 }
     }
 
@@ -67,8 +85,23 @@ impl Dram {
     /// Bytes in use over all banks.
     pub(crate) fn used(&self) -> u64 {
         let list = self.lock();
-        let free: u64 = list.gaps.iter().map(|(start, end)| end - start).sum();
+        let free: u64 = list.gaps.iter().chain(&list.held).map(|(start, end)| end - start).sum();
         (list.end - list.start - free) * self.banks
+    }
+
+    /// Says that commands wait which may use what is allocated now: what is freed from now on is not given away, so
+    /// that the host may write to whatever it is given.
+    pub(crate) fn hold(&self) {
+        self.lock().busy = true;
+    }
+
+    /// Says that they have run.
+    pub(crate) fn settle(&self) {
+        let mut list = self.lock();
+        list.busy = false;
+        for (start, end) in std::mem::take(&mut list.held) {
+            list.free(start, end);
+        }
     }
 
     /// Bytes over all banks.
@@ -89,13 +122,10 @@ impl Drop for Region {
     fn drop(&mut self) {
         let mut list = self.dram.lock();
         let (start, end) = (self.base, self.base + self.bytes);
-        let at = list.gaps.partition_point(|gap| gap.0 < start);
-        list.gaps.insert(at, (start, end));
-        if at + 1 < list.gaps.len() && list.gaps[at + 1].0 == end {
-            list.gaps[at].1 = list.gaps.remove(at + 1).1;
-        }
-        if at > 0 && list.gaps[at - 1].1 == start {
-            list.gaps[at - 1].1 = list.gaps.remove(at).1;
+        if list.busy {
+            list.held.push((start, end));
+        } else {
+            list.free(start, end);
         }
     }
 }
@@ -122,6 +152,21 @@ mod tests {
             assert_eq!(dram.used(), 0);
             assert_eq!(dram.lock().gaps, [(0, 1 << 20)]);
         }
+    }
+
+    #[test]
+    fn what_waiting_commands_may_use_is_not_given_away() {
+        let dram = Dram::new(1, 0, 1 << 16);
+        let first = dram.allocate(1, 4096).unwrap();
+        dram.hold();
+        drop(first);
+        assert_eq!(dram.used(), 0);
+        let second = dram.allocate(1, 4096).unwrap();
+        assert_eq!(second.base(), 4096);
+        dram.settle();
+        assert_eq!(dram.allocate(1, 4096).unwrap().base(), 0);
+        drop(second);
+        assert_eq!(dram.lock().gaps, [(0, 1 << 16)]);
     }
 
     #[test]

@@ -299,6 +299,14 @@ impl Asm {
         }
     }
 
+    /// Words of no meaning up to word `at`.
+    pub fn pad_to(&mut self, at: u32) {
+        if self.code.len() > at as usize {
+            self.fail(AsmError::Immediate { at: self.code.len(), value: at.into(), field: "what is left" });
+        }
+        self.code.resize(at as usize, 0);
+    }
+
     /// The finished code.
     pub fn finish(mut self) -> Result<Vec<u32>, AsmError> {
         for (at, label, kind) in std::mem::take(&mut self.fixups) {

@@ -4,12 +4,16 @@ use crate::rv::{Asm, Reg};
 use crate::transport::{self, TransportError};
 
 fn open(timeout: Duration) -> Option<Board> {
+    open_with(timeout, false)
+}
+
+fn open_with(timeout: Duration, lists: bool) -> Option<Board> {
     let Some(library) = std::env::var_os("TT_METAL_SIMULATOR").filter(|v| !v.is_empty()) else {
         eprintln!("skipped: set TT_METAL_SIMULATOR to Tenstorrent's libttsim.so for Wormhole");
         return None;
     };
     let transport = transport::spawn(library.as_ref(), Duration::from_secs(60)).unwrap();
-    Some(Board::open(transport, Some((2, 2)), timeout).unwrap())
+    Some(Board::open(transport, Some((2, 2)), Some(lists), timeout).unwrap())
 }
 
 fn kernel(name: &str, t1: impl FnOnce(&mut Asm)) -> Kernel {
@@ -21,16 +25,47 @@ fn kernel(name: &str, t1: impl FnOnce(&mut Asm)) -> Kernel {
     Kernel { name: name.into(), code }
 }
 
+fn load(board: &mut Board, kernel: Kernel) -> (Loaded, bool) {
+    board.load(kernel).unwrap()
+}
+
+/// The third of four commands never ends on the second core.
+#[test]
+fn a_hung_command_is_named() {
+    let Some(mut board) = open_with(Duration::from_secs(2), true) else { return };
+    let (harmless, _) = load(&mut board, kernel("harmless", |_| ()));
+    let (stuck, _) = load(
+        &mut board,
+        kernel("stuck", |a| {
+            let forever = a.here();
+            a.li(Reg::T0, l1::ARGS);
+            a.lw(Reg::T0, Reg::T0, 0);
+            a.bne(Reg::T0, Reg::Zero, forever);
+        }),
+    );
+    for _ in 0..2 {
+        board.launch(&harmless, &[(0, vec![]), (1, vec![]), (2, vec![]), (3, vec![])]).unwrap();
+    }
+    board.launch(&stuck, &[(0, vec![0]), (1, vec![1])]).unwrap();
+    board.launch(&harmless, &[(0, vec![])]).unwrap();
+    let fault = board.run_lists().unwrap_err();
+    let Fault::Hung { kernel, .. } = &fault else { panic!("{fault}") };
+    assert_eq!(&kernel[..], "stuck");
+}
+
 #[test]
 fn a_hung_kernel_is_named_with_its_core_and_processor() {
     let Some(mut board) = open(Duration::from_secs(2)) else { return };
     // Core 0 returns at once, core 3 never.
-    let (loaded, _) = board.load(kernel("stuck", |a| {
-        let forever = a.here();
-        a.li(Reg::T0, l1::ARGS);
-        a.lw(Reg::T0, Reg::T0, 0);
-        a.bne(Reg::T0, Reg::Zero, forever);
-    }));
+    let (loaded, _) = load(
+        &mut board,
+        kernel("stuck", |a| {
+            let forever = a.here();
+            a.li(Reg::T0, l1::ARGS);
+            a.lw(Reg::T0, Reg::T0, 0);
+            a.bne(Reg::T0, Reg::Zero, forever);
+        }),
+    );
     let fault = board.launch(&loaded, &[(0, vec![0]), (3, vec![1])]).unwrap_err();
     let Fault::Hung { kernel, core, processors, .. } = &fault else { panic!("{fault}") };
     assert_eq!((&kernel[..], &core[..], &processors[..]), ("stuck", "(1, 1)", "T1 (math)"));
@@ -41,7 +76,7 @@ fn a_hung_kernel_is_named_with_its_core_and_processor() {
 fn an_abort_of_the_simulator_is_an_error_with_its_message() {
     let Some(mut board) = open(Duration::from_secs(60)) else { return };
     // The semaphore's maximum is 2.
-    let (loaded, _) = board.load(kernel("post", |a| (0..3).for_each(|_| a.tt(isa::sempost(1)))));
+    let (loaded, _) = load(&mut board, kernel("post", |a| (0..3).for_each(|_| a.tt(isa::sempost(1)))));
     let fault = board.launch(&loaded, &[(1, vec![])]).unwrap_err();
     let Fault::Transport(TransportError::Stopped(message)) = &fault else { panic!("{fault}") };
     assert!(message.contains("ERROR: NonContractualBehavior"), "{message}");
@@ -65,7 +100,7 @@ fn code_memory_starts_over_when_full() {
         })
     };
     for n in 0..8 {
-        let (loaded, kept) = board.load(make(n));
+        let (loaded, kept) = load(&mut board, make(n));
         assert_eq!(kept, n == 0 || n % 3 != 0, "kernel {n}");
         for _ in 0..2 {
             board.launch(&loaded, &[(2, vec![99])]).unwrap();

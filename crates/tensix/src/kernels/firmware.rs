@@ -5,6 +5,7 @@ use crate::error::Fault;
 use crate::isa;
 use crate::rv::{Asm, Reg};
 
+use super::list;
 use super::math::SEMAPHORES;
 
 /// The firmware of a processor.
@@ -28,5 +29,9 @@ pub(crate) fn firmware(processor: Processor) -> Result<Vec<u32>, Fault> {
     a.beq(Reg::T1, Reg::Zero, idle);
     a.jalr(Reg::T1);
     a.j(done);
+    if processor == Processor::B {
+        a.pad_to(l1::LIST_ENTRY / 4);
+        list::dispatcher(&mut a);
+    }
     a.finish().map_err(|e| Fault::Kernel { kernel: "firmware".into(), processor, what: e.to_string() })
 }

@@ -9,6 +9,7 @@ mod attention;
 mod eltwise;
 mod firmware;
 mod gather;
+pub(crate) mod list;
 mod matmul;
 mod noc;
 mod norm;
@@ -71,6 +72,18 @@ pub(crate) mod l1 {
     pub(crate) const GO: u32 = 0x1_6000;
     /// For each DRAM bank its coordinates on NoC 0 and NoC 1, as address words.
     pub(crate) const BANKS: u32 = 0x1_6020;
+    /// The header of a command; see [`list`](super::list).
+    pub(crate) const HEADER: u32 = 0x1_60C0;
+    /// What the dispatcher of command lists remembers.
+    pub(crate) const LIST: u32 = 0x1_6100;
+    /// On the first core: how often cores have finished a command.
+    pub(crate) const ARRIVED: u32 = 0x1_6120;
+    /// What a core last read there, and what was there before it came.
+    pub(crate) const ARRIVED_NOW: u32 = 0x1_6130;
+    /// See `ARRIVED_NOW`.
+    pub(crate) const ARRIVED_BEFORE: u32 = 0x1_6140;
+    /// The dispatcher in the firmware of `B`.
+    pub(crate) const LIST_ENTRY: u32 = 0x400;
     /// Two words a ring: slots filled, slots freed. Zeroed with each launch.
     pub(crate) const COUNTERS: u32 = 0x1_6180;
     /// Bytes of [`COUNTERS`].
@@ -295,7 +308,9 @@ mod tests {
         let firmware_end = |p: Processor| l1::START[p as usize] + 4 * firmware(p).unwrap().len() as u32;
         let ends = Processor::ALL.map(firmware_end);
         assert!(ends.iter().zip(&l1::START[1..]).all(|(end, next)| end <= next));
-        assert!(ends[4] <= l1::GO && l1::GO + 20 <= l1::BANKS && l1::BANKS + 12 * 8 <= l1::COUNTERS);
+        assert!(ends[4] <= l1::GO && l1::GO + 20 <= l1::BANKS && l1::BANKS + 12 * 8 <= l1::HEADER);
+        assert!(l1::HEADER + 64 <= l1::LIST && l1::LIST + 28 <= l1::ARRIVED);
+        assert!(l1::ARRIVED_BEFORE + 16 <= l1::COUNTERS && l1::ARRIVED.is_multiple_of(16));
         const { assert!(l1::ARGS < l1::CODE && l1::CODE < l1::DATA) };
     }
 }

@@ -25,8 +25,11 @@ const RETURN_MID: i32 = 0x10;
 const PACKET_TAG: i32 = 0x18;
 const CONTROL: i32 = 0x1C;
 const LENGTH: i32 = 0x20;
+/// What an atomic adds.
+const DATA: i32 = 0x24;
 const START: i32 = 0x28;
 const NODE_ID: i32 = 0x2C;
+const ATOMIC_RESPONSES: i32 = 0x200;
 const WRITE_ACKS: i32 = 0x204;
 const READ_RESPONSES: i32 = 0x208;
 
@@ -59,13 +62,18 @@ impl Noc {
 
     /// Loads the registers that the other blocks use.
     pub(super) fn init(self, a: &mut Asm, banks: Banks) {
+        self.begin(a);
+        a.li(Reg::S8, (u64::from(u32::MAX) / u64::from(banks.0) + 1) as u32);
+        a.li(Reg::S9, banks.0);
+        a.li(Reg::S10, l1::BANKS + if self == Noc::Read { 0 } else { 4 });
+    }
+
+    /// Loads those that transfers between given addresses use.
+    pub(super) fn begin(self, a: &mut Asm) {
         a.li(Reg::S0, self.base());
         a.lw(Reg::S1, Reg::S0, NODE_ID);
         a.slli(Reg::S1, Reg::S1, 20); // 12 coordinate bits,
         a.srli(Reg::S1, Reg::S1, 16); // above 4 bits of address
-        a.li(Reg::S8, (u64::from(u32::MAX) / u64::from(banks.0) + 1) as u32);
-        a.li(Reg::S9, banks.0);
-        a.li(Reg::S10, l1::BANKS + if self == Noc::Read { 0 } else { 4 });
         a.lw(Reg::A7, Reg::S0, self.counter());
     }
 
@@ -95,9 +103,13 @@ impl Noc {
     /// Starts a transfer of `bytes` (at most 8192) between the remote address in `t0`, `t1` and `local`.
     /// Clobbers `t2`, `t5`.
     pub(super) fn transfer(self, a: &mut Asm, local: Reg, bytes: u32) {
-        let busy = a.here();
-        a.lw(Reg::T5, Reg::S0, START);
-        a.bne(Reg::T5, Reg::Zero, busy);
+        a.li(Reg::T2, bytes);
+        self.transfer_bytes(a, local, Reg::T2);
+    }
+
+    /// The same with their number in a register.
+    pub(super) fn transfer_bytes(self, a: &mut Asm, local: Reg, bytes: Reg) {
+        Self::ready(a);
         let ((from_low, from_mid), (to_low, to_mid)) = match self {
             Noc::Read => ((Reg::T0, Reg::T1), (local, Reg::S1)),
             Noc::Write => ((local, Reg::S1), (Reg::T0, Reg::T1)),
@@ -109,11 +121,42 @@ impl Noc {
         a.sw(Reg::Zero, Reg::S0, PACKET_TAG);
         a.addi(Reg::T5, Reg::Zero, self.control());
         a.sw(Reg::T5, Reg::S0, CONTROL);
-        a.li(Reg::T2, bytes);
-        a.sw(Reg::T2, Reg::S0, LENGTH);
+        a.sw(bytes, Reg::S0, LENGTH);
         a.addi(Reg::T5, Reg::Zero, 1);
         a.sw(Reg::T5, Reg::S0, START);
         a.addi(Reg::A7, Reg::A7, 1);
+    }
+
+    /// Waits until the network interface takes a command.
+    fn ready(a: &mut Asm) {
+        let busy = a.here();
+        a.lw(Reg::T5, Reg::S0, START);
+        a.bne(Reg::T5, Reg::Zero, busy);
+    }
+
+    /// Adds 1 to the word of another core's L1 at the address in `t0` (a multiple of 16), `t1`, and waits until it is
+    /// done. What was there before goes to `local`. Clobbers `t2`, `t5`.
+    pub(super) fn increment(self, a: &mut Asm, local: Reg) {
+        const ATOMIC: i32 = 1;
+        const ANSWERED: i32 = 1 << 4;
+        const INCREMENT_32_BITS: u32 = 1 << 12 | 31 << 2;
+        Self::ready(a);
+        a.lw(Reg::T2, Reg::S0, ATOMIC_RESPONSES);
+        a.sw(Reg::T0, Reg::S0, TARGET_LOW);
+        a.sw(Reg::T1, Reg::S0, TARGET_MID);
+        a.sw(local, Reg::S0, RETURN_LOW);
+        a.sw(Reg::S1, Reg::S0, RETURN_MID);
+        a.sw(Reg::Zero, Reg::S0, PACKET_TAG);
+        a.addi(Reg::T5, Reg::Zero, ATOMIC | ANSWERED);
+        a.sw(Reg::T5, Reg::S0, CONTROL);
+        a.li(Reg::T5, INCREMENT_32_BITS);
+        a.sw(Reg::T5, Reg::S0, LENGTH);
+        a.addi(Reg::T5, Reg::Zero, 1);
+        a.sw(Reg::T5, Reg::S0, DATA);
+        a.sw(Reg::T5, Reg::S0, START);
+        let wait = a.here();
+        a.lw(Reg::T5, Reg::S0, ATOMIC_RESPONSES);
+        a.beq(Reg::T5, Reg::T2, wait);
     }
 
     /// Starts the transfer of one whole tile.
