@@ -39,6 +39,10 @@ const NOC_SIZE: (u8, u8) = (10, 12);
 /// Resets of the five processors, in a debug register of each core.
 const SOFT_RESET: u64 = 0xFFB1_21B0;
 const RESET_ALL: u32 = 1 << 11 | 7 << 12 | 1 << 18;
+const RESET_B: u32 = 1 << 11;
+/// Everything that the register resets: the units of the coprocessor too, whatever ran before left in them. The
+/// simulator knows the processors alone.
+const RESET_WHOLE: u32 = (1 << 23) - 1;
 
 /// What a device is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -51,6 +55,8 @@ pub struct BoardInfo {
     pub board_id: u64,
     /// Firmware bundle from telemetry; 0 if not reported.
     pub firmware: u32,
+    /// Clock of the cores in MHz from telemetry; 0 if not reported.
+    pub clock: u32,
     /// Rows of cores that are fused off.
     pub harvested_rows: usize,
     /// Columns and rows of cores that work.
@@ -70,12 +76,13 @@ impl std::fmt::Display for BoardInfo {
         let (columns, rows) = self.grid;
         write!(
             f,
-            "{} through {}: board {:016x}, firmware {:08x}, grid {columns}x{rows} of {}x{} ({} rows harvested), \
+            "{} through {}: board {:016x}, firmware {:08x}, {} MHz, grid {columns}x{rows} of {}x{} ({} rows harvested), \
              {} GiB DRAM in {} banks, {} KiB L1 a core",
             self.arch,
             self.transport,
             self.board_id,
             self.firmware,
+            self.clock,
             self.usable_grid.0,
             self.usable_grid.1,
             self.harvested_rows,
@@ -166,6 +173,7 @@ impl Board {
             arch: "Wormhole B0",
             board_id: 0,
             firmware: 0,
+            clock: 0,
             harvested_rows: 0,
             usable_grid: (COLUMNS, ROWS),
             grid: (0, 0),
@@ -186,11 +194,25 @@ impl Board {
             lists: None,
         };
         board.discover(grid)?;
+        board.reset_everything()?;
         // Cores that wait for others cost the simulator as much as cores that compute.
         if lists.unwrap_or(!board.transport.simulated()) {
             board.lists = Some(lists::Lists::new(board.cores.len()));
         }
         Ok(board)
+    }
+
+    /// Holds every core that works in reset, used or not: others may have left programs running.
+    fn reset_everything(&mut self) -> Result<(), Fault> {
+        let mask = if self.transport.simulated() { RESET_ALL } else { RESET_WHOLE };
+        let (columns, rows) = self.info.usable_grid;
+        for (x, y) in (0..rows as u8).flat_map(|y| (0..columns as u8).map(move |x| (x, y))) {
+            let tile = Xy { x: FIRST_CORE + x, y: FIRST_CORE + y };
+            self.pending.write(tile, SOFT_RESET, &mask.to_le_bytes());
+            // Then the processors alone: units that stay in reset would never compute.
+            self.pending.write(tile, SOFT_RESET, &RESET_ALL.to_le_bytes());
+        }
+        self.flush().map(|_| ())
     }
 
     pub(crate) fn info(&self) -> &BoardInfo {
@@ -308,7 +330,7 @@ impl Board {
         for (core, _) in work {
             self.pending.write(self.tile(*core), l1::GO.into(), &words(&go));
         }
-        self.wait(&loaded.kernel.name, work.iter().map(|(core, _)| *core).collect())
+        self.wait(&loaded.kernel.name, work.iter().map(|(core, _)| *core).collect(), &Processor::ALL)
     }
 
     /// Brings cores up with the kernel in memory.
@@ -324,7 +346,7 @@ impl Board {
                 }
             }
         }
-        let mut started = Vec::new();
+        let (mut started, mut strange) = (Vec::new(), Vec::new());
         for &core in cores {
             let tile = self.tile(core);
             let state = &self.cores[core];
@@ -344,6 +366,7 @@ impl Board {
                 });
                 self.pending.write(tile, l1::BANKS.into(), &words(banks.as_flattened()));
                 self.cores[core].prepared = true;
+                strange.push(core);
             }
             if self.cores[core].loaded.insert(loaded.id) {
                 let code: Vec<u32> = loaded.kernel.code.iter().flatten().copied().collect();
@@ -351,15 +374,22 @@ impl Board {
             }
             // The firmware clears these words once it is up.
             self.pending.write(tile, l1::GO.into(), &words(&[1; 5]));
-            self.pending.write(tile, SOFT_RESET, &0u32.to_le_bytes());
-            self.cores[core].running = true;
             started.push(core);
         }
-        self.wait("firmware", started)
+        // On a core that is not ours yet B goes first.
+        for &core in &strange {
+            self.pending.write(self.tile(core), SOFT_RESET, &(RESET_ALL & !RESET_B).to_le_bytes());
+        }
+        self.wait("firmware of B", strange, &[Processor::B])?;
+        for &core in &started {
+            self.pending.write(self.tile(core), SOFT_RESET, &0u32.to_le_bytes());
+            self.cores[core].running = true;
+        }
+        self.wait("firmware", started, &Processor::ALL)
     }
 
-    /// Waits until all processors of the cores have cleared their GO words.
-    fn wait(&mut self, kernel: &str, mut cores: Vec<usize>) -> Result<(), Fault> {
+    /// Waits until the first of the processors of the cores, those of `awaited`, have cleared their GO words.
+    fn wait(&mut self, kernel: &str, mut cores: Vec<usize>, awaited: &[Processor]) -> Result<(), Fault> {
         let start = Instant::now();
         let mut clocks = 32;
         while !cores.is_empty() {
@@ -374,15 +404,18 @@ impl Board {
             let reply = self.flush()?;
             let state: Vec<Vec<u32>> =
                 reply.chunks_exact(20).map(|go| go.chunks_exact(4).map(word).collect()).collect();
-            let busy = |go: &Vec<u32>| go.iter().any(|&w| w != 0);
+            let busy = |go: &Vec<u32>| go.iter().take(awaited.len()).any(|&w| w != 0);
             let stuck = cores.iter().zip(&state).find(|(_, go)| busy(go));
             if let Some((core, go)) = stuck
                 && start.elapsed() > self.timeout
             {
-                let waiting = Processor::ALL.iter().zip(go).filter(|(_, w)| **w != 0);
+                let waiting = awaited.iter().zip(go).filter(|(_, w)| **w != 0);
                 let processors: Vec<&str> = waiting.map(|(p, _)| p.name()).collect();
                 let (column, row) = self.place(*core);
-                let kernel = self.listed(*core)?.unwrap_or_else(|| kernel.into());
+                let kernel = match kernel {
+                    lists::LIST => self.listed(*core)?.unwrap_or_else(|| kernel.into()),
+                    _ => kernel.into(),
+                };
                 let fault = Fault::Hung {
                     kernel: kernel.to_string(),
                     core: format!("({column}, {row})"),
@@ -394,6 +427,21 @@ impl Board {
             cores = cores.into_iter().zip(&state).filter(|(_, go)| busy(go)).map(|(core, _)| core).collect();
         }
         Ok(())
+    }
+}
+
+impl Drop for Board {
+    /// Leaves no program running on a card, whatever happened; the simulator ends with its process.
+    fn drop(&mut self) {
+        if self.transport.simulated() {
+            return;
+        }
+        let mut batch = Batch::default();
+        for core in 0..self.cores.len() {
+            batch.write(self.tile(core), SOFT_RESET, &RESET_ALL.to_le_bytes());
+        }
+        // A card that does not answer cannot be helped.
+        let _ = self.transport.run(batch);
     }
 }
 

@@ -18,6 +18,16 @@ pub enum OpenError {
     /// Another kind of device answers.
     #[error("not a Wormhole: PCI id {0:08x} (wanted 401e1e52)")]
     NotWormhole(u32),
+    /// The card's network counts its rows as they are made, with broken ones among them.
+    #[error(
+        "the card does not translate coordinates: its firmware is too old, update it with Tenstorrent's tools"
+    )]
+    NoTranslation,
+    /// A memory controller has failed.
+    #[error(
+        "the card's memory is not trained (status {0:#x}): power it off and on, then check it with tt-smi"
+    )]
+    MemoryNotTrained(u32),
     /// The grid asked for does not fit the device.
     #[error("a grid of {}x{} was asked for, the device has {}x{}", wanted.0, wanted.1, usable.0, usable.1)]
     Grid {
@@ -79,6 +89,17 @@ pub enum Fault {
         /// What is wrong.
         what: String,
     },
+    /// The management processor answered a message with an error.
+    #[error("the ARC processor refused message {code:#x} with {exit:#x}")]
+    ArcRefused {
+        /// The message.
+        code: u8,
+        /// Its exit code.
+        exit: u16,
+    },
+    /// All ones come back from the card.
+    #[error("the card has fallen off the bus: reset it (tt-smi -r) or power it off and on")]
+    Gone,
     /// The management processor did not answer a message.
     #[error("the ARC processor did not answer message {0:#x}")]
     Arc(u8),

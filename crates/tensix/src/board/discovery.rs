@@ -1,8 +1,8 @@
 //! What a chip is, asked of its management processor (ARC).
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use super::{Board, COLUMNS, Core, ROWS, word};
+use super::{BANKS, Board, COLUMNS, Core, ROWS, word};
 use crate::error::{Fault, OpenError};
 use crate::transport::Batch;
 
@@ -15,9 +15,19 @@ const ARC_MEMORY_ADDRESS: u64 = 0x1000_0000;
 const MESSAGE_DEASSERT_RISCV_RESET: u8 = 0xBA;
 const MESSAGE_BUSY_CLOCK: u8 = 0x52;
 const MESSAGE_HARVESTED_ROWS: u8 = 0x57;
+/// Configuration of the network interface of a DRAM tile, and the bit that says that it translates coordinates.
+const NIU_CONFIG: u64 = 0x1_000A_0100;
+const TRANSLATION: u32 = 1 << 14;
+/// Bit of the ARC's control register that it clears when it takes a message.
+const TRIGGER: u32 = 1 << 16;
+/// How long the clock may take to rise, and MHz at which it counts as risen.
+const CLOCK_PATIENCE: Duration = Duration::from_secs(1);
+const CLOCK_RISEN: u32 = 900;
 /// Telemetry tags.
 const TAG_BOARD_ID_HIGH: u16 = 1;
 const TAG_BOARD_ID_LOW: u16 = 2;
+const TAG_CLOCK: u16 = 14;
+const TAG_MEMORY: u16 = 22;
 const TAG_FIRMWARE_BUNDLE: u16 = 28;
 
 impl Board {
@@ -35,7 +45,22 @@ impl Board {
         let tag = |telemetry: &[(u16, u32)], tag| {
             telemetry.iter().find(|(t, _)| *t == tag).map_or(0, |(_, value)| *value)
         };
-        let telemetry = self.telemetry()?;
+        let mut telemetry = self.telemetry()?;
+        // The clock rises while the ARC answers other questions.
+        let start = Instant::now();
+        while (1..CLOCK_RISEN).contains(&tag(&telemetry, TAG_CLOCK)) && start.elapsed() < CLOCK_PATIENCE {
+            telemetry = self.telemetry()?;
+        }
+        self.info.clock = tag(&telemetry, TAG_CLOCK);
+        let memory = tag(&telemetry, TAG_MEMORY);
+        if memory != 0 && !trained(memory) {
+            return Err(OpenError::MemoryNotTrained(memory));
+        }
+        let mut batch = Batch::default();
+        batch.read(BANKS[0][0], NIU_CONFIG, 4);
+        if word(&self.run(batch)?) & TRANSLATION == 0 {
+            return Err(OpenError::NoTranslation);
+        }
         let usable = (COLUMNS, ROWS.saturating_sub(harvested));
         let wanted = grid.unwrap_or(usable);
         if wanted.0 == 0 || wanted.1 == 0 || wanted.0 > usable.0 || wanted.1 > usable.1 {
@@ -61,17 +86,37 @@ impl Board {
     fn arc_message(&mut self, code: u8) -> Result<u32, Fault> {
         let scratch = |i: u64| ARC_RESET_UNIT + 0x60 + 4 * i;
         let control = ARC_RESET_UNIT + 0x100;
-        let state = self.arc_words(&[control])?[0];
+        let start = Instant::now();
+        // An earlier message, of this program or another, may not have been taken yet.
+        let state = loop {
+            let state = self.arc_words(&[control])?[0];
+            if state == u32::MAX {
+                return Err(self.broken(Fault::Gone));
+            }
+            if state & TRIGGER == 0 {
+                break state;
+            }
+            if start.elapsed() > self.timeout {
+                return Err(self.broken(Fault::Arc(code)));
+            }
+        };
         let mut batch = Batch::default();
         batch.arc_write(scratch(3), 0);
         batch.arc_write(scratch(5), 0xAA00 | u32::from(code));
-        batch.arc_write(control, state | 1 << 16);
+        batch.arc_write(control, state | TRIGGER);
         self.run(batch)?;
-        let start = Instant::now();
         while start.elapsed() < self.timeout {
             let [answer, value] = self.arc_words(&[scratch(5), scratch(3)])?[..] else { break };
+            if answer == u32::MAX {
+                return Err(self.broken(Fault::ArcRefused { code, exit: u16::MAX }));
+            }
             if answer & 0xFFFF == u32::from(code) {
-                return Ok(value);
+                let exit = (answer >> 16) as u16;
+                return if exit == 0 {
+                    Ok(value)
+                } else {
+                    Err(self.broken(Fault::ArcRefused { code, exit }))
+                };
             }
             let mut batch = Batch::default();
             batch.tick(16);
@@ -90,5 +135,28 @@ impl Board {
         let entries = self.arc_words(&entries)?;
         let places: Vec<u64> = entries.iter().map(|e| values + 4 * u64::from(e >> 16)).collect();
         Ok(entries.iter().map(|&e| e as u16).zip(self.arc_words(&places)?).collect())
+    }
+}
+
+/// Whether the status of the six memory controllers says that all are trained: in two bits each (trained, failed), or
+/// in older firmware in four (2 passed, 3 skipped).
+fn trained(status: u32) -> bool {
+    let pairs = (0..6).all(|i| status >> (2 * i) & 3 == 1);
+    let nibbles = (0..6).all(|i| matches!(status >> (4 * i) & 15, 2 | 3));
+    pairs || nibbles
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_is_trained_if_all_controllers_say_so() {
+        for good in [0x555, 0x22_2222, 0x23_2222] {
+            assert!(trained(good), "{good:x}");
+        }
+        for bad in [0x554, 0x55D, 0x557, 0x22_2212, 0x2222, 0x1] {
+            assert!(!trained(bad), "{bad:x}");
+        }
     }
 }

@@ -6,8 +6,8 @@ use super::{
     BANK_BYTES as BANK, BANK_COUNT, BANKS, Board, CHANNELS, Loaded, address_mid, bank_place, word, words,
 };
 use crate::error::Fault;
-use crate::kernels::l1;
 use crate::kernels::list::{HEADER_BYTES, LEFT, state};
+use crate::kernels::{Processor, l1};
 
 /// Bytes of a core's list.
 const LIST_BYTES: usize = 4 << 20;
@@ -17,6 +17,9 @@ const LISTS_A_BANK: u64 = 7;
 pub(super) const BANK_BYTES: u64 = LISTS_A_BANK * LIST_BYTES as u64;
 /// Lists are compared with what is in memory, and written, in pieces of this size.
 const PIECE: usize = 256;
+
+/// What the host waits for while lists run, where no kernel can be named.
+pub(super) const LIST: &str = "a command list";
 
 /// The lists of all cores.
 #[derive(Debug)]
@@ -167,7 +170,7 @@ impl Board {
         for core in 0..count {
             self.pending.write(self.tile(core), l1::GO.into(), &l1::LIST_ENTRY.to_le_bytes());
         }
-        self.wait("a command list", (0..count).collect())?;
+        self.wait(LIST, (0..count).collect(), &Processor::ALL)?;
         if let Some(lists) = &mut self.lists {
             lists.recorded.clear();
         }

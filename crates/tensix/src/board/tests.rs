@@ -1,5 +1,6 @@
 use super::*;
 use crate::isa;
+use crate::kernels::RESET_ADDRESSES;
 use crate::rv::{Asm, Reg};
 use crate::transport::{self, TransportError};
 
@@ -107,5 +108,42 @@ fn code_memory_starts_over_when_full() {
             board.pending.read(board.tile(2), l1::ARGS.into(), 4);
             assert_eq!(word(board.flush().unwrap()), n);
         }
+    }
+}
+
+/// As tt-metal leaves a card: processors other than B start at addresses of its own, and semaphores are not 0.
+#[test]
+fn cores_that_others_have_used_start_all_the_same() {
+    let Some(mut board) = open(Duration::from_secs(60)) else { return };
+    let (spoil, _) = load(
+        &mut board,
+        kernel("spoil", |a| {
+            a.li(Reg::T0, 0xFFEF_0000 + 4 * RESET_ADDRESSES.start);
+            for (i, value) in [0x5000, 0x5000, 0x5000, 7, 0x5000, 1].into_iter().enumerate() {
+                a.li(Reg::T1, value);
+                a.sw(Reg::T1, Reg::T0, 4 * i as i32);
+            }
+            a.tt(isa::sempost(1));
+        }),
+    );
+    let everywhere: Vec<_> = (0..4).map(|core| (core, vec![])).collect();
+    board.launch(&spoil, &everywhere).unwrap();
+    // Nobody knows that these cores are ours.
+    board.cores.iter_mut().for_each(|c| *c = Core::default());
+    board.reset_everything().unwrap();
+    let (again, _) = load(
+        &mut board,
+        kernel("again", |a| {
+            a.li(Reg::T0, l1::ARGS);
+            a.li(Reg::T1, 77);
+            a.sw(Reg::T1, Reg::T0, 0);
+            a.tt(isa::sempost(1));
+            a.tt(isa::sempost(1)); // a third one would be too many
+        }),
+    );
+    board.launch(&again, &everywhere).unwrap();
+    for core in 0..4 {
+        board.pending.read(board.tile(core), l1::ARGS.into(), 4);
+        assert_eq!(word(board.flush().unwrap()), 77);
     }
 }

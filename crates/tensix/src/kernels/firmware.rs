@@ -7,6 +7,10 @@ use crate::rv::{Asm, Reg};
 
 use super::list;
 use super::math::SEMAPHORES;
+use super::unpack::CONFIG;
+
+/// Configuration words with the addresses at which T0, T1 and T2 start and whether they are obeyed, and the same of NC.
+pub(crate) const RESET_ADDRESSES: std::ops::Range<u32> = 158..164;
 
 /// The firmware of a processor.
 ///
@@ -14,6 +18,14 @@ use super::math::SEMAPHORES;
 /// register; it returns through `ra`.
 pub(crate) fn firmware(processor: Processor) -> Result<Vec<u32>, Fault> {
     let mut a = Asm::new();
+    if processor == Processor::B {
+        // Always starts at 0, unlike the others: what ran before may have told them to start elsewhere, which no reset
+        // undoes and only a processor can. The host lets B start alone for that.
+        a.li(Reg::T0, CONFIG + 4 * RESET_ADDRESSES.start);
+        for i in 0..RESET_ADDRESSES.len() as i32 {
+            a.sw(Reg::Zero, Reg::T0, 4 * i);
+        }
+    }
     if processor == Processor::T1 {
         // Before any other thread's program can run: the host starts none until all five are up.
         for (sem, max) in SEMAPHORES {

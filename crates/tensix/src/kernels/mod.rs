@@ -26,6 +26,8 @@ use crate::rv::{Asm, Reg};
 
 pub(crate) use attention::{AttentionKernel, MASKED};
 pub(crate) use eltwise::{Eltwise, EltwiseOp};
+#[cfg(test)]
+pub(crate) use firmware::RESET_ADDRESSES;
 pub(crate) use firmware::firmware;
 pub(crate) use gather::{Columns, Gather, LINES, RowSource};
 pub(crate) use math::PHASES;

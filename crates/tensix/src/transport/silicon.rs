@@ -2,8 +2,10 @@
 //!
 //! **Unproven**: this was compiled, never run. No card was at hand.
 
+use std::fs::File;
+
 use luwen_kmd::tlb::Ordering;
-use luwen_kmd::{PciDevice, PossibleTlbAllocation, Tlb};
+use luwen_kmd::{PciDevice, PossibleTlbAllocation, Power, Tlb};
 
 use super::{Access, Batch, Transport, TransportError, Xy, decode};
 
@@ -13,17 +15,24 @@ const WINDOW_BYTES: u64 = 16 << 20;
 struct Card {
     device: PciDevice,
     window: PossibleTlbAllocation,
+    /// Held while the card is ours: another of our processes cannot open it meanwhile.
+    _lock: File,
 }
 
 /// Opens the first card.
 pub(crate) fn open() -> Result<Option<Box<dyn Transport>>, TransportError> {
     let Some(&id) = PciDevice::scan().first() else { return Ok(None) };
+    let path = format!("/dev/tenstorrent/{id}");
+    let lock = File::open(&path).map_err(|e| TransportError::Card(format!("{path}: {e}")))?;
+    lock.try_lock().map_err(|e| TransportError::Card(format!("{path} is in use by another process: {e}")))?;
     let device = PciDevice::open(id).map_err(|e| TransportError::Card(e.to_string()))?;
     if !device.arch.is_wormhole() {
         return Err(TransportError::Card(format!("card {id} is {:?}, not a Wormhole", device.arch)));
     }
+    // The driver starts a card for a program that knows of power states with everything off.
+    device.set_power_state(Power::High).map_err(|e| TransportError::Card(e.to_string()))?;
     let window = device.allocate_tlb(WINDOW_BYTES).map_err(|e| TransportError::Card(e.to_string()))?;
-    Ok(Some(Box::new(Card { device, window: PossibleTlbAllocation::Allocation(window) })))
+    Ok(Some(Box::new(Card { device, window: PossibleTlbAllocation::Allocation(window), _lock: lock })))
 }
 
 /// The window's target. Strict order: arguments must arrive before the word that starts a kernel.
