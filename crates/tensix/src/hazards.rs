@@ -32,6 +32,9 @@ pub(crate) enum Rule {
     ScalarLatency,
     /// `WRCFG` changes an unpacker's configuration while it works (UNPACR).
     ConfigInUse,
+    /// Nothing was unpacked to SrcA between the last tile to Dst and the next for the matrix unit, or the end (erratum
+    /// TEN-3868 of tt-llk).
+    DstNotLeft,
     /// `SEMWAIT` replaces a wait that nothing has obeyed yet (STALLWAIT: one wait is latched).
     LostWait,
 }
@@ -49,6 +52,9 @@ impl fmt::Display for Hazard {
         write!(f, "hazard {:?} at word {} (instruction {:08x})", self.rule, self.at, self.insn)
     }
 }
+
+/// Thread register with `SRCA_SET_SetOvrdWithAddr`.
+const SRCA_SET: u32 = 3;
 
 /// Instructions that the matrix unit needs to have executed since it wrote Dst.
 const LOAD_DISTANCE: u8 = 3;
@@ -76,6 +82,9 @@ struct State {
     replaceable: bool,
     /// The classes that this wait holds back.
     latched: u32,
+    /// Unpacker 0 is set to Dst; and it has unpacked there since it last unpacked to SrcA.
+    to_dst: bool,
+    in_dst: bool,
 }
 
 impl State {
@@ -92,6 +101,8 @@ impl State {
         consumers: false,
         replaceable: false,
         latched: 0,
+        to_dst: false,
+        in_dst: false,
     };
 
     fn join(self, o: State) -> State {
@@ -108,13 +119,15 @@ impl State {
             consumers: self.consumers | o.consumers,
             replaceable: self.replaceable | o.replaceable,
             latched: self.latched | o.latched,
+            to_dst: self.to_dst | o.to_dst,
+            in_dst: self.in_dst | o.in_dst,
         }
     }
 
     /// The coprocessor has finished all that was pushed.
     fn synced(&mut self) {
-        let riscv = self.riscv;
-        *self = State { riscv, ..State::START };
+        let State { riscv, to_dst, in_dst, .. } = *self;
+        *self = State { riscv, to_dst, in_dst, ..State::START };
     }
 }
 
@@ -124,7 +137,7 @@ fn class(i: Insn) -> u32 {
         op::UNPACR => Block::UNPACK.0 | Block::TDMA.0,
         op::PACR => Block::PACK.0 | Block::TDMA.0,
         op::ADDDMAREG => 0x20 | Block::TDMA.0,
-        op::SETADCXX | op::SETADCXY | op::SETADCZW => Block::TDMA.0,
+        op::SETADCXX | op::SETADCXY | op::SETADCZW | op::ADDRCRZW => Block::TDMA.0,
         op::SEMINIT | op::SEMPOST | op::SEMGET | op::SEMWAIT => Block::SYNC.0,
         op::WRCFG | op::SETC16 => Block::CONFIG.0,
         op::ZEROACC | op::MVMUL | op::SETRWC => Block::MATH.0,
@@ -192,7 +205,18 @@ fn step(s: &mut State, i: Insn, mut report: impl FnMut(Rule)) {
         }
         op::SFPLOAD if s.since_math < LOAD_DISTANCE => report(Rule::LoadAfterMath),
         op::SFPSTORE => (s.stores, s.math) = (true, true),
-        op::UNPACR => s.unpack = true,
+        op::UNPACR => {
+            s.unpack = true;
+            let flips = i.field(6, 6) == 1;
+            if i.field(23, 23) == 0 {
+                if flips && s.in_dst {
+                    report(Rule::DstNotLeft);
+                }
+                s.in_dst = s.to_dst;
+            }
+        }
+        // Thread register 3 is 0 while unpacker 0 is set to Dst (SRCA_SET_SetOvrdWithAddr).
+        op::SETC16 if i.field(23, 16) == SRCA_SET => s.to_dst = i.field(15, 0) == 0,
         op::PACR => {
             if s.stores {
                 report(Rule::MathAfterStore);
@@ -263,6 +287,8 @@ enum Word {
     Store,
     /// The processor waits for the coprocessor.
     Sync,
+    /// The program returns.
+    Return,
     Other,
 }
 
@@ -308,6 +334,7 @@ fn words(code: &[u32]) -> Vec<Word> {
                 }
                 constants[rd] = None;
             }
+            0x67 if rd == 0 => word = Word::Return,
             0x37 => constants[rd] = Some(w & 0xFFFF_F000),
             0x13 if w >> 12 & 7 == 0 => {
                 let base = if rs1 == 0 { Some(0) } else { constants[rs1] };
@@ -371,6 +398,11 @@ pub(crate) fn check(code: &[u32]) -> Vec<Hazard> {
                 state.riscv = true;
             }
             Word::Sync => state.synced(),
+            Word::Return => {
+                if state.in_dst {
+                    report(Rule::DstNotLeft, code[at]);
+                }
+            }
             Word::Other => {}
         }
         for next in successors(code, at).into_iter().filter(|&n| n < code.len()) {

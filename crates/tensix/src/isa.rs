@@ -46,6 +46,7 @@ pub mod op {
     pub const UNPACR: u32 = 0x42;
     pub const SETADCXY: u32 = 0x51;
     pub const SETADCZW: u32 = 0x54;
+    pub const ADDRCRZW: u32 = 0x56;
     pub const ADDDMAREG: u32 = 0x58;
     pub const SETADCXX: u32 = 0x5E;
     pub const SFPLOAD: u32 = 0x70;
@@ -216,11 +217,22 @@ pub const fn setadczw_zero(which: Adc) -> Insn {
     Insn::new(op::SETADCZW, which.0 << 21 | 0xF)
 }
 
+/// Carriage return of an unpacker's Z counter on the L1 side: its start moves `by` on (at most 7), and the counter is
+/// set to that.
+pub const fn addrcrzw(unpacker: u32, by: u32) -> Insn {
+    Insn::new(op::ADDRCRZW, 1 << (21 + unpacker) | by << 6 | 1)
+}
+
 /// Unpacks a transfer: unpacker 0 to SrcA or Dst, unpacker 1 to SrcB, in multi-context mode. `flip` hands the
 /// filled Src bank to the matrix unit.
 pub const fn unpacr(unpacker: u32, flip: bool) -> Insn {
     // Bit 0 is set by every compiler-made stream, though the documentation gives it no meaning.
     Insn::new(op::UNPACR, unpacker << 23 | 1 << 7 | (flip as u32) << 6 | 1)
+}
+
+/// [`unpacr`] with a flip, and the Z counter on the L1 side goes on by 1.
+pub const fn unpacr_next(unpacker: u32) -> Insn {
+    Insn::new(op::UNPACR, unpacr(unpacker, true).0 | 1 << 15)
 }
 
 /// Packs with all four packers, and ends the output so that the next one starts at a fresh address.
@@ -408,6 +420,8 @@ mod tests {
             ("SETADCXY packers, all zero", setadcxy_zero(Adc::PACKERS), 0x5180_000F),
             ("SETADCZW packers, all zero", setadczw_zero(Adc::PACKERS), 0x5480_000F),
             ("UNPACR 1, multi-context, flip", unpacr(1, true), 0x4280_00C1),
+            ("UNPACR 0, flip, next", unpacr_next(0), 0x4200_80C1),
+            ("ADDRCRZW unpacker 0, z by 4", addrcrzw(0, 4), 0x5620_0101),
             ("PACR all packers, last", pacr(), 0x4100_0F01),
             ("MVMUL dst 24, mod 2", mvmul(24, 2), 0x2601_0018),
             ("ZEROACC mode 1 (16 rows), 9", zeroacc_rows16(9), 0x1008_0009),

@@ -158,3 +158,25 @@ fn a_wait_is_not_replaced_before_it_was_obeyed() {
     assert_eq!(tt(&[stallwait(Block::MATH.and(Block::SYNC), Wait::SFPU), second]), []);
     assert_eq!(tt(&[first, setrwc_zero(false, false), second]), []);
 }
+
+#[test]
+fn dst_is_left_before_the_next_source_and_the_end() {
+    let (to_dst, to_src) = (setc16(3, 0), setc16(3, 4));
+    let (fill, dummy, source) = (unpacr(0, false), unpacr(0, false), unpacr_next(0));
+    assert_eq!(tt(&[to_dst, fill]), [Rule::DstNotLeft], "at the end");
+    assert_eq!(tt(&[to_dst, fill, to_src, source]), [Rule::DstNotLeft]);
+    assert_eq!(tt(&[to_dst, fill, to_src, unpacr_next(1), dummy, source]), []);
+    assert_eq!(tt(&[to_dst, fill, fill, to_src, dummy]), []);
+    assert_eq!(tt(&[to_src, source, source]), []);
+    // On one of two ways.
+    let branch = rules(|a| {
+        a.tt(to_dst);
+        let skip = a.label();
+        a.beq(Reg::S3, Reg::Zero, skip);
+        a.tt(fill);
+        a.bind(skip);
+        a.tt(to_src);
+        a.tt(source);
+    });
+    assert_eq!(branch, [Rule::DstNotLeft]);
+}

@@ -7,7 +7,7 @@
 //! keys.
 
 use super::math::{self, HALF_ROWS, Product, TILE_ROWS};
-use super::noc::{Banks, F32_SHIFT, Noc};
+use super::noc::{Banks, F32_SHIFT, Noc, WRITE_SLOTS, write_slot};
 use super::ring::{Cursor, Ring, wait_at_least};
 use super::{Kernel, L1Plan, arg, build, l1, pack, sfpu, unpack};
 use crate::error::Fault;
@@ -74,7 +74,7 @@ impl AttentionKernel {
             queries: Ring::new(&mut plan, 0, self.depth() << F32_SHIFT, 2),
             keys: Ring::new(&mut plan, 1, self.depth() << F32_SHIFT, 2),
             values: Ring::new(&mut plan, 2, GROUP << F32_SHIFT, 3),
-            output: Ring::new(&mut plan, 3, 1 << F32_SHIFT, 4),
+            output: Ring::new(&mut plan, 3, 1 << F32_SHIFT, WRITE_SLOTS),
             strip: 0,
             strip_ring: Ring::new(&mut plan, 4, self.keys << F32_SHIFT, 1),
         };
@@ -171,7 +171,6 @@ impl AttentionKernel {
         const HALF: Reg = Reg::S9;
         let mut t0 = Asm::new();
         unpack::init(&mut t0);
-        unpack::set_steps(&mut t0, F32_BYTES, F32_BYTES, 0);
         p.queries.start(&mut t0, QUERIES);
         p.keys.start(&mut t0, KEYS);
         p.values.start(&mut t0, VALUES);
@@ -187,7 +186,7 @@ impl AttentionKernel {
                 p.keys.await_filled(a, KEYS);
                 unpack::units(a, Reg::A1, QUERIES.addr);
                 unpack::units(a, Reg::A3, KEYS.addr);
-                unpack::set_gprs(a, &[(unpack::G_B, Reg::A1), (unpack::G_A, Reg::A3)]);
+                unpack::point(a, Reg::A3, Reg::A1);
                 a.repeat(Reg::S11, self.depth(), |a| {
                     unpack::src_b(a);
                     unpack::src_a(a);
@@ -214,7 +213,7 @@ impl AttentionKernel {
                 a.xori(HALF, HALF, HALF_ROWS as i32);
             });
 
-            unpack::target(a, unpack::Target::SrcA { bf16: false, transpose: false });
+            unpack::leave_dst(a, unpack::Target::SrcA { bf16: false, transpose: false });
             // All exponentials first: the values of the first group need the last one anyway before the second.
             a.add(STORED, STORED, Reg::S5);
             for (_, n) in self.groups() {
@@ -227,7 +226,7 @@ impl AttentionKernel {
                     stored(a, count, Reg::A4);
                     p.values.await_filled(a, VALUES);
                     unpack::units(a, Reg::A3, VALUES.addr);
-                    unpack::set_gprs(a, &[(unpack::G_B, Reg::A1), (unpack::G_A, Reg::A3)]);
+                    unpack::point(a, Reg::A3, Reg::A1);
                     unpack::src_b(a);
                     (0..n).for_each(|_| unpack::src_a(a));
                     unpack::sync(a);
@@ -329,12 +328,11 @@ impl AttentionKernel {
             a.lw(Reg::A3, Reg::S2, 4);
             a.repeat(Reg::S4, self.width, |a| {
                 p.output.await_filled(a, QUERIES);
-                Noc::Write.tile(a, Reg::A3, Reg::A4, QUERIES.addr, F32_SHIFT);
-                Noc::Write.wait(a);
-                p.output.release(a, QUERIES);
+                write_slot(a, p.output, QUERIES, Reg::A3, Reg::A4);
                 a.addi(Reg::A3, Reg::A3, 1);
             });
         });
+        Noc::Write.wait(&mut nc);
         nc
     }
 }

@@ -1,7 +1,7 @@
 //! Element by element: up to four tiles into Dst bit by bit, a program of the vector unit, one tile out.
 
 use super::math::{self, TILE_ROWS};
-use super::noc::{Banks, F32_SHIFT, Noc};
+use super::noc::{Banks, F32_SHIFT, Noc, WRITE_SLOTS, write_slot};
 use super::ring::{Cursor, Ring};
 use super::{Kernel, L1Plan, arg, build, l1, pack, sfpu, unpack};
 use crate::error::Fault;
@@ -60,7 +60,7 @@ impl Eltwise {
         let (list, item) = (l1::ARGS + 4 * head as u32, 4 * item as i32);
         let mut plan = L1Plan::new(l1_bytes);
         let input = Ring::new(&mut plan, 0, inputs << F32_SHIFT, DEPTH);
-        let output = Ring::new(&mut plan, 1, 1 << F32_SHIFT, DEPTH);
+        let output = Ring::new(&mut plan, 1, 1 << F32_SHIFT, WRITE_SLOTS);
 
         let c = Cursor { count: Reg::A2, addr: Reg::A0 };
         let mut b = Asm::new();
@@ -102,6 +102,7 @@ impl Eltwise {
             input.release(a, c);
             a.xori(Reg::S4, Reg::S4, math::HALF_ROWS as i32);
         });
+        unpack::leave_dst(&mut t0, unpack::Target::IDLE);
 
         let mut t1 = Asm::new();
         math::init(&mut t1);
@@ -150,10 +151,9 @@ pub(super) fn writer(banks: Banks, ring: Ring, list: u32, item: i32) -> Asm {
     nc.count_down(Reg::S3, |a| {
         ring.await_filled(a, c);
         a.lw(Reg::A3, Reg::S2, 0);
-        Noc::Write.tile(a, Reg::A3, Reg::A4, c.addr, F32_SHIFT);
-        Noc::Write.wait(a);
-        ring.release(a, c);
+        write_slot(a, ring, c, Reg::A3, Reg::A4);
         a.addi(Reg::S2, Reg::S2, item);
     });
+    Noc::Write.wait(&mut nc);
     nc
 }

@@ -2,7 +2,7 @@
 //! of columns, bit by bit. Tiles that move whole are copied whole.
 
 use super::eltwise::writer;
-use super::noc::{Banks, F32_SHIFT, Noc};
+use super::noc::{Banks, F32_SHIFT, Noc, WRITE_SLOTS};
 use super::ring::{Cursor, Ring};
 use super::{Kernel, L1Plan, arg, build, l1};
 use crate::error::Fault;
@@ -90,7 +90,7 @@ impl Gather {
         let item = 4 * self.item_words() as i32;
         let list = l1::ARGS + 4 * Self::HEAD_WORDS as u32;
         let mut plan = L1Plan::new(l1_bytes);
-        let ring = Ring::new(&mut plan, 0, 1 << F32_SHIFT, 4);
+        let ring = Ring::new(&mut plan, 0, 1 << F32_SHIFT, WRITE_SLOTS);
         let scratch = plan.take(ROW_SCRATCH * TILE as u32);
         let c = Cursor { count: Reg::A2, addr: Reg::A0 };
 

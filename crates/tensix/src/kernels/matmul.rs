@@ -11,7 +11,7 @@
 mod reader;
 
 use super::math::{self, Product, TILE_ROWS};
-use super::noc::{Banks, F32_SHIFT, Noc};
+use super::noc::{Banks, F32_SHIFT, IN_FLIGHT, Noc, write_slot};
 use super::ring::{Cursor, Ring, wait_at_least};
 use super::{Kernel, L1Plan, arg, build, l1, pack, sfpu, unpack};
 use crate::error::Fault;
@@ -136,7 +136,12 @@ impl Matmul {
     /// Bytes of L1 that the kernel's buffers take.
     pub(crate) fn l1_bytes(&self) -> u32 {
         let chunk = self.x_bytes() + ((self.chunk * self.panel_cols) << self.weight_shift());
-        2 * chunk + self.sums_bytes() + ((2 * self.tiles()) << F32_SHIFT) + 4 * 64
+        2 * chunk + self.sums_bytes() + (self.output_slots() << F32_SHIFT) + 4 * 64
+    }
+
+    /// Two blocks, one of them being packed, and what is on its way to memory.
+    fn output_slots(&self) -> u32 {
+        2 * self.tiles() + IN_FLIGHT
     }
 
     fn sums_bytes(&self) -> u32 {
@@ -150,7 +155,7 @@ impl Matmul {
         let p = Plan {
             inputs: Ring::new(&mut plan, 0, chunk, 2),
             sums: Ring::new(&mut plan, 1, self.sums_bytes(), 1),
-            output: Ring::new(&mut plan, 2, F32_BYTES, 2 * self.tiles()),
+            output: Ring::new(&mut plan, 2, F32_BYTES, self.output_slots()),
         };
         let programs = [self.reader(&p), self.unpacker(&p), self.math(), self.packer(&p), self.writer(&p)];
         let name = format!(
@@ -175,11 +180,9 @@ impl Matmul {
         const HALF: Reg = Reg::S6;
         const TARGET: Reg = Reg::S7;
         const LATER: Reg = Reg::S8;
-        let weight_bytes = 1 << self.weight_shift();
         let mut t0 = Asm::new();
         unpack::init(&mut t0);
         unpack::target(&mut t0, self.sources());
-        unpack::set_steps(&mut t0, weight_bytes, F32_BYTES, self.cols * weight_bytes);
         p.inputs.start(&mut t0, INPUTS);
         p.sums.start(&mut t0, RESIDUALS);
         t0.li(HALF, 0);
@@ -203,15 +206,18 @@ impl Matmul {
                 a.repeat(Reg::S10, self.panel_cols / self.cols, |a| {
                     self.fill(a, HALF, TARGET, LATER);
                     a.xori(HALF, HALF, math::HALF_ROWS as i32);
-                    unpack::set_gprs(a, &[(unpack::G_B, Reg::A1), (unpack::G_A, Reg::A3)]);
+                    unpack::point(a, Reg::A3, Reg::A1);
                     a.mv(Reg::S11, Reg::S5);
                     a.count_down(Reg::S11, |a| {
                         for row in 0..self.rows {
                             unpack::src_b(a);
                             (0..self.cols).for_each(|_| unpack::src_a(a));
                             if row + 1 < self.rows {
-                                unpack::rewind_a(a);
+                                unpack::repeat_a(a);
                             }
+                        }
+                        if self.rows > 1 {
+                            unpack::next_group_a(a, self.cols);
                         }
                     });
                     a.add_const(Reg::A3, Reg::A3, self.weight_block_bytes() >> 4, Reg::T0);
@@ -253,7 +259,7 @@ impl Matmul {
             a.add_const(Reg::A7, Reg::A7, F32_BYTES, Reg::T2);
         }
         math::filled(a);
-        unpack::target(a, self.sources());
+        unpack::leave_dst(a, self.sources());
         a.bind(none);
         a.add_const(Reg::A4, Reg::A4, self.tiles() << F32_SHIFT, Reg::T2);
     }
@@ -385,12 +391,11 @@ impl Matmul {
                 p.output.await_filled(a, INPUTS);
                 a.lw(Reg::A3, Reg::S4, 0);
                 a.addi(Reg::S4, Reg::S4, 4);
-                Noc::Write.tile(a, Reg::A3, Reg::A4, INPUTS.addr, F32_SHIFT);
-                Noc::Write.wait(a);
-                p.output.release(a, INPUTS);
+                write_slot(a, p.output, INPUTS, Reg::A3, Reg::A4);
             });
             a.add_const(Reg::S2, Reg::S2, 4 * self.item_words(), Reg::T0);
         });
+        Noc::Write.wait(&mut nc);
         nc
     }
 }

@@ -32,7 +32,7 @@ pub(crate) use firmware::firmware;
 pub(crate) use gather::{Columns, Gather, LINES, RowSource};
 pub(crate) use math::PHASES;
 pub(crate) use matmul::{Epilogue, Matmul};
-pub(crate) use noc::Banks;
+pub(crate) use noc::{Banks, IN_FLIGHT};
 pub(crate) use norm::{NormForm, NormKernel};
 
 /// The five processors of a tile, in the order of mailboxes and reset bits.

@@ -4,6 +4,7 @@
 //! arithmetic, `a7` responses due. Scratch: `t0` to `t2`, `t5`.
 
 use super::l1;
+use super::ring::{Cursor, Ring};
 use crate::rv::{Asm, Reg};
 
 /// Which network; reads go over 0, writes over 1.
@@ -164,6 +165,25 @@ impl Noc {
         self.tile_address(a, tile, base, shift);
         self.transfer(a, local, 1 << shift);
     }
+}
+
+/// Writes that may be under way while the next one is prepared.
+pub(crate) const IN_FLIGHT: u32 = 4;
+/// Slots of a ring of tiles that are written.
+pub(super) const WRITE_SLOTS: u32 = 2 * IN_FLIGHT;
+
+/// Writes the f32 tile in the current slot of a ring to tile `tile` of the tensor at `base`, and goes to the next slot. A
+/// slot is free once its write has been acknowledged; writes leave in order, so the oldest slots are those. A program
+/// that does this must [`wait`](Noc::wait) before it returns.
+pub(super) fn write_slot(a: &mut Asm, ring: Ring, c: Cursor, tile: Reg, base: Reg) {
+    Noc::Write.tile(a, tile, base, c.addr, F32_SHIFT);
+    ring.skip(a, c);
+    let spin = a.here();
+    a.lw(Reg::T5, Reg::S0, Noc::Write.counter());
+    a.sub(Reg::T5, Reg::A7, Reg::T5);
+    a.addi(Reg::T6, Reg::Zero, IN_FLIGHT as i32);
+    a.blt(Reg::T6, Reg::T5, spin);
+    ring.release_all_but(a, c, IN_FLIGHT);
 }
 
 /// `log2` of the bytes of an f32 tile.

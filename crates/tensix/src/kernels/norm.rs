@@ -2,7 +2,7 @@
 //! that is too wide for that is read again for each pass, tile by tile; the arithmetic and its order are the same.
 
 use super::math::{self, HALF_ROWS, TILE_ROWS};
-use super::noc::{Banks, F32_SHIFT, Noc};
+use super::noc::{Banks, F32_SHIFT, Noc, WRITE_SLOTS, write_slot};
 use super::ring::{Cursor, Ring};
 use super::{Kernel, L1Plan, arg, build, l1, pack, sfpu, unpack};
 use crate::error::Fault;
@@ -96,7 +96,7 @@ impl NormKernel {
 
     pub(crate) fn build(&self, l1_bytes: u32) -> Result<Kernel, Fault> {
         let mut plan = L1Plan::new(l1_bytes);
-        let output = Ring::new(&mut plan, 2, 1 << F32_SHIFT, 4);
+        let output = Ring::new(&mut plan, 2, 1 << F32_SHIFT, WRITE_SLOTS);
         let row_bytes = u64::from(self.columns()) << F32_SHIFT;
         let affine_bytes = u64::from(self.affine()) * row_bytes;
         // Rings begin at multiples of 64 bytes, and their tiles end there.
@@ -210,6 +210,7 @@ impl NormKernel {
                 affine.release(a, AFFINE);
             }
         });
+        unpack::leave_dst(&mut t0, unpack::Target::IDLE);
         t0
     }
 
@@ -279,6 +280,7 @@ impl NormKernel {
                 a.xori(Reg::S6, Reg::S6, HALF_ROWS as i32);
             });
         });
+        unpack::leave_dst(&mut t0, unpack::Target::IDLE);
         t0
     }
 
@@ -342,13 +344,12 @@ impl NormKernel {
             a.lw(Reg::A3, Reg::S2, 0);
             a.repeat(Reg::S4, self.columns(), |a| {
                 output.await_filled(a, ROW);
-                Noc::Write.tile(a, Reg::A3, Reg::A4, ROW.addr, F32_SHIFT);
-                Noc::Write.wait(a);
-                output.release(a, ROW);
+                write_slot(a, output, ROW, Reg::A3, Reg::A4);
                 a.addi(Reg::A3, Reg::A3, 1);
             });
             a.addi(Reg::S2, Reg::S2, ITEM);
         });
+        Noc::Write.wait(&mut nc);
         nc
     }
 }

@@ -62,9 +62,24 @@ impl Ring {
     }
 
     fn pass(&self, a: &mut Asm, c: Cursor, counter: u32) {
-        a.addi(c.count, c.count, 1);
+        self.skip(a, c);
         a.li(Reg::T6, counter);
         a.sw(c.count, Reg::T6, 0);
+    }
+
+    /// Consumer: frees all slots that it has passed but the last `kept`. Clobbers `t4`, `t6`.
+    pub(super) fn release_all_but(&self, a: &mut Asm, c: Cursor, kept: u32) {
+        let none = a.label();
+        a.addi(Reg::T4, c.count, -(kept as i32));
+        a.bge(Reg::Zero, Reg::T4, none);
+        a.li(Reg::T6, self.freed());
+        a.sw(Reg::T4, Reg::T6, 0);
+        a.bind(none);
+    }
+
+    /// Goes to the next slot, and tells nobody.
+    pub(super) fn skip(&self, a: &mut Asm, c: Cursor) {
+        a.addi(c.count, c.count, 1);
         a.add_const(c.addr, c.addr, self.slot_bytes, Reg::T6);
         let inside = a.label();
         a.li(Reg::T6, self.base + self.slot_bytes * self.depth);

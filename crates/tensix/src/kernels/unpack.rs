@@ -5,8 +5,6 @@ use crate::rv::{Asm, Reg};
 
 /// Tensix backend configuration, as the processors see it.
 pub(super) const CONFIG: u32 = 0xFFEF_0000;
-/// This thread's coprocessor registers.
-const GPRS: u32 = 0xFFE0_0000;
 /// A store and a load at offset 4 wait until the coprocessor has finished all that this thread pushed.
 const PC_BUFFER: u32 = 0xFFE8_0000;
 
@@ -21,13 +19,6 @@ const BASE_B: u32 = 104;
 /// Where unpacker 0 writes, in datums; 64 is row 0.
 const DEST_A: u32 = 72;
 const THREAD_SRCA_OVERRIDE: u32 = 3;
-
-// Coprocessor registers of thread 0, one aligned group.
-pub(super) const G_A: u32 = 4;
-pub(super) const G_B: u32 = 5;
-const G_A_STEP: u32 = 6;
-const G_B_STEP: u32 = 7;
-const G_A_BACK: u32 = 8;
 
 /// Stores a constant to a configuration word. Clobbers `t5`, `t6`.
 pub(super) fn config(a: &mut Asm, index: u32, value: u32) {
@@ -58,10 +49,16 @@ pub(super) enum Target {
     Dst,
 }
 
+impl Target {
+    /// A source, where nothing will be unpacked any more.
+    pub(super) const IDLE: Target = Target::SrcA { bf16: true, transpose: false };
+}
+
 /// Once a kernel.
 pub(super) fn init(a: &mut Asm) {
     for section in [0, 40] {
-        config(a, 53 + section, 4 << 16 | 1); // tile descriptor: 4 faces
+        // Tile descriptor: a step of the Z counter is a whole tile, 4 faces of 256 values.
+        config(a, 53 + section, 1 << 16 | 4);
         config(a, BASE_A + section, 0);
     }
     config(a, 52 + 40, 256 << 16 | 1 << 4 | FP32);
@@ -91,49 +88,46 @@ pub(super) fn target(a: &mut Asm, target: Target) {
     config(a, 61, 0x000F_000F | u32::from(to_dst) << 4);
     config(a, DEST_A, 64);
     a.tt(isa::setc16(THREAD_SRCA_OVERRIDE, if to_dst { 0 } else { 4 }));
+    a.tt(isa::setadczw_zero(Adc::UNPACKERS));
     config_fence(a);
 }
 
-/// Sets coprocessor registers from processor registers, after everything pushed has finished.
-pub(super) fn set_gprs(a: &mut Asm, gprs: &[(u32, Reg)]) {
+/// Leaves Dst for a source: `next`. After the last tile to Dst, and before anything else, one must be unpacked to SrcA,
+/// or the unpacker may go wrong (erratum TEN-3868); it is given to nobody.
+pub(super) fn leave_dst(a: &mut Asm, next: Target) {
+    target(a, next);
+    a.tt(isa::unpacr(0, false));
+}
+
+/// Points the unpackers at tiles in L1 (in [`units`]) from which [`src_a`] and [`src_b`] go on, tile by tile: at most 256.
+/// Clobbers `t5`, `t6`.
+pub(super) fn point(a: &mut Asm, src_a: Reg, src_b: Reg) {
     sync(a);
-    a.li(Reg::T6, GPRS);
-    for &(gpr, reg) in gprs {
-        a.sw(reg, Reg::T6, 4 * gpr as i32);
-    }
+    a.li(Reg::T6, CONFIG);
+    a.sw(src_a, Reg::T6, 4 * BASE_A as i32);
+    a.sw(src_b, Reg::T6, 4 * BASE_B as i32);
+    a.tt(isa::setadczw_zero(Adc::UNPACKERS));
     config_fence(a);
 }
 
-/// Steps, in bytes, by which [`src_a`] and [`src_b`] advance, and by which [`rewind_a`] goes back.
-/// Clobbers `t0` to `t2`.
-pub(super) fn set_steps(a: &mut Asm, a_bytes: u32, b_bytes: u32, a_back: u32) {
-    a.li(Reg::T0, a_bytes >> 4);
-    a.li(Reg::T1, b_bytes >> 4);
-    a.li(Reg::T2, (a_back >> 4).wrapping_neg());
-    set_gprs(a, &[(G_A_STEP, Reg::T0), (G_B_STEP, Reg::T1), (G_A_BACK, Reg::T2)]);
-}
-
-fn advance_and_unpack(a: &mut Asm, unpacker: u32, base: u32, gpr: u32, step: u32) {
-    a.tt(isa::stallwait(Block::CONFIG.and(Block::TDMA), Wait::UNPACK.and(Wait::THCON)));
-    a.tt(isa::wrcfg(gpr, base));
-    a.tt(isa::adddmareg(gpr, gpr, step)); // also the instruction that WRCFG needs before its consumer
-    a.tt(isa::unpacr(unpacker, true));
-}
-
-/// The tile at `G_A` to SrcA, and a step on.
+/// The next tile to SrcA.
 pub(super) fn src_a(a: &mut Asm) {
-    advance_and_unpack(a, 0, BASE_A, G_A, G_A_STEP);
+    a.tt(isa::unpacr_next(0));
 }
 
-/// The tile at `G_B` to SrcB, and a step on.
+/// The next tile to SrcB.
 pub(super) fn src_b(a: &mut Asm) {
-    advance_and_unpack(a, 1, BASE_B, G_B, G_B_STEP);
+    a.tt(isa::unpacr_next(1));
 }
 
-/// `G_A` back to where the current group began.
-pub(super) fn rewind_a(a: &mut Asm) {
-    a.tt(isa::stallwait(Block::TDMA, Wait::THCON));
-    a.tt(isa::adddmareg(G_A, G_A, G_A_BACK));
+/// The next tile for SrcA is again the first of the current group.
+pub(super) fn repeat_a(a: &mut Asm) {
+    a.tt(isa::addrcrzw(0, 0));
+}
+
+/// A group of `tiles` tiles for SrcA ends.
+pub(super) fn next_group_a(a: &mut Asm, tiles: u32) {
+    a.tt(isa::addrcrzw(0, tiles));
 }
 
 /// `d = (addr >> 4) - 1`, the form in which unpackers and packers take addresses.

@@ -13,7 +13,7 @@ mod pass;
 
 pub use pass::{Estimate, Line, Model, PUBLISHED, Published, Workload, estimate};
 
-use crate::kernels::{EltwiseOp, Epilogue, LINES, Matmul, NormForm, PHASES, VectorProgram};
+use crate::kernels::{EltwiseOp, Epilogue, IN_FLIGHT, LINES, Matmul, NormForm, PHASES, VectorProgram};
 use crate::layout::{Format, TILE};
 
 /// Rows of 16 columns that `MVMUL` takes, and a tile product needs, in one phase.
@@ -99,8 +99,8 @@ impl Rates {
         send: 21.0,
         // A round trip of 0.6 to 1 µs.
         ack: 800,
-        // Both unpackers must be idle before the base address of one may change. An estimate.
-        unpack_wait: 25,
+        // Their address counters go on by themselves; issuing takes at least 2 cycles. An estimate.
+        unpack_wait: 4,
         // Two waits for the coprocessor a tile. An estimate.
         turnaround: 150,
         // 12 instructions, 2 products, loads from L1 and the network interface (8 and 7 cycles), 9 stores.
@@ -252,7 +252,7 @@ pub(crate) fn linear(cores: usize, t: LinearTiles, k: &Matmul) -> Work {
         fetches: rounds * (depth * (rows + cols) + residual),
         received: rounds * fetched,
         sends: rounds * out,
-        in_flight: 1,
+        in_flight: IN_FLIGHT.into(),
         read: panels * fetched,
         written: panels * out * F32_TILE,
         ..Work::default()
@@ -332,7 +332,7 @@ fn norm(cores: usize, rows: usize, cols: usize, form: NormForm) -> Work {
         fetches: (rounds + affines) * cols,
         received: (rounds + affines) * cols * F32_TILE,
         sends: rounds * cols,
-        in_flight: 1,
+        in_flight: IN_FLIGHT.into(),
         read: (rows as u64 + busy * affines) * cols * F32_TILE,
         written: rows as u64 * cols * F32_TILE,
         ..Work::default()
@@ -361,7 +361,7 @@ fn attention(cores: usize, heads: usize, width: usize, rows: usize, keys: usize,
         fetches: rounds * fetched,
         received: rounds * fetched * F32_TILE,
         sends: rounds * width,
-        in_flight: 1,
+        in_flight: IN_FLIGHT.into(),
         read: items * fetched * F32_TILE,
         written: items * width * F32_TILE,
         ..Work::default()
@@ -379,7 +379,7 @@ fn eltwise(cores: usize, op: EltwiseOp, tiles: usize) -> Work {
         fetches: rounds * inputs,
         received: rounds * inputs * F32_TILE,
         sends: rounds,
-        in_flight: 1,
+        in_flight: IN_FLIGHT.into(),
         read: tiles as u64 * inputs * F32_TILE,
         written: tiles as u64 * F32_TILE,
         ..Work::default()
@@ -399,7 +399,7 @@ fn gather(cores: usize, tiles: usize, lines: usize) -> Work {
         received: rounds * lines * 64,
         reader: rounds * (TILE * TILE) as u64 * PLACE_CYCLES,
         sends: rounds,
-        in_flight: 1,
+        in_flight: IN_FLIGHT.into(),
         read: tiles as u64 * lines * 64,
         written: tiles as u64 * F32_TILE,
         ..Work::default()
@@ -413,7 +413,7 @@ fn copy(cores: usize, tiles: usize) -> Work {
         fetches: rounds,
         received: rounds * F32_TILE,
         sends: rounds,
-        in_flight: 1,
+        in_flight: IN_FLIGHT.into(),
         read: tiles as u64 * F32_TILE,
         written: tiles as u64 * F32_TILE,
         ..Work::default()
