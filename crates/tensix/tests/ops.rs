@@ -6,8 +6,8 @@ use std::ops::Range;
 
 use common::{check, open, put, random};
 use pi0_device::{
-    Activation, Attention, Dense, Device, KeyValue, Keys, LinearPart, Modulation, Norm, NormKind, Reference,
-    Span, TensorSource, WeightSource, dense,
+    Activation, Attention, Dense, Device, KeyValue, Keys, LinearPart, Modulation, Norm, NormKind, Qkv,
+    Reference, Span, TensorSource, WeightSource, dense, qkv,
 };
 use pi0_tensix::Tensix;
 
@@ -274,6 +274,56 @@ fn attention_of_whole_tiles() {
     attend(&device, "32 keys, heads of 256 on one", (2, 1, 256), 32, &[32], &[span(0..32, &[(0, 0..32)])]);
     let cameras = [span(0..32, &[(0, 0..32)]), span(32..96, &[(0, 32..96)])];
     attend(&device, "two cameras, heads of 72", (2, 2, 72), 96, &[96], &cameras);
+}
+
+/// A layer whose heads are not whole tiles, from the projection to the one behind attention; and each operation on
+/// what lies between.
+#[test]
+fn heads_with_tiles_of_their_own() {
+    let Some(device) = open() else { return };
+    for (rows, heads, head_dim) in [(33, 2, 72), (64, 3, 18), (40, 2, 48)] {
+        let width = heads * head_dim;
+        let x = random(1, rows, 40, 1.0);
+        let norm = WeightSource::Norm {
+            kind: NormKind::Layer,
+            weight: vector("w", 40, 5, 0.3),
+            bias: Some(vector("b", 40, 6, 0.5)),
+            eps: 1e-6,
+        };
+        let (up, down) = (linear(40, &[width; 3], true, false), linear(width, &[40], true, false));
+        let spans = [span(0..rows, &[(0, 0..rows)])];
+        let scale = (head_dim as f32).powf(-0.5);
+        let spec = Attention { heads, kv_heads: heads, head_dim, scale, spans: &spans };
+        macro_rules! layer {
+            ($d:expr, $then:expr) => {{
+                let (x, norm) = (put($d, &x), $d.prepare(&norm).unwrap());
+                let weight = $d.prepare(&up).unwrap();
+                let call = Qkv {
+                    x: &x,
+                    norm: Norm::Layer(&norm),
+                    weight: &weight,
+                    heads,
+                    kv_heads: heads,
+                    head_dim,
+                    positions: None,
+                    norm_tap: None,
+                };
+                let [q, k, v] = qkv($d, &call).unwrap();
+                let a = $d.attention(&q, &[KeyValue { k: &k, v: &v }], &spec).unwrap();
+                $then(&a, &q)
+            }};
+        }
+        let name = |what: &str| format!("{heads} heads of {head_dim}, {what}");
+        both!(&device, name("q"), BF16, d => layer!(d, |_, q: &_| d.slice_rows(q, 0..rows).unwrap()));
+        both!(&device, name("attention"), BF16, d => layer!(d, |a: &_, _| d.slice_cols(a, 0..width).unwrap()));
+        both!(&device, name("out"), BF16, d => layer!(d, |a: &_, _| {
+            let (w, r) = (d.prepare(&down).unwrap(), put(d, &x));
+            dense(d, &Dense { residual: Some(&r), ..Dense::new(a, &w) }).unwrap()
+        }));
+        both!(&device, name("add"), BF16, d => layer!(d, |a: &_, q: &_| d.add(a, q).unwrap()));
+        both!(&device, name("rows of both"), BF16, d => layer!(d, |a: &_, q: &_| d.concat_rows(&[a, q]).unwrap()));
+        both!(&device, name("gelu"), BF16, d => layer!(d, |a: &_, _| d.gelu(a).unwrap()));
+    }
 }
 
 #[test]

@@ -7,7 +7,7 @@ use crate::device::{Key, Tensix};
 use crate::dram::Region;
 use crate::kernels::{AttentionKernel, MASKED};
 use crate::layout::{Format, TILE, push_tile, tiles};
-use crate::tensor::Tensor;
+use crate::tensor::{Heads, Tensor};
 
 const OP: OpKind = OpKind::Attention;
 
@@ -149,11 +149,8 @@ impl Tensix {
             }
         }
         self.run(Key::Attention(key), &head, &items).map_err(failed(OP))?;
-        if spec.head_dim.is_multiple_of(TILE) {
-            return Ok(y);
-        }
-        let column = |c: usize| Some(c / spec.head_dim * width * TILE + c % spec.head_dim);
-        self.gather(OP, q.rows, spec.heads * spec.head_dim, |r| (&y, r), column)
+        let heads = Heads { width: spec.head_dim };
+        Ok(if spec.head_dim.is_multiple_of(TILE) { y } else { y.as_heads(heads) })
     }
 
     /// The operands with every head starting at a tile, padded with zeros.
@@ -163,15 +160,16 @@ impl Tensix {
         kv: &[KeyValue<'_, Tensor>],
         spec: &Attention<'_>,
     ) -> Result<(Tensor, Vec<(Tensor, Tensor)>)> {
-        if spec.head_dim.is_multiple_of(TILE) {
-            return Ok((q.clone(), kv.iter().map(|p| (p.k.clone(), p.v.clone())).collect()));
-        }
-        let padded = tiles(spec.head_dim) * TILE;
+        let heads = Heads { width: spec.head_dim };
         let pad = |x: &Tensor| {
-            let heads = x.cols / spec.head_dim;
-            let column =
-                |c: usize| (c % padded < spec.head_dim).then(|| c / padded * spec.head_dim + c % padded);
-            self.gather(OP, x.rows, heads * padded, |r| (x, r), column)
+            if x.heads == Some(heads) {
+                return Ok(x.as_stored());
+            }
+            let x = self.plain(OP, x)?;
+            if spec.head_dim.is_multiple_of(TILE) {
+                return Ok(x.into_owned());
+            }
+            self.gather(OP, x.rows, heads.stored(x.cols), |r| (&*x, r), |c| heads.column(c))
         };
         let parts: Result<Vec<_>> = kv.iter().map(|p| Ok((pad(p.k)?, pad(p.v)?))).collect();
         Ok((pad(q)?, parts?))

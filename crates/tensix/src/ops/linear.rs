@@ -1,6 +1,11 @@
 //! Linear layers, alone and with what comes after them.
 
-use pi0_device::{Activation, Dense, Error, LinearPart, Norm, NormKind, OpKind, Result};
+use std::borrow::Cow;
+
+use pi0_device::{
+    Activation, Dense, Device, Error, LinearPart, Norm, NormKind, OpKind, Qkv, Result, TensorSource,
+    WeightSource,
+};
 
 use super::{failed, wrong_weight};
 use crate::device::{Key, Tensix};
@@ -8,7 +13,7 @@ use crate::error::Fault;
 use crate::kernels::{Epilogue, Matmul, l1};
 use crate::layout::{Format, TILE, bf16_bits, bf16_value, push_tile, tiles};
 use crate::perf::{self, LinearTiles, Machine};
-use crate::tensor::{LinearWeight, Tensor, Weight, WeightKind};
+use crate::tensor::{Heads, LinearWeight, Side, Tensor, Weight, WeightKind};
 
 /// Three bf16 numbers whose sum is `v` exactly (unless the least of it underflows).
 fn split(v: f32) -> [f32; 3] {
@@ -21,42 +26,87 @@ fn split(v: f32) -> [f32; 3] {
 }
 
 impl Tensix {
-    /// Packs `Wᵀ`, and the bias as one more row of tiles.
-    pub(super) fn pack_linear(&self, parts: &[LinearPart], exact: bool) -> Result<LinearWeight> {
+    /// Packs `Wᵀ`, and the bias as one more row of tiles. `heads` are heads that begin at tiles, on one side.
+    pub(super) fn pack_linear(
+        &self,
+        parts: &[LinearPart],
+        exact: bool,
+        heads: Option<(Side, Heads)>,
+    ) -> Result<LinearWeight> {
         let format = if exact { Format::F32 } else { Format::Bf16 };
         let inputs = parts.first().map_or(0, LinearPart::inputs);
-        let outputs: usize = parts.iter().map(LinearPart::outputs).sum();
+        let rows: Vec<(&LinearPart, usize)> =
+            parts.iter().flat_map(|p| (0..p.outputs()).map(move |i| (p, i))).collect();
+        // For each place the input or output that is stored there.
+        let places = |side: Side, n: usize| -> Vec<Option<usize>> {
+            match heads {
+                Some((s, heads)) if s == side => (0..heads.stored(n)).map(|at| heads.column(at)).collect(),
+                _ => (0..n).map(Some).collect(),
+            }
+        };
+        let (ins, outs) = (places(Side::Inputs, inputs), places(Side::Outputs, rows.len()));
         let bias = parts.iter().any(|p| p.bias.is_some());
-        let depth = tiles(inputs) + usize::from(bias);
+        let depth = tiles(ins.len()) + usize::from(bias);
         let biases: Vec<[f32; 3]> = if bias {
             let read = |p: &LinearPart| p.bias.as_ref().map_or(vec![0.0; p.outputs()], |b| b.to_f32());
             parts.iter().flat_map(read).map(split).collect()
         } else {
             Vec::new()
         };
-        let rows: Vec<(&LinearPart, usize)> =
-            parts.iter().flat_map(|p| (0..p.outputs()).map(move |i| (p, i))).collect();
-        let mut bytes = Vec::with_capacity(tiles(outputs) * depth * format.tile_bytes());
+        let mut bytes = Vec::with_capacity(tiles(outs.len()) * depth * format.tile_bytes());
         let mut block = vec![0.0f32; TILE * inputs];
-        for (n, rows) in rows.chunks(TILE).enumerate() {
-            for (out, (part, i)) in block.chunks_exact_mut(inputs).zip(rows) {
-                part.read_row(*i, out);
+        for outs in outs.chunks(TILE) {
+            for (row, out) in block.chunks_exact_mut(inputs).zip(outs) {
+                match out {
+                    Some(out) => rows[*out].0.read_row(rows[*out].1, row),
+                    None => row.fill(0.0),
+                }
             }
-            for k in 0..tiles(inputs) {
-                push_tile(&mut bytes, format, |r, c| {
-                    let input = k * TILE + r;
-                    if input < inputs && c < rows.len() { block[c * inputs + input] } else { 0.0 }
+            for ins in ins.chunks(TILE) {
+                push_tile(&mut bytes, format, |r, c| match ins.get(r) {
+                    Some(Some(input)) if c < outs.len() => block[c * inputs + input],
+                    _ => 0.0,
                 });
             }
             if bias {
-                push_tile(&mut bytes, format, |r, c| match biases.get(n * TILE + c) {
-                    Some(parts) if r < 3 => parts[r],
+                push_tile(&mut bytes, format, |r, c| match outs.get(c) {
+                    Some(Some(out)) if r < 3 => biases[*out][r],
                     _ => 0.0,
                 });
             }
         }
         let region = self.region(&bytes, format).map_err(failed(OpKind::Prepare))?;
-        Ok(LinearWeight { region, format, inputs, outputs, depth, bias })
+        Ok(LinearWeight { region, format, inputs: ins.len(), outputs: outs.len(), depth, bias })
+    }
+
+    /// The weight with heads that begin at tiles, packed when first asked for; none if it cannot be had.
+    fn padded_weight<'a>(
+        &self,
+        weight: &'a Weight,
+        side: Side,
+        heads: Heads,
+    ) -> Result<Option<&'a LinearWeight>> {
+        if weight.padded.get().is_none()
+            && let Some(source) = &weight.source
+            && let source = source.unfetched()
+            && let WeightSource::Linear { parts, exact } = &source
+        {
+            source.tensors().try_for_each(TensorSource::fetch)?;
+            let packed = self.pack_linear(parts, *exact, Some((side, heads)))?;
+            source.release();
+            // Another thread may have been faster; its weight is the same.
+            let _ = weight.padded.set((side, heads, packed));
+        }
+        let fits = weight.padded.get().filter(|(s, h, _)| (*s, *h) == (side, heads));
+        Ok(fits.map(|(_, _, packed)| packed))
+    }
+
+    /// `x` with its columns side by side.
+    pub(super) fn plain<'a>(&self, op: OpKind, x: &'a Tensor) -> Result<Cow<'a, Tensor>> {
+        let Some(heads) = x.heads else { return Ok(Cow::Borrowed(x)) };
+        let stored = x.as_stored();
+        let plain = self.gather(op, x.rows, x.cols, |r| (&stored, r), |c| Some(heads.place(c)))?;
+        Ok(Cow::Owned(plain))
     }
 
     /// `epilogue(x · Wᵀ + b)`; a residual (of the result's shape) is the epilogue that adds it.
@@ -68,12 +118,28 @@ impl Tensix {
         activation: Option<Activation>,
         residual: Option<&Tensor>,
     ) -> Result<Tensor> {
-        let WeightKind::Linear(w) = &weight.kind else {
+        let WeightKind::Linear(plain) = &weight.kind else {
             return Err(wrong_weight(op, weight));
         };
-        if w.inputs != x.cols {
-            return Err(Error::shape(op, format!("{} columns, a weight of {} inputs", x.cols, w.inputs)));
+        if plain.inputs != x.cols {
+            return Err(Error::shape(op, format!("{} columns, a weight of {} inputs", x.cols, plain.inputs)));
         }
+        if let Some(heads) = x.heads
+            && let Some(padded) = self.padded_weight(weight, Side::Inputs, heads)?
+        {
+            return self.linear_with(op, &x.as_stored(), padded, activation, residual);
+        }
+        self.linear_with(op, &*self.plain(op, x)?, plain, activation, residual)
+    }
+
+    fn linear_with(
+        &self,
+        op: OpKind,
+        x: &Tensor,
+        w: &LinearWeight,
+        activation: Option<Activation>,
+        residual: Option<&Tensor>,
+    ) -> Result<Tensor> {
         let epilogue = match (activation, residual) {
             (None, None) => Epilogue::None,
             (None, Some(_)) => Epilogue::Residual,
@@ -171,18 +237,46 @@ impl Tensix {
             (None, Some(r)) if fits(r) => {}
             _ => return refuse("this combination of activation and residual"),
         }
-        let normed = match call.norm {
-            None => None,
-            Some(Norm::Ada(by)) => Some(self.ada_rms_norm_op(op, call.x, &by)?),
-            Some(Norm::Layer(w)) => Some(self.norm(op, NormKind::Layer, call.x, w)?),
-            Some(Norm::Rms(w)) => Some(self.norm(op, NormKind::Rms, call.x, w)?),
-        };
+        let residual = call.residual.map(|r| self.plain(op, r)).transpose()?;
+        let residual = residual.as_deref();
+        let normed = call.norm.map(|norm| self.normed(op, norm, call.x)).transpose()?;
         let x = normed.as_ref().unwrap_or(call.x);
-        if let (Some(gate), Some(residual)) = (&call.gate, call.residual) {
+        if let (Some(gate), Some(residual)) = (&call.gate, residual) {
             let branch = self.linear_op(op, x, call.weight, None, None)?;
             return self.gated_add_op(op, residual, &branch, gate);
         }
-        self.linear_op(op, x, call.weight, call.activation, call.residual)
+        self.linear_op(op, x, call.weight, call.activation, residual)
+    }
+
+    fn normed(&self, op: OpKind, norm: Norm<'_, Tensor, Weight>, x: &Tensor) -> Result<Tensor> {
+        let x = &*self.plain(op, x)?;
+        match norm {
+            Norm::Layer(w) => self.norm(op, NormKind::Layer, x, w),
+            Norm::Rms(w) => self.norm(op, NormKind::Rms, x, w),
+            Norm::Ada(by) => self.ada_rms_norm_op(op, x, &by),
+        }
+    }
+
+    /// Heads that are not whole tiles, and do not turn: each gets tiles of its own, and no column ever moves. For
+    /// others the base operations share all they could share here, since the split is a view.
+    pub(super) fn qkv_op(&self, call: &Qkv<'_, Tensor, Weight>) -> Result<[Tensor; 3]> {
+        let op = OpKind::Qkv;
+        let heads = Heads { width: call.head_dim };
+        let WeightKind::Linear(plain) = &call.weight.kind else {
+            return Err(wrong_weight(op, call.weight));
+        };
+        let (q, kv) = (call.heads * call.head_dim, call.kv_heads * call.head_dim);
+        let odd = call.head_dim > 0 && !call.head_dim.is_multiple_of(TILE) && call.positions.is_none();
+        if !odd || plain.outputs != q + 2 * kv || plain.inputs != call.x.cols {
+            return Err(self.lacks(op));
+        }
+        let Some(w) = self.padded_weight(call.weight, Side::Outputs, heads)? else {
+            return Err(self.lacks(op));
+        };
+        let y = self.linear_with(op, &self.normed(op, call.norm, call.x)?, w, None, None)?;
+        let (q, kv) = (heads.stored(q), heads.stored(kv));
+        let part = |start, cols| y.view(0, start, y.rows, cols).as_heads(heads);
+        Ok([part(0, q), part(q, kv), part(q + kv, kv)])
     }
 }
 

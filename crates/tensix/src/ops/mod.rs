@@ -12,6 +12,7 @@ pub(crate) use norm::Modulated;
 pub(crate) use rope::Angles;
 
 use std::ops::Range;
+use std::sync::OnceLock;
 
 use pi0_device::{
     Attention, Dense, Device, Error, HostTensor, KeyValue, Modulation, NormKind, OpKind, Qkv, Result,
@@ -64,13 +65,16 @@ impl Device for Tensix {
     }
 
     fn download(&self, x: &Tensor) -> Result<HostTensor> {
+        let x = &*self.plain(OpKind::Download, x)?;
         Ok(HostTensor::new([x.rows, x.cols], self.get(x).map_err(failed(OpKind::Download))?))
     }
 
     fn prepare(&self, source: &WeightSource) -> Result<Weight> {
         source.check()?;
         let kind = match source {
-            WeightSource::Linear { parts, exact } => WeightKind::Linear(self.pack_linear(parts, *exact)?),
+            WeightSource::Linear { parts, exact } => {
+                WeightKind::Linear(self.pack_linear(parts, *exact, None)?)
+            }
             WeightSource::Norm { kind, weight, bias, eps } => {
                 let width = weight.cols();
                 let mut scale = weight.to_f32();
@@ -89,7 +93,8 @@ impl Device for Tensix {
         if !matches!(kind, WeightKind::Embedding(_)) {
             source.release();
         }
-        Ok(Weight { name: source.name().to_owned(), kind })
+        let again = matches!(source, WeightSource::Linear { exact: false, .. }).then(|| source.unfetched());
+        Ok(Weight { name: source.name().to_owned(), kind, source: again, padded: OnceLock::new() })
     }
 
     fn embed(&self, table: &Weight, ids: &[u32], scale: f32) -> Result<Tensor> {
@@ -116,19 +121,19 @@ impl Device for Tensix {
     }
 
     fn layer_norm(&self, x: &Tensor, weight: &Weight) -> Result<Tensor> {
-        self.norm(OpKind::LayerNorm, NormKind::Layer, x, weight)
+        self.norm(OpKind::LayerNorm, NormKind::Layer, &*self.plain(OpKind::LayerNorm, x)?, weight)
     }
 
     fn rms_norm(&self, x: &Tensor, weight: &Weight) -> Result<Tensor> {
-        self.norm(OpKind::RmsNorm, NormKind::Rms, x, weight)
+        self.norm(OpKind::RmsNorm, NormKind::Rms, &*self.plain(OpKind::RmsNorm, x)?, weight)
     }
 
     fn ada_rms_norm(&self, x: &Tensor, by: &Modulation<'_, Tensor>) -> Result<Tensor> {
-        self.ada_rms_norm_op(OpKind::AdaRmsNorm, x, by)
+        self.ada_rms_norm_op(OpKind::AdaRmsNorm, &*self.plain(OpKind::AdaRmsNorm, x)?, by)
     }
 
     fn rope(&self, x: &Tensor, positions: &[u32], head_dim: usize) -> Result<Tensor> {
-        self.rope_op(x, positions, head_dim)
+        self.rope_op(&*self.plain(OpKind::Rope, x)?, positions, head_dim)
     }
 
     fn attention(&self, q: &Tensor, kv: &[KeyValue<'_, Tensor>], spec: &Attention<'_>) -> Result<Tensor> {
@@ -136,39 +141,43 @@ impl Device for Tensix {
     }
 
     fn gelu(&self, x: &Tensor) -> Result<Tensor> {
-        self.unary(OpKind::Gelu, EltwiseOp::Gelu, x)
+        self.unary(OpKind::Gelu, EltwiseOp::Gelu, &*self.plain(OpKind::Gelu, x)?)
     }
 
     fn silu(&self, x: &Tensor) -> Result<Tensor> {
-        self.unary(OpKind::Silu, EltwiseOp::Silu, x)
+        self.unary(OpKind::Silu, EltwiseOp::Silu, &*self.plain(OpKind::Silu, x)?)
     }
 
     fn geglu(&self, x: &Tensor) -> Result<Tensor> {
-        self.geglu_op(x)
+        self.geglu_op(&*self.plain(OpKind::Geglu, x)?)
     }
 
     fn add(&self, x: &Tensor, y: &Tensor) -> Result<Tensor> {
-        self.add_op(x, y)
+        let op = OpKind::Add;
+        self.add_op(&*self.plain(op, x)?, &*self.plain(op, y)?)
     }
 
     fn add_scaled(&self, x: &Tensor, y: &Tensor, scale: f32) -> Result<Tensor> {
-        self.add_scaled_op(x, y, scale)
+        let op = OpKind::AddScaled;
+        self.add_scaled_op(&*self.plain(op, x)?, &*self.plain(op, y)?, scale)
     }
 
     fn gated_add(&self, x: &Tensor, y: &Tensor, by: &Modulation<'_, Tensor>) -> Result<Tensor> {
-        self.gated_add_op(OpKind::GatedAdd, x, y, by)
+        let op = OpKind::GatedAdd;
+        self.gated_add_op(op, &*self.plain(op, x)?, &*self.plain(op, y)?, by)
     }
 
     fn concat_rows(&self, parts: &[&Tensor]) -> Result<Tensor> {
-        self.concat_rows_op(parts)
+        let plain = parts.iter().map(|x| self.plain(OpKind::ConcatRows, x)).collect::<Result<Vec<_>>>()?;
+        self.concat_rows_op(&plain.iter().map(|x| &**x).collect::<Vec<_>>())
     }
 
     fn slice_rows(&self, x: &Tensor, range: Range<usize>) -> Result<Tensor> {
-        self.slice_rows_op(x, range)
+        self.slice_rows_op(&*self.plain(OpKind::SliceRows, x)?, range)
     }
 
     fn slice_cols(&self, x: &Tensor, range: Range<usize>) -> Result<Tensor> {
-        self.slice_cols_op(x, range)
+        self.slice_cols_op(&*self.plain(OpKind::SliceCols, x)?, range)
     }
 
     fn dense(&self, call: &Dense<'_, Tensor, Weight>) -> Result<Tensor> {
@@ -176,9 +185,7 @@ impl Device for Tensix {
     }
 
     fn qkv(&self, call: &Qkv<'_, Tensor, Weight>) -> Result<[Tensor; 3]> {
-        // Its base operations share all they could share here: the split is a view.
-        let _ = call;
-        Err(self.lacks(OpKind::Qkv))
+        self.qkv_op(call)
     }
 }
 

@@ -244,12 +244,10 @@ impl Pass {
         self.linear(1, rows, 588, 1152, EXACT);
         self.add("pointwise", 1, &eltwise(cores, EltwiseOp::Add, t * 36));
         self.add("norms", 2 * 27 + 1, &norm(cores, t, 36, NormForm::Layer));
-        self.linear(27, rows, 1152, 3 * 1152, BIASED);
-        // Heads of 72 move into three tiles each, and back.
-        self.add("moves", 3 * 27, &gather(cores, t * 48, 2));
+        // Heads of 72 are stored in three tiles each, from the weights on.
+        self.linear(27, rows, 1152, 3 * 16 * 96, BIASED);
         self.add("attention", 27, &attention(cores, 16, 3, t, tiles(PATCHES), false));
-        self.add("moves", 27, &gather(cores, t * 36, 3));
-        self.linear(27, rows, 1152, 1152, with(BIASED, Epilogue::Residual));
+        self.linear(27, rows, 16 * 96, 1152, with(BIASED, Epilogue::Residual));
         self.linear(27, rows, 1152, 4304, with(BIASED, Epilogue::Gelu));
         self.linear(27, rows, 4304, 1152, with(BIASED, Epilogue::Residual));
         self.linear(1, rows, 1152, 2048, BIASED);
