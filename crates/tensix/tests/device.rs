@@ -173,3 +173,48 @@ fn bad_operands_are_errors_and_harm_nothing() {
     shape(device.upload(2, 2, &[1.0; 3]));
     assert!(device.gelu(&x).is_ok());
 }
+
+/// Recorded, and run when somebody asks: the same bits as one by one, on any grid.
+#[test]
+fn command_lists_give_the_same_bits() {
+    let Some(device) = open_with(&TensixOptions { grid: Some((3, 2)), ..Default::default() }) else { return };
+    let want = block(&device);
+    assert_eq!((device.stats().starts, device.stats().list_bytes), (0, 0));
+    for grid in [(3, 2), (1, 1), (4, 4)] {
+        let options = TensixOptions { grid: Some(grid), command_lists: Some(true), ..Default::default() };
+        let listed = open_with(&options).unwrap();
+        assert_eq!(block(&listed), want, "{grid:?}");
+        assert_eq!(listed.stats().starts, 1, "one start for the whole layer");
+        assert!(listed.stats().list_bytes > 0);
+    }
+}
+
+/// What was recorded last time is in device memory already; memory that waiting commands use is not given away.
+#[test]
+fn a_second_inference_writes_no_commands() {
+    let options = TensixOptions { grid: Some((2, 2)), command_lists: Some(true), ..Default::default() };
+    let Some(device) = open_with(&options) else { return };
+    let (x, y) = (put(&device, &random(1, 70, 70, 1.0)), put(&device, &random(2, 70, 70, 1.0)));
+    let infer = |noise: u64| {
+        let mut h = device.gelu(&x).unwrap();
+        for _ in 0..5 {
+            h = device.add_scaled(&h, &y, 0.5).unwrap();
+            h = device.silu(&h).unwrap();
+            // An upload in the midst of it.
+            h = device.add(&h, &put(&device, &random(noise, 70, 70, 1.0))).unwrap();
+        }
+        device.download(&h).unwrap()
+    };
+    let first = infer(7);
+    let before = device.stats();
+    assert_eq!(before.starts, 1);
+    assert_ne!(infer(8), first);
+    assert_eq!(infer(7), first);
+    let after = device.stats();
+    assert_eq!((after.list_bytes, after.dram_used), (before.list_bytes, before.dram_used));
+    assert_eq!((after.starts, after.launches), (3, 3 * before.launches));
+    for _ in 0..300 {
+        infer(9);
+    }
+    assert_eq!(device.stats().dram_used, before.dram_used);
+}

@@ -4,7 +4,7 @@
 //! Two cases, so that no single number is believed too much. *Optimistic* takes the rates of Tenstorrent's public
 //! ISA documentation (`WormholeB0`: MatrixUnit, UNPACR, L1, NoC, DRAMTile) at 1 GHz. *Realistic* takes what others
 //! have measured on cards ([`Rates::REALISTIC`] names each source) and counts what the documentation leaves out:
-//! waits of the unpackers, acknowledgements of writes, starting and ending a kernel, launches. Tests hold that case
+//! waits of the unpackers, acknowledgements of writes, starting and ending a kernel, what lies between two kernels. Tests hold that case
 //! against published measurements of other kernels. The simulator's clocks are not cycles and play no part here.
 //!
 //! The units work at the same time, so the slowest bounds a kernel.
@@ -61,8 +61,10 @@ pub struct Rates {
     pub fetch: u64,
     /// Cycles before a kernel's first product and after its last.
     pub start: u64,
-    /// Seconds of each launch.
+    /// Seconds between the end of a kernel and the start of the next.
     pub launch: f64,
+    /// Seconds in which the host starts an inference and learns of its end.
+    pub go: f64,
 }
 
 impl Rates {
@@ -81,6 +83,7 @@ impl Rates {
         fetch: 0,
         start: 0,
         launch: 2.7e-6,
+        go: 0.0,
     };
 
     /// What was measured on cards, and our estimates where nothing was.
@@ -107,8 +110,13 @@ impl Rates {
         fetch: 55,
         // From the report's 512³: 10.05 µs, of which the products take 4.5.
         start: 5_600,
-        // Estimate: for each of 64 cores a window to move, arguments and GO words to store uncached, and polls.
-        launch: 1.0e-3,
+        // Our command lists, an estimate: a record's header and its arguments come from DRAM one after the other (a round
+        // trip of 0.6 to 1 µs each), counters are zeroed, 64 cores add themselves to a counter, and each reads it once or
+        // twice until all are there.
+        launch: 5.5e-6,
+        // An estimate: for each of 64 cores a window to move, a word to store uncached, and polls. Without command
+        // lists, each launch takes the host about 1 ms so.
+        go: 0.5e-3,
     };
 }
 

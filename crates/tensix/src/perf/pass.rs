@@ -57,7 +57,7 @@ pub struct Estimate {
     pub chip: Chip,
     /// By stage and kind, in the order in which they first run.
     pub lines: Vec<Line>,
-    /// Seconds of all launches, optimistic and realistic.
+    /// Seconds between kernels and of the one start, optimistic and realistic.
     pub launches: [f64; 2],
     /// Seconds if the matrix units were all that counts, at their documented rate.
     pub matrix: f64,
@@ -231,7 +231,7 @@ pub(super) fn estimate_at(chip: Chip, rates: [Rates; 2], w: &Workload) -> Estima
     let launches: u64 = pass.lines.iter().map(|l| l.launches).sum();
     Estimate {
         chip,
-        launches: pass.machines.map(|m| m.rates.launch * launches as f64),
+        launches: pass.machines.map(|m| m.rates.launch * launches as f64 + m.rates.go),
         lines: pass.lines,
         matrix: pass.matrix,
         weights: pass.weights,

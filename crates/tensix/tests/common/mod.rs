@@ -7,7 +7,13 @@ use pi0_tensix::{Tensix, TensixOptions};
 
 /// Opens the device, or says that the test is skipped.
 pub fn open() -> Option<Tensix> {
-    open_with(&TensixOptions::default())
+    // A few cores: the simulator pays for all that wait for each other.
+    let lists = std::env::var_os("PI0_TENSIX_LISTS").is_some();
+    open_with(&TensixOptions {
+        grid: lists.then_some((4, 2)),
+        command_lists: lists.then_some(true),
+        ..TensixOptions::default()
+    })
 }
 
 /// The same with options.
