@@ -116,7 +116,11 @@ impl DeviceArgs {
     }
 
     fn tensix(&self) -> Result<Tensix, pi0_tensix::OpenError> {
-        Tensix::open(&TensixOptions { grid: self.grid, simulator: self.simulator.clone(), timeout: None })
+        Tensix::open(&TensixOptions {
+            grid: self.grid,
+            simulator: self.simulator.clone(),
+            ..TensixOptions::default()
+        })
     }
 
     fn vulkan(&self, index: usize) -> Result<Vulkan, VulkanError> {

@@ -180,11 +180,13 @@ pub const fn setc16(index: u32, value: u32) -> Insn {
 }
 
 /// Writes a shared configuration word from a general purpose register of the coprocessor.
+#[cfg(test)]
 pub const fn wrcfg(gpr: u32, index: u32) -> Insn {
     Insn::new(op::WRCFG, gpr << 16 | index)
 }
 
 /// `gpr[result] = gpr[left] + gpr[right]`.
+#[cfg(test)]
 pub const fn adddmareg(result: u32, left: u32, right: u32) -> Insn {
     Insn::new(op::ADDDMAREG, result << 12 | right << 6 | left)
 }
