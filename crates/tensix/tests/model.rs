@@ -6,11 +6,13 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use pi0_device::{Bound, Fallback, HostTensor, Record, Reference, Tapped, Traced};
-use pi0_model::golden::{compare_taps, golden_taps, read_inputs, read_tensors};
+use pi0_model::golden::{compare_taps, golden_taps, padded_tokens, read_inputs, read_tensors};
 use pi0_model::{Checkpoint, Extent, Pi0, SampleOptions};
 
 /// What ten steps of flow matching must reach; and every intermediate, with the rounding of all before it.
-const ACTIONS: Bound = Bound { pcc: 0.9999, relative_l2: 0.015, max_abs: f64::INFINITY };
+const ACTIONS: Bound = Bound { pcc: 0.9999, relative_l2: 0.01, max_abs: f64::INFINITY };
+/// The velocities of a step, which the actions are the sum of.
+const STEP: Bound = Bound { pcc: 0.999, relative_l2: 0.03, max_abs: f64::INFINITY };
 const MODULE: Bound = Bound { pcc: 0.9995, relative_l2: 0.03, max_abs: f64::INFINITY };
 
 fn repository(path: &str) -> PathBuf {
@@ -46,7 +48,8 @@ fn end_to_end(weights: &Path, case: &Path, run: &str) {
     let actions = model.sample_actions(&batch, &SampleOptions::default()).unwrap();
     let c = model.config();
     let taps = model.device().take().unwrap();
-    let mut got = golden_taps(taps, &batch, c, &c.schedule.times(c.num_steps), c.max_tokens).unwrap();
+    let width = padded_tokens(&want, &batch, c);
+    let mut got = golden_taps(taps, &batch, c, &c.schedule.times(c.num_steps), width).unwrap();
     let shape = [actions.len(), actions[0].shape[0], actions[0].shape[1]];
     let data = actions.iter().flat_map(|a| a.data.iter().copied()).collect();
     got.insert("actions".into(), HostTensor::new(shape, data));
@@ -67,7 +70,11 @@ fn end_to_end(weights: &Path, case: &Path, run: &str) {
             Ok(a) if a.count == 0 => {}
             Ok(a) => {
                 println!("{} {run} {name}: {a}", case.display());
-                let bound = if name == "actions" || name.starts_with("step") { ACTIONS } else { MODULE };
+                let bound = match &name[..] {
+                    "actions" => ACTIONS,
+                    step if step.starts_with("step") => STEP,
+                    _ => MODULE,
+                };
                 if !bound.holds(&a) {
                     faults.push(format!("{name}: {a}"));
                 }

@@ -115,6 +115,7 @@ impl Tensix {
             return Err(Error::unsupported(NAME, OP, "a key that a query sees twice"));
         }
         let width = tiles(spec.head_dim);
+        let stored_as_heads = q.heads.is_some();
         let (q, parts) = self.with_padded_heads(q, kv, spec)?;
         let rows: Vec<usize> = kv.iter().map(|p| p.k.rows).collect();
         let key = PlanKey { spans: spec.spans.to_vec(), queries: q.rows, parts: rows };
@@ -149,8 +150,12 @@ impl Tensix {
             }
         }
         self.run(Key::Attention(key), &head, &items).map_err(failed(OP))?;
-        let heads = Heads { width: spec.head_dim };
-        Ok(if spec.head_dim.is_multiple_of(TILE) { y } else { y.as_heads(heads) })
+        if spec.head_dim.is_multiple_of(TILE) {
+            return Ok(y);
+        }
+        // Heads go out as they came.
+        let y = y.as_heads(Heads { width: spec.head_dim });
+        Ok(if stored_as_heads { y } else { self.plain(OP, &y)?.into_owned() })
     }
 
     /// The operands with every head starting at a tile, padded with zeros.
