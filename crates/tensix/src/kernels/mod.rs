@@ -311,8 +311,10 @@ mod tests {
         let ends = Processor::ALL.map(firmware_end);
         assert!(ends.iter().zip(&l1::START[1..]).all(|(end, next)| end <= next));
         assert!(ends[4] <= l1::GO && l1::GO + 20 <= l1::BANKS && l1::BANKS + 12 * 8 <= l1::HEADER);
-        assert!(l1::HEADER + 64 <= l1::LIST && l1::LIST + 28 <= l1::ARRIVED);
-        assert!(l1::ARRIVED_BEFORE + 16 <= l1::COUNTERS && l1::ARRIVED.is_multiple_of(16));
+        const {
+            assert!(l1::HEADER + 64 <= l1::LIST && l1::LIST + 28 <= l1::ARRIVED);
+            assert!(l1::ARRIVED_BEFORE + 16 <= l1::COUNTERS && l1::ARRIVED.is_multiple_of(16));
+        }
         const { assert!(l1::ARGS < l1::CODE && l1::CODE < l1::DATA) };
     }
 }
