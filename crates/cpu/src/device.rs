@@ -14,7 +14,7 @@ use crate::kernels::{Kernel, Left, Packed};
 use crate::math::{fma, gelu, per_isa, silu};
 use crate::matmul::Engine;
 use crate::memory::{BlockPool, Pooled, Shared};
-use crate::norm::{ada_norm_row, norm_row};
+use crate::norm::RowNorm;
 use crate::rope::{Rope, Tables};
 use crate::threads::{Threads, physical_cores};
 use crate::weight::{self, Linear, NormWeight};
@@ -107,21 +107,19 @@ impl Cpu {
         self.rows(x.rows(), x.cols(), |i, out| f(x.row(i), out))
     }
 
-    fn norm(&self, op: OpKind, x: &Tensor, weight: &Weight) -> Result<Tensor> {
-        let n = norm_weight(op, x, weight)?;
-        let isa = self.isa();
-        Ok(self.map(x, |x, out| norm_row(isa, n.kind, n.eps, &n.weight, &n.bias, x, out)))
+    fn norm(&self, x: &Tensor, norm: Norm<'_, Tensor, Weight>) -> Result<Tensor> {
+        let (norm, isa) = (row_norm(x, norm)?, self.isa());
+        Ok(self.rows(x.rows(), x.cols(), |i, out| norm.apply(isa, i, x.row(i), out)))
     }
 
-    /// A multiplication into one tensor of `width` columns.
+    /// A multiplication into one tensor, of a call whose operands are checked.
     fn multiply(
         &self,
-        x: &Tensor,
-        norm: Option<&NormWeight>,
+        call: &Dense<'_, Tensor, Weight>,
+        norm: Option<RowNorm<'_>>,
         weight: &Linear,
-        activation: Option<Activation>,
-        residual: Option<&Tensor>,
     ) -> Tensor {
+        let Dense { x, activation, residual, gate, .. } = *call;
         let width = if activation == Some(Activation::Geglu) { weight.outputs / 2 } else { weight.outputs };
         let block = self.block(x.rows(), width);
         let target = Target { columns: (0, width), out: Shared::new(block.as_ptr().cast()) };
@@ -132,6 +130,7 @@ impl Cpu {
             &Finish {
                 activation,
                 residual,
+                gate,
                 targets: &[target],
                 streamed: x.rows() * width > STREAM,
                 rotate: None,
@@ -165,17 +164,15 @@ fn norm_weight<'a>(op: OpKind, x: &Tensor, weight: &'a Weight) -> Result<&'a Nor
     }
 }
 
-impl Cpu {
-    /// The weight of a fused layer's norm.
-    fn given_norm<'a>(
-        &self,
-        op: OpKind,
-        x: &Tensor,
-        norm: Option<Norm<'a, Tensor, Weight>>,
-    ) -> Result<Option<&'a NormWeight>> {
-        let Some(norm) = norm else { return Ok(None) };
-        let Some(weight) = norm.weight() else { return Err(self.unsupported(op, "an adaptive norm")) };
-        norm_weight(norm.op(), x, weight).map(Some)
+/// A norm of `x`, its operands checked.
+fn row_norm<'a>(x: &Tensor, norm: Norm<'a, Tensor, Weight>) -> Result<RowNorm<'a>> {
+    let op = norm.op();
+    match norm {
+        Norm::Layer(weight) | Norm::Rms(weight) => norm_weight(op, x, weight).map(RowNorm::Weighted),
+        Norm::Ada(by) => {
+            operands::modulation(op, [x.rows(), x.cols()], [by.table.rows(), by.table.cols()], by.rows)?;
+            Ok(RowNorm::Driven(by))
+        }
     }
 }
 
@@ -265,23 +262,20 @@ impl Device for Cpu {
     }
 
     fn linear(&self, x: &Tensor, weight: &Weight) -> Result<Tensor> {
-        let weight = linear_weight(OpKind::Linear, x, weight)?;
-        Ok(self.multiply(x, None, weight, None, None))
+        let linear = linear_weight(OpKind::Linear, x, weight)?;
+        Ok(self.multiply(&Dense::new(x, weight), None, linear))
     }
 
     fn layer_norm(&self, x: &Tensor, weight: &Weight) -> Result<Tensor> {
-        self.norm(OpKind::LayerNorm, x, weight)
+        self.norm(x, Norm::Layer(weight))
     }
 
     fn rms_norm(&self, x: &Tensor, weight: &Weight) -> Result<Tensor> {
-        self.norm(OpKind::RmsNorm, x, weight)
+        self.norm(x, Norm::Rms(weight))
     }
 
     fn ada_rms_norm(&self, x: &Tensor, by: &Modulation<'_, Tensor>) -> Result<Tensor> {
-        operands::modulation(OpKind::AdaRmsNorm, self.shape(x), self.shape(by.table), by.rows)?;
-        Ok(self.rows(x.rows(), x.cols(), |i, out| {
-            ada_norm_row(self.isa(), by.table.row(by.rows[i] as usize), x.row(i), out);
-        }))
+        self.norm(x, Norm::Ada(*by))
     }
 
     fn rope(&self, x: &Tensor, positions: &[u32], head_dim: usize) -> Result<Tensor> {
@@ -363,10 +357,7 @@ impl Device for Cpu {
 
     fn dense(&self, call: &Dense<'_, Tensor, Weight>) -> Result<Tensor> {
         let weight = linear_weight(OpKind::Dense, call.x, call.weight)?;
-        let norm = self.given_norm(OpKind::Dense, call.x, call.norm)?;
-        if call.gate.is_some() {
-            return Err(self.unsupported(OpKind::Dense, "a gated residual"));
-        }
+        let norm = call.norm.map(|norm| row_norm(call.x, norm)).transpose()?;
         let geglu = call.activation == Some(Activation::Geglu);
         if geglu && !weight.paired {
             return Err(self.unsupported(OpKind::Dense, "GEGLU of a weight that is not two equal parts"));
@@ -382,12 +373,19 @@ impl Device for Cpu {
                 return Err(Error::shape(OpKind::Dense, what));
             }
         }
-        Ok(self.multiply(call.x, norm, weight, call.activation, call.residual))
+        if let Some(by) = &call.gate {
+            let Some(residual) = call.residual else {
+                return Err(Error::shape(OpKind::Dense, "a gate without a residual"));
+            };
+            let branch = [call.x.rows(), width];
+            operands::gated_add(self.shape(residual), branch, self.shape(by.table), by.rows)?;
+        }
+        Ok(self.multiply(call, norm, weight))
     }
 
     fn qkv(&self, call: &Qkv<'_, Tensor, Weight>) -> Result<[Tensor; 3]> {
         let weight = linear_weight(OpKind::Qkv, call.x, call.weight)?;
-        let norm = self.given_norm(OpKind::Qkv, call.x, Some(call.norm))?;
+        let norm = row_norm(call.x, call.norm)?;
         let (q_end, kv) = (call.heads * call.head_dim, call.kv_heads * call.head_dim);
         let bounds = [(0, q_end), (q_end, q_end + kv), (q_end + kv, q_end + 2 * kv)];
         if weight.outputs != q_end + 2 * kv {
@@ -416,9 +414,16 @@ impl Device for Cpu {
         let rotate = rope.as_ref().map(|rope| Rotate { rope, until: q_end + kv });
         self.engine.matmul(
             call.x,
-            norm,
+            Some(norm),
             weight,
-            &Finish { activation: None, residual: None, targets: &targets, streamed: false, rotate },
+            &Finish {
+                activation: None,
+                residual: None,
+                gate: None,
+                targets: &targets,
+                streamed: false,
+                rotate,
+            },
         );
         let [q, k, v] = blocks;
         let mut q = Tensor::new(q, rows, q_end);

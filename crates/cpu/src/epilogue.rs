@@ -1,12 +1,12 @@
 //! What follows a product while its sums are in the nearest cache: scales, biases, activations, rotary embedding,
-//! residuals, and writing the result where it goes.
+//! gates, residuals, and writing the result where it goes.
 
 use std::ops::Range;
 
-use pi0_device::Activation;
+use pi0_device::{Activation, Modulation};
 
 use crate::Isa;
-use crate::math::{gelu, per_isa, silu};
+use crate::math::{fma, gelu, per_isa, silu};
 use crate::memory::Shared;
 use crate::rope::Rope;
 use crate::tensor::Tensor;
@@ -26,6 +26,8 @@ pub(crate) struct Finish<'a> {
     pub(crate) activation: Option<Activation>,
     /// Its rows divide the result's rows and repeat.
     pub(crate) residual: Option<&'a Tensor>,
+    /// Multiplies what is added to the residual, which has a row for each row then.
+    pub(crate) gate: Option<Modulation<'a, Tensor>>,
     /// Every strip of the weight lies within one of them.
     pub(crate) targets: &'a [Target],
     /// Whether the result is too large to stay in a cache until it is read.
@@ -107,7 +109,7 @@ fn finish_body<const FMA: bool>(
 }
 
 per_isa! {
-    /// Scales, biases, activates, adds the residual and writes a tile.
+    /// Scales, biases, activates, gates, adds the residual and writes a tile.
     pub(crate) fn finish_tile(sums: &mut [f32], place: Place, scales: Option<&[f32]>, weight: &Linear, finish: &Finish<'_>) = finish_body
 }
 
@@ -171,10 +173,18 @@ fn finish_strips<const FMA: bool, const W: usize, const C: usize>(
             let out = unsafe { std::slice::from_raw_parts_mut(target.out.get().add(at), strip.count) };
             match finish.residual {
                 None if streamed && strip.count == W => stream::<W>(out, v),
-                None => write::<W>(out, v, |_, v| v, v),
+                None => write::<W>(out, v, [v, v], |v, [_, _]| v),
                 Some(residual) => {
-                    let row = residual.row((place.row + r) % residual.rows());
-                    write::<W>(out, v, |r, v| r + v, &row[strip.column..strip.column + strip.count]);
+                    let columns = strip.column..strip.column + strip.count;
+                    let row = &residual.row((place.row + r) % residual.rows())[columns.clone()];
+                    match finish.gate {
+                        None => write::<W>(out, v, [row, row], |v, [r, _]| r + v),
+                        // As the device's `gated_add` does it, to the bit.
+                        Some(by) => {
+                            let gates = &by.table.row(by.rows[place.row + r] as usize)[2 * width..];
+                            write::<W>(out, v, [row, &gates[columns]], |v, [r, g]| fma::<FMA>(g, v, r));
+                        }
+                    }
                 }
             }
         }
@@ -212,14 +222,20 @@ fn stream<const W: usize>(out: &mut [f32], v: &[f32]) {
     out.copy_from_slice(v);
 }
 
-/// `out[c] = f(other[c], v[c])`; whole strips, the common case, as one vector.
+/// `out[c] = f(v[c], [x[c], y[c]])`; whole strips, the common case, as one vector.
 #[inline(always)]
-fn write<const W: usize>(out: &mut [f32], v: &[f32], f: impl Fn(f32, f32) -> f32, other: &[f32]) {
-    if out.len() == W && other.len() == W && v.len() == W {
+fn write<const W: usize>(
+    out: &mut [f32],
+    v: &[f32],
+    [x, y]: [&[f32]; 2],
+    f: impl Fn(f32, [f32; 2]) -> f32,
+) {
+    if out.len() == W && x.len() == W && y.len() == W && v.len() == W {
         for c in 0..W {
-            out[c] = f(other[c], v[c]);
+            out[c] = f(v[c], [x[c], y[c]]);
         }
     } else {
-        out.iter_mut().zip(other).zip(v).for_each(|((o, &r), &v)| *o = f(r, v));
+        let others = x.iter().zip(y);
+        out.iter_mut().zip(v).zip(others).for_each(|((o, &v), (&x, &y))| *o = f(v, [x, y]));
     }
 }

@@ -8,10 +8,10 @@ use crate::Isa;
 use crate::epilogue::{Finish, Place, finish_tile};
 use crate::kernels::{Kernel, Operands, Panels, Resident, pack};
 use crate::memory::{Block, BlockPool, Pooled, Shared};
-use crate::norm::norm_row;
+use crate::norm::RowNorm;
 use crate::tensor::Tensor;
 use crate::threads::Threads;
-use crate::weight::{Linear, NormWeight};
+use crate::weight::Linear;
 
 /// Rows of one task at most; half as many where their sums must wait for another block of depth.
 const CHUNK_ROWS: usize = 832;
@@ -64,7 +64,7 @@ pub(crate) struct LeftOperand {
 
 impl Engine {
     /// Packs `x`, normalized if asked, for `kernel`.
-    pub(crate) fn pack_left(&self, x: &Tensor, norm: Option<&NormWeight>, kernel: &Kernel) -> LeftOperand {
+    pub(crate) fn pack_left(&self, x: &Tensor, norm: Option<RowNorm<'_>>, kernel: &Kernel) -> LeftOperand {
         let panels = kernel.panels(x.rows());
         let (chunk, row_bytes) = (kernel.left_chunk(), kernel.tiles(x.cols()) * kernel.left_chunk());
         let block = self.pool.take(panels.total() * row_bytes);
@@ -78,7 +78,7 @@ impl Engine {
                     let values = match norm {
                         None => x.row(row),
                         Some(n) => {
-                            norm_row(self.isa, n.kind, n.eps, &n.weight, &n.bias, x.row(row), normed);
+                            n.apply(self.isa, row, x.row(row), normed);
                             &*normed
                         }
                     };
@@ -97,7 +97,13 @@ impl Engine {
     }
 
     /// `finish(norm(x) · wᵀ + bias)`. The shapes fit: `x` is `[rows, inputs]`.
-    pub(crate) fn matmul(&self, x: &Tensor, norm: Option<&NormWeight>, weight: &Linear, finish: &Finish<'_>) {
+    pub(crate) fn matmul(
+        &self,
+        x: &Tensor,
+        norm: Option<RowNorm<'_>>,
+        weight: &Linear,
+        finish: &Finish<'_>,
+    ) {
         if x.rows() == 0 {
             return;
         }

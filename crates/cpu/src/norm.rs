@@ -1,8 +1,30 @@
 //! Layer norm, RMS norm and adaptive RMS norm of one row.
 
-use pi0_device::{ADA_EPS, NormKind};
+use pi0_device::{ADA_EPS, Modulation, NormKind};
 
+use crate::Isa;
 use crate::math::{fma, per_isa, sum_by};
+use crate::tensor::Tensor;
+use crate::weight::NormWeight;
+
+/// A norm whose operands are checked.
+#[derive(Clone, Copy)]
+pub(crate) enum RowNorm<'a> {
+    /// Of a weight of its own.
+    Weighted(&'a NormWeight),
+    /// Adaptive: each row of an activation has a row of modulations.
+    Driven(Modulation<'a, Tensor>),
+}
+
+impl RowNorm<'_> {
+    /// Normalizes `x`, row `i` of an activation.
+    pub(crate) fn apply(&self, isa: Isa, i: usize, x: &[f32], out: &mut [f32]) {
+        match self {
+            Self::Weighted(n) => norm_row(isa, n.kind, n.eps, &n.weight, &n.bias, x, out),
+            Self::Driven(by) => ada_norm_row(isa, by.table.row(by.rows[i] as usize), x, out),
+        }
+    }
+}
 
 #[inline(always)]
 fn norm_body<const FMA: bool>(
@@ -34,7 +56,7 @@ fn norm_body<const FMA: bool>(
 
 per_isa! {
     /// Normalizes a row; the weight of an RMS norm has its 1 added already.
-    pub(crate) fn norm_row(kind: NormKind, eps: f32, weight: &[f32], bias: &[f32], x: &[f32], out: &mut [f32]) = norm_body
+    fn norm_row(kind: NormKind, eps: f32, weight: &[f32], bias: &[f32], x: &[f32], out: &mut [f32]) = norm_body
 }
 
 #[inline(always)]
@@ -48,5 +70,5 @@ fn ada_norm_body<const FMA: bool>(modulation: &[f32], x: &[f32], out: &mut [f32]
 
 per_isa! {
     /// Normalizes a row by a row of modulations: scale, shift, gate.
-    pub(crate) fn ada_norm_row(modulation: &[f32], x: &[f32], out: &mut [f32]) = ada_norm_body
+    fn ada_norm_row(modulation: &[f32], x: &[f32], out: &mut [f32]) = ada_norm_body
 }
