@@ -224,12 +224,7 @@ fn stream<const W: usize>(out: &mut [f32], v: &[f32]) {
 
 /// `out[c] = f(v[c], [x[c], y[c]])`; whole strips, the common case, as one vector.
 #[inline(always)]
-fn write<const W: usize>(
-    out: &mut [f32],
-    v: &[f32],
-    [x, y]: [&[f32]; 2],
-    f: impl Fn(f32, [f32; 2]) -> f32,
-) {
+fn write<const W: usize>(out: &mut [f32], v: &[f32], [x, y]: [&[f32]; 2], f: impl Fn(f32, [f32; 2]) -> f32) {
     if out.len() == W && x.len() == W && y.len() == W && v.len() == W {
         for c in 0..W {
             out[c] = f(v[c], [x[c], y[c]]);

@@ -97,13 +97,7 @@ impl Engine {
     }
 
     /// `finish(norm(x) · wᵀ + bias)`. The shapes fit: `x` is `[rows, inputs]`.
-    pub(crate) fn matmul(
-        &self,
-        x: &Tensor,
-        norm: Option<RowNorm<'_>>,
-        weight: &Linear,
-        finish: &Finish<'_>,
-    ) {
+    pub(crate) fn matmul(&self, x: &Tensor, norm: Option<RowNorm<'_>>, weight: &Linear, finish: &Finish<'_>) {
         if x.rows() == 0 {
             return;
         }

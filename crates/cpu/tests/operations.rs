@@ -2,8 +2,8 @@
 
 use pi0_cpu::{Cpu, CpuOptions, Format, Isa};
 use pi0_device::{
-    Activation, Attention, Bound, Dense, Device, Dtype, KeyValue, Keys, LinearPart, Norm, NormKind, Qkv,
-    Reference, Span, TensorSource, WeightSource, compare, dense, qkv,
+    Activation, Attention, Bound, Dense, Device, Dtype, KeyValue, Keys, LinearPart, Modulation, Norm,
+    NormKind, Qkv, Reference, Span, TensorSource, WeightSource, compare, dense, qkv,
 };
 
 /// f32 kernels differ from the reference by the rounding of f32 sums.
@@ -207,6 +207,141 @@ fn qkv_splits_and_rotates() {
                 }
             }
         }
+    }
+}
+
+/// What the layers of π0.5 are called with.
+struct Driven {
+    rows: usize,
+    inputs: usize,
+    /// Of the layer's result.
+    width: usize,
+    geglu: bool,
+    source: WeightSource,
+    x: Vec<f32>,
+    residual: Vec<f32>,
+    /// Of the norm and of the gate.
+    tables: [Vec<f32>; 2],
+    picked: [Vec<u32>; 2],
+}
+
+impl Driven {
+    const TIMES: usize = 7;
+
+    fn new(n: &mut Numbers, rows: usize, inputs: usize, outputs: &[usize], geglu: bool) -> Self {
+        let width = if geglu { outputs[0] } else { outputs.iter().sum() };
+        // In no order, and not every row.
+        let picked = |step: usize| (0..rows).map(|i| (i * i * step % Self::TIMES) as u32).collect();
+        Self {
+            rows,
+            inputs,
+            width,
+            geglu,
+            source: n.linear(outputs, inputs, rows % 2 == 0),
+            x: n.values(rows * inputs),
+            residual: n.values(rows * width),
+            tables: [n.values(Self::TIMES * 3 * inputs), n.values(Self::TIMES * 3 * width)],
+            picked: [picked(5), picked(3)],
+        }
+    }
+
+    /// The layer fused, and its parts one after the other.
+    fn dense<D: Device>(&self, d: &D) -> [Vec<f32>; 2] {
+        let up = |cols: usize, data: &[f32]| d.upload(data.len() / cols, cols, data).unwrap();
+        let (x, residual) = (up(self.inputs, &self.x), up(self.width, &self.residual));
+        let tables = [up(3 * self.inputs, &self.tables[0]), up(3 * self.width, &self.tables[1])];
+        let [norm, gate] = [0, 1].map(|i| Modulation { table: &tables[i], rows: &self.picked[i] });
+        let weight = d.prepare(&self.source).unwrap();
+        let activation = self.geglu.then_some(Activation::Geglu);
+        let (norm, gate) = (Norm::Ada(norm), Some(gate));
+        let call = Dense {
+            norm: Some(norm),
+            activation,
+            gate,
+            residual: Some(&residual),
+            ..Dense::new(&x, &weight)
+        };
+        let fused = dense(d, &call).unwrap();
+        let Norm::Ada(norm) = norm else { unreachable!() };
+        let mut y = d.linear(&d.ada_rms_norm(&x, &norm).unwrap(), &weight).unwrap();
+        if self.geglu {
+            y = d.geglu(&y).unwrap();
+        }
+        let parts = d.gated_add(&residual, &y, &gate.unwrap()).unwrap();
+        [fused, parts].map(|y| d.download(&y).unwrap().data)
+    }
+
+    /// The same of projections to q, k and v, one head each.
+    fn qkv<D: Device>(&self, d: &D) -> [Vec<f32>; 2] {
+        let x = d.upload(self.rows, self.inputs, &self.x).unwrap();
+        let table = d.upload(Self::TIMES, 3 * self.inputs, &self.tables[0]).unwrap();
+        let by = Modulation { table: &table, rows: &self.picked[0] };
+        let (weight, norm, head_dim) = (d.prepare(&self.source).unwrap(), Norm::Ada(by), self.width / 3);
+        let call = Qkv {
+            x: &x,
+            norm,
+            weight: &weight,
+            heads: 1,
+            kv_heads: 1,
+            head_dim,
+            positions: None,
+            norm_tap: None,
+        };
+        let fused = qkv(d, &call).unwrap();
+        let y = d.linear(&d.ada_rms_norm(&x, &by).unwrap(), &weight).unwrap();
+        let parts = [0, 1, 2].map(|i| d.slice_cols(&y, i * head_dim..(i + 1) * head_dim).unwrap());
+        [fused, parts].map(|all| all.iter().flat_map(|y| d.download(y).unwrap().data).collect())
+    }
+}
+
+/// π0.5's layers, with tails of panels, strips and depth. Fused, they give the same bits as their parts.
+#[test]
+fn adaptive_norms_and_gates() {
+    let mut n = Numbers(9);
+    let shapes = [
+        (1, 40, vec![40], false),
+        (23, 90, vec![90], false),
+        (51, 64, vec![17, 17, 17], false),
+        (70, 100, vec![33, 33], true),
+        (150, 600, vec![32, 32, 32], false),
+    ];
+    for (rows, inputs, outputs, geglu) in shapes {
+        let case = Driven::new(&mut n, rows, inputs, &outputs, geglu);
+        let of_heads = outputs.len() == 3;
+        let want = (case.dense(&Reference), of_heads.then(|| case.qkv(&Reference)));
+        for format in [Format::F32, Format::Bf16, Format::Int8] {
+            for d in devices(format) {
+                let same = |what: &str, [fused, parts]: [Vec<f32>; 2], want: &[Vec<f32>; 2]| {
+                    let agreement = compare(&fused, &want[0]);
+                    assert!(bound(format).holds(&agreement), "{what} {outputs:?} on {d:?}: {agreement}");
+                    assert!(fused == parts, "{what} {outputs:?} on {d:?}: fused and in parts differ");
+                };
+                same("dense", case.dense(&d), &want.0);
+                if let Some(want) = &want.1 {
+                    same("qkv", case.qkv(&d), want);
+                }
+            }
+        }
+    }
+    // What does not fit is refused, and not composed.
+    let d = Cpu::new(CpuOptions::default()).unwrap();
+    let (x, w) = (d.upload(2, 8, &[0.5; 16]).unwrap(), d.prepare(&n.linear(&[8], 8, false)).unwrap());
+    let table = d.upload(3, 24, &[0.1; 72]).unwrap();
+    let with = |rows| Modulation { table: &table, rows };
+    let gated = Dense { gate: Some(with(&[0, 2])), residual: Some(&x), ..Dense::new(&x, &w) };
+    assert!(d.dense(&gated).is_ok());
+    let one = d.slice_rows(&x, 0..1).unwrap();
+    let wrong = [
+        Dense { gate: Some(with(&[0, 3])), ..gated },
+        Dense { gate: Some(with(&[0])), ..gated },
+        Dense { residual: None, ..gated },
+        Dense { residual: Some(&one), ..gated },
+        Dense { norm: Some(Norm::Ada(with(&[3, 0]))), ..gated },
+        Dense { norm: Some(Norm::Ada(Modulation { table: &x, rows: &[0, 0] })), ..gated },
+    ];
+    for (i, call) in wrong.iter().enumerate() {
+        let refused = d.dense(call).unwrap_err();
+        assert!(!refused.is_unsupported(), "{i}: {refused}");
     }
 }
 

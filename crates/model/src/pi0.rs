@@ -301,9 +301,11 @@ impl<D: Device> Pi0<D> {
                 modulations.tap(d);
                 // Known actions are at time 0, the last row.
                 let (last, known) = (times.len() as u32, known_rows(batch, layout));
-                let rows =
-                    (0..last).flat_map(|step| known.iter().map(move |&k| if k == 1 { last } else { step }));
-                Condition::Norms { modulations, rows: rows.collect() }
+                let mut rows = Vec::with_capacity(times.len() * known.len());
+                for step in 0..last {
+                    rows.extend(known.iter().map(|&k| if k == 1 { last } else { step }));
+                }
+                Condition::Norms { modulations, rows }
             }
         };
         let rows = known_rows(batch, layout);

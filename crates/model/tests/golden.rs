@@ -3,23 +3,18 @@
 //! The cases in `golden/` are always checked; set `PI0_GOLDEN` to a directory that holds more (such as one made by
 //! `golden/make_golden.py`) to check those too.
 
+mod runs;
+
 use std::path::{Path, PathBuf};
 
 use pi0_device::{Bound, Device, HostTensor, Reference, Tapped};
-use pi0_model::golden::{
-    compare_taps, golden_taps, padded_tokens, read_inputs, read_previous_chunk, read_tensors,
-};
-use pi0_model::{
-    Checkpoint, Clean, Config, Extent, Guidance, GuidanceSchedule, Inputs, Kind, Pi0, Rtc, SampleOptions,
-};
-use serde_json::Value;
+use pi0_model::golden::{compare_taps, golden_taps, padded_tokens, read_inputs, read_tensors};
+use pi0_model::{Clean, Extent, Kind, Pi0, Rtc, SampleOptions};
+
+use runs::{checkpoint, family, inputs, meta, repository, runs};
 
 /// The bound for intermediates; correlation to match.
 const BOUND: Bound = Bound { pcc: 0.999_999_99, relative_l2: 1e-5, max_abs: 1e-4 };
-
-fn repository() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
-}
 
 /// Directories of a checkpoint and of its runs: those of the repository and those that `PI0_GOLDEN` names.
 fn cases() -> Vec<(PathBuf, PathBuf)> {
@@ -50,67 +45,6 @@ fn cases() -> Vec<(PathBuf, PathBuf)> {
     }
     cases.sort();
     cases
-}
-
-fn json(path: &Path) -> Value {
-    serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap()
-}
-
-fn meta(case: &Path) -> Value {
-    json(&case.join("meta.json"))
-}
-
-fn run_meta(case: &Path, run: &str) -> Value {
-    meta(case)["runs"].as_array().unwrap().iter().find(|r| r["name"] == run).unwrap().clone()
-}
-
-fn family(weights: &Path) -> String {
-    json(&weights.join("arch.json"))["family"].as_str().unwrap_or("pi0").to_string()
-}
-
-/// The inputs of a run, with the previous chunk of one with real-time chunking, as `meta.json` sets it.
-fn inputs(case: &Path, run: &str, c: &Config) -> Vec<Inputs> {
-    let path = case.join(format!("{run}.inputs.safetensors"));
-    let mut batch = read_inputs(&path).unwrap();
-    let Some(previous) = read_previous_chunk(&path, batch.len(), c.action_dim).unwrap() else { return batch };
-    let rtc = &run_meta(case, run)["rtc"];
-    let number = |key: &str| rtc[key].as_u64().unwrap() as usize;
-    let delay = number("inference_delay");
-    for (inputs, previous) in batch.iter_mut().zip(previous) {
-        inputs.rtc = Some(match rtc["mode"].as_str().unwrap() {
-            "trained" => Rtc::Trained(Clean { previous, delay }),
-            _ => Rtc::Guided(Guidance {
-                previous,
-                delay,
-                execution_horizon: number("execution_horizon"),
-                max_weight: rtc["max_guidance_weight"].as_f64().unwrap(),
-                schedule: match rtc["prefix_attention_schedule"].as_str().unwrap() {
-                    "ZEROS" => GuidanceSchedule::Zeros,
-                    "ONES" => GuidanceSchedule::Ones,
-                    "LINEAR" => GuidanceSchedule::Linear,
-                    "EXP" => GuidanceSchedule::Exp,
-                    other => panic!("{other}"),
-                },
-            }),
-        });
-    }
-    batch
-}
-
-/// openpi's configuration has one schedule and lerobot's another; the golden data always follows lerobot's.
-fn checkpoint(case: &Path) -> Checkpoint {
-    let mut checkpoint = Checkpoint::open(case).unwrap();
-    checkpoint.config.schedule = pi0_model::TimeSchedule::Lerobot;
-    checkpoint
-}
-
-/// Names of the runs of a case.
-fn runs(case: &Path) -> Vec<String> {
-    let files = std::fs::read_dir(case).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap());
-    let mut runs: Vec<_> =
-        files.filter_map(|f| Some(f.strip_suffix(".inputs.safetensors")?.to_string())).collect();
-    runs.sort();
-    runs
 }
 
 fn load(case: &Path, extent: Extent) -> Pi0<Tapped<Reference>> {
