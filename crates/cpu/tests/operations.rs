@@ -237,7 +237,7 @@ impl Driven {
             inputs,
             width,
             geglu,
-            source: n.linear(outputs, inputs, rows % 2 == 0),
+            source: n.linear(outputs, inputs, rows.is_multiple_of(2)),
             x: n.values(rows * inputs),
             residual: n.values(rows * width),
             tables: [n.values(Self::TIMES * 3 * inputs), n.values(Self::TIMES * 3 * width)],
