@@ -65,9 +65,11 @@ const KEPT_MODULATIONS: usize = 3 * 37 * 12;
 pub(crate) struct Constants {
     /// Base address of a tile with ones in its first three columns, which select the rows of a bias.
     pub(crate) ones: u32,
+    /// The same as bf16.
+    pub(crate) ones_bf16: u32,
     /// Base address of the identity.
     pub(crate) identity: u32,
-    _regions: [Region; 2],
+    _regions: [Region; 3],
 }
 
 struct State {
@@ -176,8 +178,13 @@ impl Tensix {
 
     /// An uninitialized tensor.
     pub(crate) fn tensor(&self, rows: usize, cols: usize) -> Result<Tensor, Fault> {
-        let region = self.allocate(tiles(rows) * tiles(cols), Format::F32)?;
-        Ok(Tensor::whole(region, rows, cols))
+        self.tensor_of(rows, cols, Format::F32)
+    }
+
+    /// The same with values of another format.
+    pub(crate) fn tensor_of(&self, rows: usize, cols: usize, format: Format) -> Result<Tensor, Fault> {
+        let region = self.allocate(tiles(rows) * tiles(cols), format)?;
+        Ok(Tensor { format, ..Tensor::whole(region, rows, cols) })
     }
 
     /// Memory with tiles in it.
@@ -207,14 +214,16 @@ impl Tensix {
         if let Some(constants) = self.constants.get() {
             return Ok(constants);
         }
-        let tile = |value: fn(usize, usize) -> bool| {
+        let tile = |format, value: fn(usize, usize) -> bool| {
             let mut bytes = Vec::new();
-            push_tile(&mut bytes, Format::F32, |r, c| f32::from(u8::from(value(r, c))));
-            self.region(&bytes, Format::F32)
+            push_tile(&mut bytes, format, |r, c| f32::from(u8::from(value(r, c))));
+            self.region(&bytes, format)
         };
-        let regions = [tile(|_, c| c < 3)?, tile(|r, c| r == c)?];
-        let [ones, identity] = regions.each_ref().map(Region::base);
-        Ok(self.constants.get_or_init(|| Constants { ones, identity, _regions: regions }))
+        let ones = |_, c| c < 3;
+        let regions =
+            [tile(Format::F32, ones)?, tile(Format::Bf16, ones)?, tile(Format::F32, |r, c| r == c)?];
+        let [ones, ones_bf16, identity] = regions.each_ref().map(Region::base);
+        Ok(self.constants.get_or_init(|| Constants { ones, ones_bf16, identity, _regions: regions }))
     }
 
     // ---- kernels ----

@@ -22,6 +22,8 @@ pub struct Tensor {
     pub(crate) cols: usize,
     /// How its heads are stored, if each has tiles of its own.
     pub(crate) heads: Option<Heads>,
+    /// How values are stored: f32 but for what a norm hands to a linear layer inside one operation.
+    pub(crate) format: Format,
     /// Tiles in a row of tiles of the memory it lies in.
     pub(crate) pitch: usize,
     /// Index of its first tile there.
@@ -30,7 +32,15 @@ pub struct Tensor {
 
 impl Tensor {
     pub(crate) fn whole(region: Region, rows: usize, cols: usize) -> Self {
-        Self { region: Arc::new(region), rows, cols, heads: None, pitch: tiles(cols), first: 0 }
+        Self {
+            region: Arc::new(region),
+            rows,
+            cols,
+            heads: None,
+            format: Format::F32,
+            pitch: tiles(cols),
+            first: 0,
+        }
     }
 
     /// Base address of the memory it lies in.
@@ -71,7 +81,15 @@ impl Tensor {
     /// The part from `row` and `col` (multiples of the tile size), sharing memory.
     pub(crate) fn view(&self, row: usize, col: usize, rows: usize, cols: usize) -> Self {
         let first = self.first + row / TILE * self.pitch + col / TILE;
-        Self { region: Arc::clone(&self.region), rows, cols, heads: None, pitch: self.pitch, first }
+        Self {
+            region: Arc::clone(&self.region),
+            rows,
+            cols,
+            heads: None,
+            format: self.format,
+            pitch: self.pitch,
+            first,
+        }
     }
 }
 

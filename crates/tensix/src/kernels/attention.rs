@@ -11,6 +11,7 @@ use super::noc::{Banks, F32_SHIFT, Noc, WRITE_SLOTS, write_slot};
 use super::ring::{Cursor, Ring, wait_at_least};
 use super::{Kernel, L1Plan, arg, build, l1, pack, sfpu, unpack};
 use crate::error::Fault;
+use crate::layout::Format;
 use crate::rv::{Asm, Reg};
 
 /// The kernel. Arguments: number of items; base addresses of output, queries, masks and identity; then the items:
@@ -170,7 +171,7 @@ impl AttentionKernel {
         const STORED: Reg = Reg::S8;
         const HALF: Reg = Reg::S9;
         let mut t0 = Asm::new();
-        unpack::init(&mut t0);
+        unpack::init(&mut t0, Format::F32);
         p.queries.start(&mut t0, QUERIES);
         p.keys.start(&mut t0, KEYS);
         p.values.start(&mut t0, VALUES);
@@ -243,7 +244,7 @@ impl AttentionKernel {
         const TURN: Reg = Reg::S6;
         let scale = f32::from_bits(self.scale);
         let mut t1 = Asm::new();
-        math::init(&mut t1);
+        math::init(&mut t1, Format::F32);
         math::matmul_init(&mut t1, Product::Plain);
         math::matmul_init(&mut t1, Product::Transposed);
         sfpu::init(&mut t1);
@@ -296,7 +297,7 @@ impl AttentionKernel {
         const HALF: Reg = Reg::S6;
         const STORED: Reg = Reg::S8;
         let mut t2 = Asm::new();
-        pack::init(&mut t2);
+        pack::init(&mut t2, Format::F32);
         p.output.start(&mut t2, QUERIES);
         t2.li(HALF, 0);
         t2.li(STORED, 0);

@@ -5,6 +5,7 @@ use super::noc::{Banks, F32_SHIFT, Noc, WRITE_SLOTS, write_slot};
 use super::ring::{Cursor, Ring};
 use super::{Kernel, L1Plan, arg, build, l1, pack, sfpu, unpack};
 use crate::error::Fault;
+use crate::layout::Format;
 use crate::rv::{Asm, Reg};
 
 /// What is computed from the input tiles.
@@ -83,7 +84,7 @@ impl Eltwise {
         });
 
         let mut t0 = Asm::new();
-        unpack::init(&mut t0);
+        unpack::init(&mut t0, Format::F32);
         unpack::target(&mut t0, unpack::Target::Dst);
         input.start(&mut t0, c);
         arg(&mut t0, Reg::S3, 0);
@@ -105,7 +106,7 @@ impl Eltwise {
         unpack::leave_dst(&mut t0, unpack::Target::IDLE);
 
         let mut t1 = Asm::new();
-        math::init(&mut t1);
+        math::init(&mut t1, Format::F32);
         sfpu::init(&mut t1);
         arg(&mut t1, Reg::S3, 0);
         t1.li(Reg::S4, 0);
@@ -127,7 +128,7 @@ impl Eltwise {
         unpack::sync(&mut t1);
 
         let mut t2 = Asm::new();
-        pack::init(&mut t2);
+        pack::init(&mut t2, Format::F32);
         output.start(&mut t2, c);
         t2.li(Reg::S4, 0);
         arg(&mut t2, Reg::S3, 0);

@@ -1,7 +1,8 @@
 //! The matrix unit (T1), the halves of Dst, and the handshake with T0 for tiles unpacked into Dst.
 
-use super::unpack::{FP32, TF32, config, config_fence};
+use super::unpack::{TF32, config, config_fence, number};
 use crate::isa::{self, Block, Wait};
+use crate::layout::Format;
 use crate::rv::{Asm, Reg};
 
 /// Finished halves of Dst, T1 to T2.
@@ -26,10 +27,10 @@ pub(crate) const PHASES: u32 = 4;
 const THREAD_MATH_OFFSET: u32 = 1;
 const THREAD_ADDR_MOD_BASE: u32 = 2;
 
-/// Once a kernel: f32 accumulation over TF32 sources.
-pub(super) fn init(a: &mut Asm) {
+/// Once a kernel: f32 accumulation over TF32 sources, packed as values of a format.
+pub(super) fn init(a: &mut Asm, output: Format) {
     config(a, 0, 0);
-    config(a, 1, TF32 << 17 | TF32 << 21 | FP32 << 25 | 1 << 29 | 1 << 30);
+    config(a, 1, TF32 << 17 | TF32 << 21 | number(output) << 25 | 1 << 29 | 1 << 30);
     config(a, 2, 0);
     config_fence(a);
     a.tt(isa::setc16(0, 0)); // configuration state 0

@@ -48,6 +48,7 @@ pub(crate) struct Matmul {
     pub(crate) chunk: u32,
     /// Whether the inputs take more than one chunk.
     pub(crate) partial: bool,
+    pub(crate) x: Format,
     pub(crate) weight: Format,
     pub(crate) bias: bool,
     pub(crate) epilogue: Epilogue,
@@ -99,18 +100,22 @@ impl Matmul {
         self.epilogue == Epilogue::Residual
     }
 
+    fn x_shift(&self) -> u32 {
+        self.x.tile_bytes().ilog2()
+    }
+
     fn weight_shift(&self) -> u32 {
         self.weight.tile_bytes().ilog2()
     }
 
     /// Bytes of x in a chunk: those of one row of blocks.
     fn x_block_bytes(&self) -> u32 {
-        (self.chunk * self.rows) << F32_SHIFT
+        (self.chunk * self.rows) << self.x_shift()
     }
 
     /// Bytes of x in a chunk.
     fn x_bytes(&self) -> u32 {
-        (self.chunk * self.panel_rows) << F32_SHIFT
+        (self.chunk * self.panel_rows) << self.x_shift()
     }
 
     /// Bytes of the weight in a chunk: those of one column of blocks.
@@ -181,7 +186,7 @@ impl Matmul {
         const TARGET: Reg = Reg::S7;
         const LATER: Reg = Reg::S8;
         let mut t0 = Asm::new();
-        unpack::init(&mut t0);
+        unpack::init(&mut t0, self.x);
         unpack::target(&mut t0, self.sources());
         p.inputs.start(&mut t0, INPUTS);
         p.sums.start(&mut t0, RESIDUALS);
@@ -267,7 +272,7 @@ impl Matmul {
     fn math(&self) -> Asm {
         const FIRST: Reg = Reg::S7;
         let mut t1 = Asm::new();
-        math::init(&mut t1);
+        math::init(&mut t1, Format::F32);
         math::matmul_init(&mut t1, Product::Plain);
         sfpu::init(&mut t1);
         arg(&mut t1, Reg::S3, 0);
@@ -347,7 +352,7 @@ impl Matmul {
         const COUNT: Reg = Reg::S7;
         let all: Vec<u32> = (0..self.tiles()).collect();
         let mut t2 = Asm::new();
-        pack::init(&mut t2);
+        pack::init(&mut t2, Format::F32);
         p.output.start(&mut t2, INPUTS);
         t2.li(HALF, 0);
         t2.li(COUNT, 0);

@@ -259,9 +259,11 @@ mod tests {
             for epilogue in
                 [Epilogue::None, Epilogue::Residual, Epilogue::Gelu, Epilogue::Silu, Epilogue::Geglu]
             {
-                for (weight, bias, partial) in
-                    [(Format::Bf16, true, true), (Format::Bf16, false, false), (Format::F32, true, false)]
-                {
+                for (x, weight, bias, partial) in [
+                    (Format::Bf16, Format::Bf16, true, true),
+                    (Format::F32, Format::Bf16, false, false),
+                    (Format::F32, Format::F32, true, false),
+                ] {
                     if epilogue == Epilogue::Geglu && cols % 2 == 1 {
                         continue;
                     }
@@ -272,6 +274,7 @@ mod tests {
                         panel_cols,
                         chunk: 8,
                         partial,
+                        x,
                         weight,
                         bias,
                         epilogue,
@@ -283,7 +286,11 @@ mod tests {
         }
         for width in [7, 72, 1152, 2048, 20_000] {
             for form in [NormForm::Layer, NormForm::Rms, NormForm::Ada] {
-                NormKernel { width, eps: 1e-6f32.to_bits(), form, banks: BANKS }.build(L1).unwrap();
+                for output in [Format::F32, Format::Bf16] {
+                    NormKernel { width, eps: 1e-6f32.to_bits(), form, output, banks: BANKS }
+                        .build(L1)
+                        .unwrap();
+                }
             }
         }
         for width in [1, 2, 3, 8] {
@@ -299,7 +306,7 @@ mod tests {
 
     #[test]
     fn what_does_not_fit_l1_is_an_error() {
-        let norm = NormKernel { width: 72, eps: 0, form: NormForm::Layer, banks: BANKS };
+        let norm = NormKernel { width: 72, eps: 0, form: NormForm::Layer, output: Format::F32, banks: BANKS };
         let l1 = l1::DATA + 16 * 1024;
         let Err(Fault::L1Overflow { needed, available, .. }) = norm.build(l1) else { panic!("it fits") };
         assert!(needed > available && available == 16 * 1024, "{needed} of {available}");

@@ -172,11 +172,11 @@ pub(crate) const IN_FLIGHT: u32 = 4;
 /// Slots of a ring of tiles that are written.
 pub(super) const WRITE_SLOTS: u32 = 2 * IN_FLIGHT;
 
-/// Writes the f32 tile in the current slot of a ring to tile `tile` of the tensor at `base`, and goes to the next slot. A
+/// Writes the tile in the current slot of a ring to tile `tile` of the tensor at `base`, and goes to the next slot. A
 /// slot is free once its write has been acknowledged; writes leave in order, so the oldest slots are those. A program
 /// that does this must [`wait`](Noc::wait) before it returns.
 pub(super) fn write_slot(a: &mut Asm, ring: Ring, c: Cursor, tile: Reg, base: Reg) {
-    Noc::Write.tile(a, tile, base, c.addr, F32_SHIFT);
+    Noc::Write.tile(a, tile, base, c.addr, ring.slot_bytes.ilog2());
     ring.skip(a, c);
     let spin = a.here();
     a.lw(Reg::T5, Reg::S0, Noc::Write.counter());

@@ -6,7 +6,7 @@ use super::noc::{Banks, F32_SHIFT, Noc, WRITE_SLOTS, write_slot};
 use super::ring::{Cursor, Ring};
 use super::{Kernel, L1Plan, arg, build, l1, pack, sfpu, unpack};
 use crate::error::Fault;
-use crate::layout::{TILE, tiles};
+use crate::layout::{Format, TILE, tiles};
 use crate::rv::{Asm, Reg};
 
 /// Which norm.
@@ -49,6 +49,8 @@ pub(crate) struct NormKernel {
     /// `eps`, as bits.
     pub(crate) eps: u32,
     pub(crate) form: NormForm,
+    /// How the result is stored: as bf16 where only a linear layer with such weights reads it.
+    pub(crate) output: Format,
     pub(crate) banks: Banks,
 }
 
@@ -96,7 +98,7 @@ impl NormKernel {
 
     pub(crate) fn build(&self, l1_bytes: u32) -> Result<Kernel, Fault> {
         let mut plan = L1Plan::new(l1_bytes);
-        let output = Ring::new(&mut plan, 2, 1 << F32_SHIFT, WRITE_SLOTS);
+        let output = Ring::new(&mut plan, 2, self.output.tile_bytes() as u32, WRITE_SLOTS);
         let row_bytes = u64::from(self.columns()) << F32_SHIFT;
         let affine_bytes = u64::from(self.affine()) * row_bytes;
         // Rings begin at multiples of 64 bytes, and their tiles end there.
@@ -163,7 +165,7 @@ impl NormKernel {
 
     fn unpacker(&self, affine: Ring, row: Ring) -> Asm {
         let mut t0 = Asm::new();
-        unpack::init(&mut t0);
+        unpack::init(&mut t0, Format::F32);
         unpack::target(&mut t0, unpack::Target::Dst);
         affine.start(&mut t0, AFFINE);
         row.start(&mut t0, ROW);
@@ -247,7 +249,7 @@ impl NormKernel {
 
     fn stream_unpacker(&self, ring: Ring) -> Asm {
         let mut t0 = Asm::new();
-        unpack::init(&mut t0);
+        unpack::init(&mut t0, Format::F32);
         unpack::target(&mut t0, unpack::Target::Dst);
         ring.start(&mut t0, ROW);
         t0.li(Reg::S6, 0);
@@ -287,7 +289,7 @@ impl NormKernel {
     fn math(&self) -> Asm {
         let padding = self.columns() * TILE as u32 - self.width;
         let mut t1 = Asm::new();
-        math::init(&mut t1);
+        math::init(&mut t1, self.output);
         sfpu::init(&mut t1);
         t1.li(Reg::S5, 0);
         arg(&mut t1, Reg::S3, 0);
@@ -323,7 +325,7 @@ impl NormKernel {
 
     fn packer(&self, output: Ring) -> Asm {
         let mut t2 = Asm::new();
-        pack::init(&mut t2);
+        pack::init(&mut t2, self.output);
         output.start(&mut t2, ROW);
         t2.li(Reg::S4, 0);
         arg(&mut t2, Reg::S3, 0);

@@ -2,8 +2,9 @@
 
 use super::math::{HALF_ROWS, SEM_DST, TILE_ROWS};
 use super::ring::{Cursor, Ring};
-use super::unpack::{CONFIG, config, config_fence, sync};
+use super::unpack::{CONFIG, config, config_fence, number, sync};
 use crate::isa::{self, Adc, Block, Wait};
+use crate::layout::Format;
 use crate::rv::{Asm, Reg};
 
 /// First configuration word of each packer.
@@ -12,8 +13,10 @@ const PACKERS: [u32; 4] = [56, 84, 96, 124];
 const DST_OFFSET: u32 = 152;
 const FACE_BYTES: u32 = 1024;
 
-/// Once a kernel: each packer packs one face.
-pub(super) fn init(a: &mut Asm) {
+/// Once a kernel: each packer packs one face, as values of a format. The matrix unit must be told the same.
+pub(super) fn init(a: &mut Asm, output: Format) {
+    let face = output.tile_bytes() as u32 / 4;
+    let format = number(output);
     config(a, 8, 4 | 64 << 12); // strides of a datum and a row, in bytes
     config(a, 9, FACE_BYTES); // of a face
     config(a, 14, 1); // 32-bit Dst
@@ -23,8 +26,8 @@ pub(super) fn init(a: &mut Asm) {
         config(a, 24 + i, 16 << 8); // rows of a face
         config(a, base, 0);
         // Packers 1 to 3 write relative to packer 0.
-        config(a, base + 1, (FACE_BYTES / 16 * i).wrapping_sub(1));
-        config(a, base + 2, 1); // uncompressed, f32 in and out
+        config(a, base + 1, (face / 16 * i).wrapping_sub(1));
+        config(a, base + 2, 1 | format << 4 | format << 8); // uncompressed, rounded on the way out of Dst
         config(a, base + 3, 0);
         config(a, DST_OFFSET + i, 16 * i);
         a.tt(isa::setc16(31 + i, 0)); // address modifiers: none

@@ -1,6 +1,7 @@
 //! Unpacking (T0): L1 to the sources of the matrix unit, or straight to Dst.
 
 use crate::isa::{self, Adc, Block, Wait};
+use crate::layout::Format;
 use crate::rv::{Asm, Reg};
 
 /// Tensix backend configuration, as the processors see it.
@@ -12,6 +13,14 @@ const PC_BUFFER: u32 = 0xFFE8_0000;
 pub(super) const FP32: u32 = 0;
 pub(super) const TF32: u32 = 4;
 pub(super) const BF16: u32 = 5;
+
+/// The number of a format of tiles.
+pub(super) fn number(format: Format) -> u32 {
+    match format {
+        Format::F32 => FP32,
+        Format::Bf16 => BF16,
+    }
+}
 
 /// Base address registers of the two unpackers, in 16-byte units, minus one.
 const BASE_A: u32 = 64;
@@ -54,15 +63,16 @@ impl Target {
     pub(super) const IDLE: Target = Target::SrcA { bf16: true, transpose: false };
 }
 
-/// Once a kernel.
-pub(super) fn init(a: &mut Asm) {
+/// Once a kernel. `src_b` is the format of the tiles for SrcB, where f32 keeps 10 bits of mantissa.
+pub(super) fn init(a: &mut Asm, src_b: Format) {
+    let delivered = if src_b == Format::Bf16 { BF16 } else { TF32 };
     for section in [0, 40] {
         // Tile descriptor: a step of the Z counter is a whole tile, 4 faces of 256 values.
         config(a, 53 + section, 1 << 16 | 4);
         config(a, BASE_A + section, 0);
     }
-    config(a, 52 + 40, 256 << 16 | 1 << 4 | FP32);
-    config(a, 60 + 40, TF32 | 2 << 4);
+    config(a, 52 + 40, 256 << 16 | 1 << 4 | number(src_b));
+    config(a, 60 + 40, delivered | 2 << 4);
     config(a, 61 + 40, 0x000F_000F);
     config(a, 41, 1 << 8); // unpacker 0 adds the context's destination address
     config(a, 45, 512); // unused strides must still be aligned
@@ -75,7 +85,7 @@ pub(super) fn init(a: &mut Asm) {
     config_fence(a);
 }
 
-/// Sets what unpacker 0 does; unpacker 1 always fills SrcB with TF32 from f32 tiles.
+/// Sets what unpacker 0 does; unpacker 1 always fills SrcB.
 pub(super) fn target(a: &mut Asm, target: Target) {
     sync(a);
     let (input, output, transpose, to_dst) = match target {

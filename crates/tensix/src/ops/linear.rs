@@ -156,14 +156,15 @@ impl Tensix {
         };
         let y = self.tensor(x.rows, outputs).map_err(failed(op))?;
         let shape = LinearTiles { rows: y.tile_rows(), cols: columns.len(), depth: w.depth };
-        let k = self.plan_linear(shape, w, epilogue).map_err(failed(op))?;
+        let k = self.plan_linear(shape, x.format, w, epilogue).map_err(failed(op))?;
+        let constants = self.constants().map_err(failed(op))?;
         let head = [
             y.base(),
             x.base(),
             w.region.base(),
             x.pitch as u32,
             w.depth as u32,
-            self.constants().map_err(failed(op))?.ones,
+            if x.format == Format::Bf16 { constants.ones_bf16 } else { constants.ones },
             residual.map_or(0, Tensor::base),
         ];
         let per_output = shape.cols / y.tile_cols();
@@ -198,6 +199,7 @@ impl Tensix {
     fn plan_linear(
         &self,
         shape: LinearTiles,
+        x: Format,
         w: &LinearWeight,
         epilogue: Epilogue,
     ) -> std::result::Result<Matmul, Fault> {
@@ -208,6 +210,7 @@ impl Tensix {
             panel_cols: 1,
             chunk: 1,
             partial: false,
+            x,
             weight: w.format,
             bias: w.bias,
             epilogue,
@@ -239,7 +242,7 @@ impl Tensix {
         }
         let residual = call.residual.map(|r| self.plain(op, r)).transpose()?;
         let residual = residual.as_deref();
-        let normed = call.norm.map(|norm| self.normed(op, norm, call.x)).transpose()?;
+        let normed = call.norm.map(|norm| self.normed(op, norm, call.x, w.format)).transpose()?;
         let x = normed.as_ref().unwrap_or(call.x);
         if let (Some(gate), Some(residual)) = (&call.gate, residual) {
             let branch = self.linear_op(op, x, call.weight, None, None)?;
@@ -248,32 +251,49 @@ impl Tensix {
         self.linear_op(op, x, call.weight, call.activation, residual)
     }
 
-    fn normed(&self, op: OpKind, norm: Norm<'_, Tensor, Weight>, x: &Tensor) -> Result<Tensor> {
+    /// A norm whose result is stored as the weights behind it are: the matrix unit multiplies no better.
+    fn normed(
+        &self,
+        op: OpKind,
+        norm: Norm<'_, Tensor, Weight>,
+        x: &Tensor,
+        output: Format,
+    ) -> Result<Tensor> {
         let x = &*self.plain(op, x)?;
         match norm {
-            Norm::Layer(w) => self.norm(op, NormKind::Layer, x, w),
-            Norm::Rms(w) => self.norm(op, NormKind::Rms, x, w),
-            Norm::Ada(by) => self.ada_rms_norm_op(op, x, &by),
+            Norm::Layer(w) => self.norm(op, NormKind::Layer, x, w, output),
+            Norm::Rms(w) => self.norm(op, NormKind::Rms, x, w, output),
+            Norm::Ada(by) => self.ada_rms_norm_op(op, x, &by, output),
         }
     }
 
-    /// Heads that are not whole tiles, and do not turn: each gets tiles of its own, and no column ever moves. For
-    /// others the base operations share all they could share here, since the split is a view.
+    /// The norm's result goes to the projection as bf16. Heads that are not whole tiles, and do not turn, get tiles of
+    /// their own, so that no column ever moves; where they are whole tiles the split is a view.
     pub(super) fn qkv_op(&self, call: &Qkv<'_, Tensor, Weight>) -> Result<[Tensor; 3]> {
         let op = OpKind::Qkv;
-        let heads = Heads { width: call.head_dim };
         let WeightKind::Linear(plain) = &call.weight.kind else {
             return Err(wrong_weight(op, call.weight));
         };
         let (q, kv) = (call.heads * call.head_dim, call.kv_heads * call.head_dim);
-        let odd = call.head_dim > 0 && !call.head_dim.is_multiple_of(TILE) && call.positions.is_none();
-        if !odd || plain.outputs != q + 2 * kv || plain.inputs != call.x.cols {
+        if call.head_dim == 0 || plain.outputs != q + 2 * kv || plain.inputs != call.x.cols {
             return Err(self.lacks(op));
         }
-        let Some(w) = self.padded_weight(call.weight, Side::Outputs, heads)? else {
-            return Err(self.lacks(op));
+        let normed = |w: &LinearWeight| self.normed(op, call.norm, call.x, w.format);
+        if call.head_dim.is_multiple_of(TILE) {
+            let y = self.linear_with(op, &normed(plain)?, plain, None, None)?;
+            let part = |start, cols| y.view(0, start, y.rows, cols);
+            let [q, k, v] = [part(0, q), part(q, kv), part(q + kv, kv)];
+            let Some(positions) = call.positions else { return Ok([q, k, v]) };
+            let turned = |x| self.rope_op(x, positions, call.head_dim);
+            return Ok([turned(&q)?, turned(&k)?, v]);
+        }
+        let heads = Heads { width: call.head_dim };
+        let padded = match call.positions {
+            None => self.padded_weight(call.weight, Side::Outputs, heads)?,
+            Some(_) => None,
         };
-        let y = self.linear_with(op, &self.normed(op, call.norm, call.x)?, w, None, None)?;
+        let w = padded.ok_or_else(|| self.lacks(op))?;
+        let y = self.linear_with(op, &normed(w)?, w, None, None)?;
         let (q, kv) = (heads.stored(q), heads.stored(kv));
         let part = |start, cols| y.view(0, start, y.rows, cols).as_heads(heads);
         Ok([part(0, q), part(q, kv), part(q + kv, kv)])

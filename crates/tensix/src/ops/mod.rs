@@ -22,7 +22,7 @@ use pi0_device::{
 use crate::device::Tensix;
 use crate::error::Fault;
 use crate::kernels::EltwiseOp;
-use crate::layout::tiles;
+use crate::layout::{Format, tiles};
 use crate::tensor::{Tensor, Weight, WeightKind};
 
 const NAME: &str = "tensix";
@@ -121,15 +121,21 @@ impl Device for Tensix {
     }
 
     fn layer_norm(&self, x: &Tensor, weight: &Weight) -> Result<Tensor> {
-        self.norm(OpKind::LayerNorm, NormKind::Layer, &*self.plain(OpKind::LayerNorm, x)?, weight)
+        self.norm(
+            OpKind::LayerNorm,
+            NormKind::Layer,
+            &*self.plain(OpKind::LayerNorm, x)?,
+            weight,
+            Format::F32,
+        )
     }
 
     fn rms_norm(&self, x: &Tensor, weight: &Weight) -> Result<Tensor> {
-        self.norm(OpKind::RmsNorm, NormKind::Rms, &*self.plain(OpKind::RmsNorm, x)?, weight)
+        self.norm(OpKind::RmsNorm, NormKind::Rms, &*self.plain(OpKind::RmsNorm, x)?, weight, Format::F32)
     }
 
     fn ada_rms_norm(&self, x: &Tensor, by: &Modulation<'_, Tensor>) -> Result<Tensor> {
-        self.ada_rms_norm_op(OpKind::AdaRmsNorm, &*self.plain(OpKind::AdaRmsNorm, x)?, by)
+        self.ada_rms_norm_op(OpKind::AdaRmsNorm, &*self.plain(OpKind::AdaRmsNorm, x)?, by, Format::F32)
     }
 
     fn rope(&self, x: &Tensor, positions: &[u32], head_dim: usize) -> Result<Tensor> {
@@ -192,7 +198,7 @@ impl Device for Tensix {
 impl Tensix {
     /// A vector as a row of tiles with 32 equal rows.
     fn pack_row(&self, data: &[f32]) -> Result<crate::dram::Region> {
-        use crate::layout::{Format, TILE, push_tile};
+        use crate::layout::{TILE, push_tile};
         let mut bytes = Vec::with_capacity(tiles(data.len()) * Format::F32.tile_bytes());
         for t in 0..tiles(data.len()) {
             push_tile(&mut bytes, Format::F32, |_, c| data.get(t * TILE + c).copied().unwrap_or(0.0));

@@ -7,7 +7,7 @@ use pi0_device::{ADA_EPS, Error, Modulation, NormKind, OpKind, Result, operands}
 use super::{failed, wrong_weight};
 use crate::device::{Key, Tensix};
 use crate::kernels::{EltwiseOp, NormForm, NormKernel};
-use crate::layout::TILE;
+use crate::layout::{Format, TILE};
 use crate::tensor::{Tensor, Weight, WeightKind};
 
 /// Which columns of a table of modulations.
@@ -49,7 +49,14 @@ impl Rows {
 }
 
 impl Tensix {
-    pub(super) fn norm(&self, op: OpKind, wanted: NormKind, x: &Tensor, weight: &Weight) -> Result<Tensor> {
+    pub(super) fn norm(
+        &self,
+        op: OpKind,
+        wanted: NormKind,
+        x: &Tensor,
+        weight: &Weight,
+        output: Format,
+    ) -> Result<Tensor> {
         let WeightKind::Norm { kind, width, eps, scale, bias } = &weight.kind else {
             return Err(wrong_weight(op, weight));
         };
@@ -61,7 +68,8 @@ impl Tensix {
         }
         let form = if wanted == NormKind::Layer { NormForm::Layer } else { NormForm::Rms };
         let affine = [scale.base(), bias.as_ref().map_or(0, |b| b.base())];
-        self.run_norm(op, form, *eps, x, affine, |_| 0)
+        let key = NormKernel { width: *width as u32, eps: eps.to_bits(), form, output, banks: self.banks };
+        self.run_norm(op, key, x, affine, |_| 0)
     }
 
     pub(super) fn ada_rms_norm_op(
@@ -69,12 +77,15 @@ impl Tensix {
         op: OpKind,
         x: &Tensor,
         by: &Modulation<'_, Tensor>,
+        output: Format,
     ) -> Result<Tensor> {
         operands::modulation(op, [x.rows, x.cols], [by.table.rows, by.table.cols], by.rows)?;
         let [scale, shift] = [Part::Scale, Part::Shift].map(|part| self.modulation(op, by, part));
         let (scale, shift) = (scale?, shift?);
         let affine = [scale.tensor.base(), shift.tensor.base()];
-        self.run_norm(op, NormForm::Ada, ADA_EPS, x, affine, |r| scale.tile(r, 0))
+        let (width, eps) = (x.cols as u32, ADA_EPS.to_bits());
+        let key = NormKernel { width, eps, form: NormForm::Ada, output, banks: self.banks };
+        self.run_norm(op, key, x, affine, |r| scale.tile(r, 0))
     }
 
     /// `x + gate * y`.
@@ -100,14 +111,12 @@ impl Tensix {
     fn run_norm(
         &self,
         op: OpKind,
-        form: NormForm,
-        eps: f32,
+        key: NormKernel,
         x: &Tensor,
         affine: [u32; 2],
         row: impl Fn(usize) -> u32,
     ) -> Result<Tensor> {
-        let key = NormKernel { width: x.cols as u32, eps: eps.to_bits(), form, banks: self.banks };
-        let y = self.tensor(x.rows, x.cols).map_err(failed(op))?;
+        let y = self.tensor_of(x.rows, x.cols, key.output).map_err(failed(op))?;
         let head = [y.base(), x.base(), affine[0], affine[1]];
         let items: Vec<_> = (0..x.tile_rows()).map(|r| vec![y.tile(r, 0), x.tile(r, 0), row(r)]).collect();
         self.run(Key::Norm(key), &head, &items).map_err(failed(op))?;

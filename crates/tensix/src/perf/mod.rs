@@ -232,7 +232,7 @@ pub(crate) const GELU_CYCLES: u64 = 32 * 75;
 
 /// A linear layer computed with a kernel of given sizes on so many cores.
 pub(crate) fn linear(cores: usize, t: LinearTiles, k: &Matmul) -> Work {
-    let weight = k.weight.tile_bytes() as u64;
+    let (x, weight) = (k.x.tile_bytes() as u64, k.weight.tile_bytes() as u64);
     let [depth, rows, cols] = [t.depth as u64, k.panel_rows.into(), k.panel_cols.into()];
     let panels = (t.rows as u64 / rows) * (t.cols as u64 / cols);
     let rounds = panels.div_ceil(cores as u64);
@@ -244,8 +244,8 @@ pub(crate) fn linear(cores: usize, t: LinearTiles, k: &Matmul) -> Work {
     // Sums go out to L1 and back between chunks.
     let filled = tiles * (chunks - 1) + residual;
     let out = if k.epilogue == Epilogue::Geglu { tiles / 2 } else { tiles };
-    let fetched = depth * (rows * F32_TILE + cols * weight) + residual * F32_TILE;
-    let unpacked = depth * blocks * (u64::from(k.rows) * F32_TILE + block * weight) + filled * F32_TILE;
+    let fetched = depth * (rows * x + cols * weight) + residual * F32_TILE;
+    let unpacked = depth * blocks * (u64::from(k.rows) * x + block * weight) + filled * F32_TILE;
     let vector = match k.epilogue {
         Epilogue::None | Epilogue::Residual => 0,
         Epilogue::Geglu => tiles / 2 * GELU_CYCLES,
@@ -318,7 +318,7 @@ pub(crate) fn best_linear(
 }
 
 /// A norm over `rows` rows of `cols` tiles: a core takes whole rows.
-fn norm(cores: usize, rows: usize, cols: usize, form: NormForm) -> Work {
+fn norm(cores: usize, rows: usize, cols: usize, form: NormForm, output: Format) -> Work {
     let (cols, rounds, centered) = (cols as u64, rows.div_ceil(cores) as u64, form.centered());
     let (passes, affine) = (1 + u64::from(centered), u64::from(form.affine()));
     let mut vector = VectorProgram::NormFinish { centered }.cycles();
@@ -342,7 +342,7 @@ fn norm(cores: usize, rows: usize, cols: usize, form: NormForm) -> Work {
         sends: rounds * cols,
         in_flight: IN_FLIGHT.into(),
         read: (rows as u64 + busy * affines) * cols * F32_TILE,
-        written: rows as u64 * cols * F32_TILE,
+        written: rows as u64 * cols * output.tile_bytes() as u64,
         ..Work::default()
     }
 }

@@ -10,6 +10,7 @@ fn sizes(rows: u32, cols: u32, panel_rows: u32, panel_cols: u32, chunk: u32) -> 
         panel_cols,
         chunk,
         partial: true,
+        x: Format::F32,
         weight: Format::Bf16,
         bias: false,
         epilogue: Epilogue::None,
@@ -66,8 +67,8 @@ fn vector_programs_are_counted_as_they_run() {
 #[test]
 fn norms_attention_and_moves_are_counted_as_by_hand() {
     // Two rows of tiles keep two cores busy, however many there are.
-    let suffix = norm(72, 2, 32, NormForm::Rms);
-    assert_eq!(suffix, norm(2, 2, 32, NormForm::Rms));
+    let suffix = norm(72, 2, 32, NormForm::Rms, Format::F32);
+    assert_eq!(suffix, norm(2, 2, 32, NormForm::Rms, Format::F32));
     assert_eq!((suffix.received, suffix.sends), (2 * 32 * 4096, 32));
     // Every head fetches its keys and values again for every row of query tiles.
     let prefix = attention(72, 8, 8, 26, 26, false);

@@ -75,9 +75,9 @@ impl Matmul {
                     a.bind(inside);
                 }
                 for _ in 0..self.rows {
-                    Noc::Read.tile(a, Reg::A3, Reg::A4, Reg::A1, F32_SHIFT);
+                    Noc::Read.tile(a, Reg::A3, Reg::A4, Reg::A1, self.x_shift());
                     a.add(Reg::A3, Reg::A3, Reg::T4);
-                    a.add_const(Reg::A1, Reg::A1, F32_BYTES, Reg::T5);
+                    a.add_const(Reg::A1, Reg::A1, 1 << self.x_shift(), Reg::T5);
                 }
                 a.addi(Reg::T3, Reg::T3, 1);
             });
