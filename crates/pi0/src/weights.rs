@@ -1,9 +1,13 @@
 //! Flags of the commands that open a checkpoint.
 
+use std::cell::RefCell;
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
+use pi0_fetch::{Address, Progress, Settings};
 use pi0_model::{Checkpoint, Kind, NamedConfig, OpenOptions};
+
+use crate::output;
 
 /// What the user says of the weights.
 #[derive(Debug, Clone, Default, clap::Args)]
@@ -32,10 +36,36 @@ impl WeightsArgs {
                 max_tokens: None,
             }),
         };
-        let checkpoint = Checkpoint::open_with(model, &options)?;
+        let model = resolve(model)?;
+        let checkpoint = Checkpoint::open_with(&model, &options)?;
         for note in &checkpoint.origin.notes {
             eprintln!("{note}");
         }
         Ok(checkpoint)
     }
+}
+
+/// The folder of a model: the path itself, or where the files at its address are once they are fetched.
+pub fn resolve(model: &Path) -> Result<PathBuf> {
+    match model.to_str().map(Address::parse).transpose()?.flatten() {
+        Some(address) => fetch(&address),
+        None => Ok(model.to_owned()),
+    }
+}
+
+/// Fetches what is not there yet, with a progress bar.
+pub fn fetch(address: &Address) -> Result<PathBuf> {
+    let bar = RefCell::new(None::<indicatif::ProgressBar>);
+    let listener = |progress: Progress<'_>| match progress {
+        Progress::Total(bytes) => *bar.borrow_mut() = Some(output::progress("fetching", bytes)),
+        Progress::File(_) => {}
+        Progress::Bytes(n) => bar.borrow().iter().for_each(|bar| bar.inc(n)),
+        Progress::Undone(n) => {
+            bar.borrow().iter().for_each(|bar| bar.set_position(bar.position().saturating_sub(n)))
+        }
+        Progress::Note(text) => eprintln!("{text}"),
+    };
+    let directory = pi0_fetch::fetch(address, &Settings::from_env(), &listener)?;
+    bar.take().iter().for_each(indicatif::ProgressBar::finish_and_clear);
+    Ok(directory)
 }

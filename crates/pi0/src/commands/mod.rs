@@ -9,6 +9,7 @@ pub mod devices;
 pub mod estimate;
 pub mod infer;
 pub mod inspect;
+pub mod pull;
 pub mod replay;
 pub mod report;
 pub mod serve;
