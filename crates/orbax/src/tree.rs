@@ -126,8 +126,12 @@ fn check_size(path: &Path, store: &Store, arrays: &BTreeMap<String, Arc<Array>>)
 /// Stored names and paths as `_METADATA` has them.
 fn named(file: &Path) -> Result<Vec<(String, Vec<String>)>> {
     let json = read_small(file, MAX_METADATA)?;
-    let metadata: Metadata =
-        serde_json::from_slice(&json).map_err(|e| Error::damaged(file, e.to_string()))?;
+    let metadata: Metadata = serde_json::from_slice(&json).map_err(|e| {
+        let what = format!(
+            "it is no description of a tree by Orbax: {e}; if a download was cut short, fetch it again"
+        );
+        Error::damaged(file, what)
+    })?;
     let mut leaves = Vec::with_capacity(metadata.tree_metadata.len());
     for entry in metadata.tree_metadata.into_values() {
         if entry.value_metadata.skip_deserialize {
