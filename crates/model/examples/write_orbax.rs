@@ -2,7 +2,6 @@
 //!
 //!     cargo run --release -p pi0-model --example write_orbax -- DIR [LAYERS]     # 18 layers: 12 GB
 
-use std::io::Write;
 use std::path::PathBuf;
 
 use pi0_model::Config;

@@ -199,3 +199,12 @@ fn varint(out: &mut Vec<u8>, mut value: u64) {
     }
     out.push(value as u8);
 }
+
+#[test]
+fn a_git_lfs_pointer_is_named_as_one() {
+    for name in ["tokenizer.json", "tokenizer.model"] {
+        let pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 17\n";
+        let e = Tokenizer::parse(std::path::Path::new(name), pointer).unwrap_err().to_string();
+        assert!(e.contains("git lfs pull"), "{e}");
+    }
+}
