@@ -103,7 +103,19 @@ impl Random<'_> {
             work();
         });
         drop(chunks);
+        if self.name.ends_with("norm.dense.bias") {
+            open_gates(&mut bytes);
+        }
         bytes
+    }
+}
+
+/// Adds a half to the last third of a bias of scale, shift and gate: with gates around zero no layer would do anything.
+fn open_gates(bytes: &mut [u8]) {
+    let gates = bytes.len() / 2 / 3 * 2;
+    for pair in bytes[2 * gates..].chunks_exact_mut(2) {
+        let value = bf16::from_le_bytes([pair[0], pair[1]]).to_f32() + 0.5;
+        pair.copy_from_slice(&bf16::from_f32(value).to_le_bytes());
     }
 }
 
@@ -126,11 +138,10 @@ fn fnv1a(text: &str) -> u64 {
 fn scale(name: &str, shape: &[usize]) -> (f32, f32) {
     let leaf = name.rsplit('.').nth(1).unwrap_or_default();
     let norm = leaf.contains("norm");
-    // The dense layer of an adaptive norm: scale, shift and gate. Their means keep layers alive; the references begin
-    // at zero, where no layer does anything.
+    // The dense layer of an adaptive norm. Modest, for scales enter attention's logits twice.
     let adaptive = name.contains("norm.dense.");
     if name.ends_with(".bias") {
-        return (if adaptive { 0.3 } else { 0.0 }, if norm || adaptive { 0.2 } else { 0.1 });
+        return (0.0, if norm || adaptive { 0.2 } else { 0.1 });
     }
     if norm {
         // Layer norms multiply by w, Gemma's by 1 + w.
@@ -138,7 +149,7 @@ fn scale(name: &str, shape: &[usize]) -> (f32, f32) {
     }
     let fan_in = shape[1..].iter().product::<usize>() as f32;
     let gain = match leaf {
-        "dense" => 0.6,
+        "dense" => 0.3,
         "position_embedding" => return (0.0, 0.5),
         "patch_embedding" => 1.7,
         "q_proj" | "k_proj" | "action_time_mlp_out" => 1.6,
@@ -156,6 +167,7 @@ fn scale(name: &str, shape: &[usize]) -> (f32, f32) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Kind;
 
     #[test]
     fn written_weights_load_and_depend_on_the_seed() {
@@ -179,5 +191,15 @@ mod tests {
         let values = read.tensor(crate::weights::EMBED).to_f32();
         let variance = values.iter().map(|x| f64::from(x * x)).sum::<f64>() / values.len() as f64;
         assert!((variance * 128.0 - 1.0).abs() < 0.05, "{variance}");
+    }
+
+    #[test]
+    fn gates_are_open() {
+        let made = checkpoint(&Config::tiny().of_kind(Kind::Pi05), 7).unwrap();
+        let bias = made.tensor("paligemma_with_expert.gemma_expert.model.norm.dense.bias").to_f32();
+        let mean = |part: &[f32]| part.iter().sum::<f32>() / part.len() as f32;
+        let parts: Vec<f32> = bias.chunks_exact(64).map(mean).collect();
+        assert!(parts.len() == 3 && parts[0].abs() < 0.1 && parts[1].abs() < 0.1, "{parts:?}");
+        assert!((parts[2] - 0.5).abs() < 0.1, "{parts:?}");
     }
 }
