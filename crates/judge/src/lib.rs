@@ -2,7 +2,7 @@
 //! and `report`, for whoever drives it.
 //!
 //! [`check`] runs modules on a device and on a judge, [`coverage`] folds the records of a traced inference into tables
-//! and a roadmap, [`compare`] sets two results side by side, [`report`] draws them as one page, and [`results`] is what
+//! and a roadmap, [`dump`] judges what another implementation wrote down, [`compare`] sets two results side by side, [`report`] draws them as one page, and [`results`] is what
 //! they write to JSON. Nothing here knows a device by name.
 
 #![forbid(unsafe_code)]
@@ -10,6 +10,7 @@
 pub mod check;
 pub mod compare;
 pub mod coverage;
+pub mod dump;
 mod error;
 pub mod host_ops;
 pub mod report;

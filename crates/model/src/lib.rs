@@ -25,5 +25,5 @@ pub use config::{Config, Family, GemmaConfig, Kind, TimeSchedule, VisionConfig};
 pub use error::ModelError;
 pub use gemma::Extent;
 pub use inputs::{Inputs, SampleOptions};
-pub use pi0::{ActionModel, Pi0, PrefixCache, STEPS, patchify, time_embedding};
+pub use pi0::{ActionModel, Pi0, PrefixCache, STEPS, Steps, patchify, time_embedding};
 pub use rtc::{Clean, Guidance, GuidanceSchedule, Rtc};

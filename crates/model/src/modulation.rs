@@ -124,6 +124,11 @@ impl<D: Device> ModulationCache<D> {
         Self(Mutex::default())
     }
 
+    /// Drops them all.
+    pub(crate) fn clear(&self) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    }
+
     /// Those for steps at `times`, computed unless they are kept.
     pub(crate) fn get(
         &self,

@@ -98,7 +98,7 @@ impl<D: Device> ActionModel for Pi0<D> {
 pub struct PrefixCache<D: Device>(pub Vec<LayerCache<D>>);
 
 /// What stays the same in all steps of one inference.
-pub(crate) struct Steps<D: Device> {
+pub struct Steps<D: Device> {
     /// Positions of the state rows, if any, then of the action rows.
     positions: Vec<u32>,
     first_spans: Vec<Span>,
@@ -276,7 +276,7 @@ impl<D: Device> Pi0<D> {
     }
 
     /// What all steps share: state and time as the network takes them, positions and spans.
-    pub(crate) fn prepare_steps(
+    pub fn prepare_steps(
         &self,
         batch: &[Inputs],
         layout: &Layout,
@@ -325,6 +325,14 @@ impl<D: Device> Pi0<D> {
         })
     }
 
+    /// Forgets what is kept between inferences, which follows from the time alone: for whoever changes what the device
+    /// computes meanwhile.
+    pub fn forget(&self) {
+        if let Conditioning::Norms(cache) = &self.conditioning {
+            cache.clear();
+        }
+    }
+
     /// Noisy actions `[B T, A]` at one step's time, embedded: `[B T, W]`.
     pub(crate) fn embed_suffix(
         &self,
@@ -350,7 +358,7 @@ impl<D: Device> Pi0<D> {
 
     /// The velocity `v_t` `[B T, A]`. Of π0 the first step also runs the state rows and leaves their keys and values,
     /// which no later step changes, in `state_cache`.
-    pub(crate) fn denoise_step(
+    pub fn denoise_step(
         &self,
         x_t: &D::Tensor,
         step: usize,

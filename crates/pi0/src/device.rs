@@ -169,26 +169,38 @@ pub struct Loaded {
 /// Loads a checkpoint onto the device, with a progress bar. A device that is lost later is opened again.
 pub fn load(args: &DeviceArgs, checkpoint: Checkpoint) -> Result<Loaded> {
     let start = Instant::now();
-    let model = open(args, checkpoint.clone())?;
-    let model: Box<dyn ActionModel> = match args.device {
-        DeviceKind::Vulkan(_) => {
-            let args = args.clone();
-            Box::new(Reopening::new(model, Box::new(move || open(&args, checkpoint.clone()))))
-        }
-        _ => model,
-    };
+    let tick = progress_bars(&checkpoint)();
+    let model = load_silently(args, checkpoint, &*tick)?;
     Ok(Loaded { model, time: start.elapsed() })
 }
 
-fn open(args: &DeviceArgs, checkpoint: Checkpoint) -> Result<Box<dyn ActionModel>> {
-    struct Load(Checkpoint);
-    impl Visitor for Load {
+/// Loads a checkpoint onto the device. `progress` hears the bytes of each weight that is packed. A device that is lost
+/// later is opened again.
+pub fn load_silently(
+    args: &DeviceArgs,
+    checkpoint: Checkpoint,
+    progress: &dyn Fn(u64),
+) -> Result<Box<dyn ActionModel>> {
+    let model = open(args, checkpoint.clone(), progress)?;
+    Ok(match args.device {
+        DeviceKind::Vulkan(_) => {
+            let args = args.clone();
+            let again = move || open(&args, checkpoint.clone(), &|_| ());
+            Box::new(Reopening::new(model, Box::new(again)))
+        }
+        _ => model,
+    })
+}
+
+fn open(args: &DeviceArgs, checkpoint: Checkpoint, progress: &dyn Fn(u64)) -> Result<Box<dyn ActionModel>> {
+    struct Load<'a>(Checkpoint, &'a dyn Fn(u64));
+    impl Visitor for Load<'_> {
         type Output = Box<dyn ActionModel>;
         fn visit<D: Device + 'static>(self, device: D) -> Result<Self::Output> {
-            Ok(Box::new(pack(device, self.0, Extent::Cache)?))
+            Ok(Box::new(Pi0::load(device, self.0, Extent::Cache, self.1)?))
         }
     }
-    with_device(args, Load(checkpoint))
+    with_device(args, Load(checkpoint, progress))
 }
 
 /// Packs all weights on `device`, with a progress bar.

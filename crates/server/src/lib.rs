@@ -20,6 +20,7 @@ mod request;
 mod server;
 mod service;
 mod settings;
+mod translator;
 mod value;
 
 pub use decode::{DecodeError, Limits, decode};
@@ -27,7 +28,8 @@ pub use encode::encode;
 pub use error::{Error, Failure};
 pub use record::{Recording, recordings};
 pub use replay::{Replayed, Verdict, replay};
-pub use server::{Bound, ServeError, Served, runtime, stop_on_signal};
+pub use server::{Bound, ServeError, Served, metadata, runtime, stop_on_signal};
 pub use settings::Settings;
 pub use tokio_util::sync::CancellationToken;
+pub use translator::Translator;
 pub use value::{Dtype, Kind, Map, NdArray, Value};

@@ -6,9 +6,8 @@ use pi0_model::SampleOptions;
 
 use crate::decode::{Limits, decode};
 use crate::record::{Recording, recordings};
-use crate::request::RequestReader;
 use crate::server::Served;
-use crate::service::Translator;
+use crate::translator::Translator;
 use crate::value::Value;
 use crate::{Error, Failure};
 
@@ -53,11 +52,9 @@ pub fn replay(
     mut report: impl FnMut(&Replayed),
 ) -> Result<Vec<Replayed>, Error> {
     let Served { model, policy } = served;
-    let (action_dim, horizon) = (model.config().action_dim, model.config().horizon);
-    let reader = RequestReader::new(&policy);
     // Whether a message is within limits was decided when it was recorded.
     let limits = Limits { depth: 128, values: usize::MAX };
-    let translator = Translator { policy, reader, limits, action_dim, horizon };
+    let translator = Translator::new(policy, model.config(), limits);
     let found = recordings(dir)?;
     if found.is_empty() {
         return Err(Error::file(dir, "holds no recordings"));
@@ -96,7 +93,7 @@ fn run(
         .sample_actions(std::slice::from_ref(&prepared.inputs), options)
         .map_err(|e| Failure::Model(e.to_string()))?;
     let chunk = chunks.first().ok_or_else(|| Failure::Model("the model returned nothing".into()))?;
-    let actions = translator.policy.postprocess(&chunk.data, &prepared);
+    let actions = translator.policy().postprocess(&chunk.data, &prepared);
     let actions = actions.map_err(|e| Failure::Model(e.to_string()))?;
     Ok((vec![actions.rows, actions.cols], actions.data))
 }

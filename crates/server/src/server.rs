@@ -30,8 +30,8 @@ use crate::engine::{self, EngineOptions};
 use crate::metrics::Metrics;
 use crate::queue::Queue;
 use crate::record::Recorder;
-use crate::request::RequestReader;
-use crate::service::{Service, Translator};
+use crate::service::Service;
+use crate::translator::Translator;
 use crate::value::{Map, Value};
 use crate::{Error, Settings};
 
@@ -168,16 +168,9 @@ fn own_model<E>(
         Ok(served) => served,
         Err(error) => return drop(loaded.send(Err(error))),
     };
-    let config = model.config();
     let summary = policy.summary();
     let service = Arc::new(Service {
-        translator: Translator {
-            reader: RequestReader::new(&policy),
-            limits: settings.limits(),
-            action_dim: config.action_dim,
-            horizon: config.horizon,
-            policy,
-        },
+        translator: Translator::new(policy, model.config(), settings.limits()),
         queue: Queue::new(settings.max_queue),
         metrics: Metrics::new(model.memory(), recorder.as_ref().map(Recorder::lost)),
         recorder,
@@ -212,7 +205,7 @@ fn chance() -> u64 {
 }
 
 /// openpi's metadata: the configuration's reset pose, whole numbers as integers, as Python has them.
-fn metadata(summary: &Summary) -> Value {
+pub fn metadata(summary: &Summary) -> Value {
     let number = |x: f64| if x.fract() == 0.0 { Value::Int(x as i128) } else { Value::Float(x) };
     let pose = summary.reset_pose.map(|pose| Value::List(pose.map(number).to_vec()));
     Value::Map(Map(pose.map(|pose| ("reset_pose".to_owned(), pose)).into_iter().collect()))

@@ -5,74 +5,18 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use pi0_model::{Guidance, Inputs};
-use pi0_policy::{Actions, Policy, Prepared};
+use pi0_model::Inputs;
+use pi0_policy::{Actions, Prepared};
 use tokio::sync::{Semaphore, oneshot};
 use tokio::time::timeout_at;
 
-use crate::decode::decode;
+use crate::Failure;
 use crate::encode::encode;
 use crate::metrics::Metrics;
 use crate::queue::{Job, Queue};
 use crate::record::Recorder;
-use crate::request::{RequestReader, Rtc};
+use crate::translator::Translator;
 use crate::value::{Map, NdArray, Value};
-use crate::{Failure, Limits};
-
-/// What turns messages into network inputs, with or without a server around it.
-pub(crate) struct Translator {
-    pub policy: Policy,
-    pub reader: RequestReader,
-    pub limits: Limits,
-    /// Padded width of an action, actions in a chunk.
-    pub action_dim: usize,
-    pub horizon: usize,
-}
-
-impl Translator {
-    /// Decodes and preprocesses a frame.
-    pub fn prepare(&self, frame: &Bytes) -> Result<Prepared, Failure> {
-        let message = decode(frame, self.limits).map_err(Failure::bad)?;
-        let request = self.reader.read(&message)?;
-        let mut prepared = self.policy.preprocess(&request.observation).map_err(Failure::bad)?;
-        for warning in &prepared.warnings {
-            tracing::debug!(%warning, "observation");
-        }
-        if let Some(noise) = request.noise {
-            let wanted = self.horizon * self.action_dim;
-            if noise.len() != wanted || noise.iter().any(|x| !x.is_finite()) {
-                let (rows, cols) = (self.horizon, self.action_dim);
-                let got = noise.len();
-                let why = format!("`pi0/noise` has {got} values, wanted {rows} x {cols} finite ones");
-                return Err(Failure::bad(why));
-            }
-            prepared.inputs.noise = Some(noise);
-        }
-        if let Some(rtc) = request.rtc {
-            prepared.inputs.rtc = Some(pi0_model::Rtc::Guided(self.guidance(rtc, &prepared)?));
-        }
-        Ok(prepared)
-    }
-
-    fn guidance(&self, rtc: Rtc, prepared: &Prepared) -> Result<Guidance, Failure> {
-        let rows = rtc.previous.len() / rtc.cols.max(1);
-        if rows > self.horizon {
-            let horizon = self.horizon;
-            return Err(Failure::bad(format!("`rtc/previous` has {rows} actions, a chunk has {horizon}")));
-        }
-        let previous = self
-            .policy
-            .normalize_actions(&rtc.previous, rtc.cols, prepared)
-            .map_err(|e| Failure::bad(format!("`rtc/previous`: {e}")))?;
-        Ok(Guidance {
-            previous,
-            delay: rtc.delay,
-            execution_horizon: rtc.execution_horizon,
-            max_weight: rtc.max_weight,
-            schedule: rtc.schedule,
-        })
-    }
-}
 
 /// What all connections share.
 pub(crate) struct Service {
@@ -142,7 +86,7 @@ impl Service {
         self.metrics.stage("queue", done.started.saturating_duration_since(queued));
 
         let finishing = Instant::now();
-        let actions = self.translator.policy.postprocess(&done.actions.data, &prepared);
+        let actions = self.translator.policy().postprocess(&done.actions.data, &prepared);
         let actions = actions.map_err(|e| Failure::Model(e.to_string()))?;
         let end = Instant::now();
         self.metrics.stage("finish", end - finishing);

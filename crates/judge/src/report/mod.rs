@@ -2,8 +2,10 @@
 
 mod accuracy;
 pub mod html;
+mod judgement;
 mod page;
 mod placement;
 pub mod svg;
 
+pub use judgement::page as judgement;
 pub use page::page;

@@ -11,9 +11,7 @@ const STYLE: &str = include_str!("style.css");
 
 /// The whole page: results of `pi0 check` and of `pi0 coverage`, and whatever sections the caller adds.
 pub fn page(check: Option<&CheckResults>, coverage: Option<&CoverageResults>, more: &[String]) -> String {
-    let mut out = String::from("<!doctype html><html lang=en><head><meta charset=utf-8>");
-    out += "<meta name=viewport content='width=device-width,initial-scale=1'><title>π0 device report</title>";
-    let _ = write!(out, "<style>{STYLE}</style></head><body><main>");
+    let mut out = open("π0 device report");
     out += &header(check, coverage);
     if let Some(check) = check {
         out += &accuracy::sections(check);
@@ -22,8 +20,19 @@ pub fn page(check: Option<&CheckResults>, coverage: Option<&CoverageResults>, mo
         out += &placement::sections(coverage);
     }
     out += &more.concat();
-    out + "</main></body></html>\n"
+    out + CLOSE
 }
+
+/// The beginning of a page.
+pub(super) fn open(title: &str) -> String {
+    let mut out = String::from("<!doctype html><html lang=en><head><meta charset=utf-8>");
+    out += "<meta name=viewport content='width=device-width,initial-scale=1'>";
+    let _ = write!(out, "<title>{}</title><style>{STYLE}</style></head><body><main>", escape(title));
+    out
+}
+
+/// The end of a page.
+pub(super) const CLOSE: &str = "</main></body></html>\n";
 
 fn header(check: Option<&CheckResults>, coverage: Option<&CoverageResults>) -> String {
     let place = check.map(|c| &c.environment).or(coverage.map(|c| &c.environment));
@@ -59,7 +68,7 @@ fn header(check: Option<&CheckResults>, coverage: Option<&CoverageResults>) -> S
     out + "</header>"
 }
 
-fn tile(value: &str, what: &str, good: Option<bool>) -> String {
+pub(super) fn tile(value: &str, what: &str, good: Option<bool>) -> String {
     let class = match good {
         Some(true) => " good",
         Some(false) => " bad",

@@ -2,11 +2,12 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Result, anyhow};
+use anyhow::{Context, Result, anyhow, bail};
 use clap::ValueEnum;
 use pi0_cpu::{Cpu, CpuOptions};
 use pi0_device::{Device, Dtype, Reference};
 use pi0_judge::check::{self, Plan};
+use pi0_judge::dump::{self, Dump};
 use pi0_judge::host_ops;
 use pi0_judge::results::{CheckResults, Environment, Results};
 use pi0_model::Checkpoint;
@@ -23,6 +24,7 @@ use crate::weights::WeightsArgs;
   pi0 check --mode standard --module gemma.expert
   pi0 check pi0_base --judge cpu --mode full           # a checkpoint's own weights
   pi0 check golden/b --against golden/b/mixed_masks_b2.outputs.safetensors --dtype f32
+  pi0 check pi0_base --against dump.safetensors --html judgement.html    # is another implementation right?
 
 The exit code is 0 only if everything passed.")]
 pub struct Args {
@@ -38,9 +40,13 @@ pub struct Args {
     #[arg(long, value_enum, default_value_t)]
     pub mode: Mode,
     /// Also compare every intermediate with this golden file (NAME.outputs.safetensors, with NAME.inputs.safetensors
-    /// beside it)
+    /// beside it). Given the dump of another implementation (docs/python.md), judge that instead: compare it with the
+    /// CPU device in f32, and say which known mistakes explain the differences
     #[arg(long, value_name = "FILE", requires = "model")]
     pub against: Option<PathBuf>,
+    /// Write the judgement of a dump as one self-contained HTML page
+    #[arg(long, value_name = "FILE", requires = "against")]
+    pub html: Option<PathBuf>,
     /// Force operations to the host: kinds (linear, concat, …) or operations (rope, …)
     #[arg(long, value_name = "KIND", value_delimiter = ',')]
     pub host_ops: Vec<String>,
@@ -97,6 +103,17 @@ pub fn run(args: &Args) -> Result<()> {
     if args.list {
         return output::print(&check::list());
     }
+    if let (Some(model), Some(path)) = (&args.model, &args.against) {
+        if dump::is_dump(path)? {
+            return judge(args, model, path);
+        }
+        if args.html.is_some() {
+            bail!(
+                "--html draws the judgement of a dump, and {} is golden data; see pi0 report",
+                path.display()
+            );
+        }
+    }
     let results = results(args)?;
     match &args.json {
         Some(path) if path == Path::new("-") => {}
@@ -107,6 +124,30 @@ pub fn run(args: &Args) -> Result<()> {
         output::write_json(path, &Results::Check(results))?;
     }
     failure.map_or(Ok(()), |why| Err(anyhow!(why)))
+}
+
+/// Judges the dump of another implementation.
+fn judge(args: &Args, model: &Path, path: &Path) -> Result<()> {
+    let checkpoint = Checkpoint::open(model)?;
+    let dump = Dump::read(path)?;
+    let bars = device::progress_bars(&checkpoint);
+    let verdict = dump::judge(exact_cpu()?, &checkpoint, &dump, args.thresholds, &bars)?;
+    if args.json.as_deref() != Some(Path::new("-")) {
+        output::print(&verdict.text())?;
+    }
+    if let Some(path) = &args.json {
+        output::write_json(path, &verdict)?;
+    }
+    if let Some(path) = &args.html {
+        let page = pi0_judge::report::judgement(&verdict);
+        std::fs::write(path, page).with_context(|| format!("cannot write {}", path.display()))?;
+    }
+    verdict.failure().map_or(Ok(()), |why| Err(anyhow!(why)))
+}
+
+/// The CPU device in f32.
+fn exact_cpu() -> Result<Cpu> {
+    Ok(Cpu::new(CpuOptions { format: pi0_cpu::Format::F32, ..CpuOptions::default() })?)
 }
 
 /// Does the checks.
@@ -170,10 +211,7 @@ impl Visitor for Run {
     fn visit<D: Device + 'static>(self, device: D) -> Result<CheckResults> {
         Ok(match self.judge {
             Judge::Reference => self.plan.run(device, &Reference)?,
-            Judge::Cpu => {
-                let options = CpuOptions { format: pi0_cpu::Format::F32, ..CpuOptions::default() };
-                self.plan.run(device, &Cpu::new(options)?)?
-            }
+            Judge::Cpu => self.plan.run(device, &exact_cpu()?)?,
         })
     }
 }

@@ -1,0 +1,404 @@
+//! A device on which chosen operations go wrong the way that people get them wrong.
+
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeSet;
+use std::fmt;
+use std::ops::Range;
+use std::rc::Rc;
+
+use pi0_device::{
+    Attention, Device, Error, HostTensor, KeyValue, MemoryMeter, Modulation, OpKind, Result, Span,
+    WeightSource,
+};
+
+use super::mistakes;
+
+/// Packs something else.
+pub type Repack = Rc<dyn Fn(&mut WeightSource)>;
+/// Other positions for the rows of a call.
+pub type Reposition = Rc<dyn Fn(&[u32]) -> Vec<u32>>;
+/// Other spans and another scale for a call.
+pub type Respan = Rc<dyn Fn(&mut Vec<Span>, &mut f32)>;
+
+/// One thing that goes wrong, and where. A scope is the beginning of a module path without its denoising step, such as
+/// `vision` or `suffix.layer2`; a weight is named by a part of its (first) tensor's name.
+#[derive(Clone)]
+pub enum Plant {
+    /// A weight is packed from something else than the checkpoint says.
+    Weight(String, Repack),
+    /// The result of a linear layer is multiplied.
+    ScaleLinear(String, f32),
+    /// A norm is left out: its input goes on as it is.
+    SkipNorm(String),
+    /// Rows are rotated otherwise.
+    Rotate(String, mistakes::Rotation),
+    /// Rows are rotated by other positions.
+    Positions(String, Reposition),
+    /// Attention is called with other spans or another scale.
+    Attend(String, Respan),
+    /// Attention rounds its logits and weights to bf16.
+    RoundSoftmax(String),
+    /// An activation is another function.
+    Activation(OpKind, String, fn(&HostTensor) -> HostTensor),
+    /// The residual behind a linear layer is not added.
+    NoResidual(String),
+    /// Token embeddings are multiplied by this beside their scale.
+    ScaleEmbedding(f32),
+    /// The first part of what is put together row by row is multiplied.
+    ScaleFirstRows(String, f32),
+    /// Adaptive norms take another table row by row: scale, shift and gate, `width` each.
+    AdaTable(fn(&mut [f32], usize)),
+    /// Gated residuals take another table.
+    GateTable(fn(&mut [f32], usize)),
+    /// The Euler step goes the other way or too far.
+    Step(f32),
+}
+
+/// `D` with what [`plant`](Mutated::plant) plants. Only base operations run, and what is tapped is kept where somebody
+/// wants it.
+pub struct Mutated<D: Device> {
+    inner: D,
+    plants: RefCell<Vec<Plant>>,
+    /// Counts changes of the plants, so that weights know when theirs is out of date.
+    generation: Cell<u64>,
+    path: RefCell<Vec<String>>,
+    last_linear: RefCell<String>,
+    wanted: BTreeSet<String>,
+    taps: RefCell<Vec<(String, HostTensor)>>,
+    failed: RefCell<Option<Error>>,
+}
+
+/// A weight that can be packed otherwise.
+pub struct MutatedWeight<W> {
+    inner: W,
+    source: WeightSource,
+    name: String,
+    changed: RefCell<Option<(u64, Rc<W>)>>,
+}
+
+/// The weight as it is or as it went wrong.
+enum Picked<'a, W> {
+    Right(&'a W),
+    Wrong(Rc<W>),
+}
+
+impl<W> std::ops::Deref for Picked<'_, W> {
+    type Target = W;
+    fn deref(&self) -> &W {
+        match self {
+            Picked::Right(w) => w,
+            Picked::Wrong(w) => w,
+        }
+    }
+}
+
+impl<D: Device> Mutated<D> {
+    /// A device on which nothing is wrong yet. Of all that is tapped it keeps what is `wanted`, by the path without the
+    /// denoising step 0.
+    pub fn new(inner: D, wanted: BTreeSet<String>) -> Self {
+        Self {
+            inner,
+            plants: RefCell::default(),
+            generation: Cell::new(0),
+            path: RefCell::default(),
+            last_linear: RefCell::default(),
+            wanted,
+            taps: RefCell::default(),
+            failed: RefCell::default(),
+        }
+    }
+
+    /// From now on these go wrong, and nothing else.
+    pub fn plant(&self, plants: Vec<Plant>) {
+        *self.plants.borrow_mut() = plants;
+        self.generation.set(self.generation.get() + 1);
+    }
+
+    /// What was tapped since the last call.
+    pub fn take(&self) -> Result<Vec<(String, HostTensor)>> {
+        let taps = std::mem::take(&mut *self.taps.borrow_mut());
+        match self.failed.borrow_mut().take() {
+            Some(e) => Err(e),
+            None => Ok(taps),
+        }
+    }
+
+    fn scope(&self) -> String {
+        let path = self.path.borrow();
+        let inner: Vec<_> = path.iter().filter(|m| !m.starts_with("step")).map(String::as_str).collect();
+        inner.join(".")
+    }
+
+    /// The first answer that a plant gives here.
+    fn find<T>(&self, pick: impl Fn(&Plant, &str) -> Option<T>) -> Option<T> {
+        let scope = self.scope();
+        self.plants.borrow().iter().find_map(|plant| pick(plant, &scope))
+    }
+
+    fn weight<'a>(&self, w: &'a MutatedWeight<D::Weight>) -> Result<Picked<'a, D::Weight>> {
+        let generation = self.generation.get();
+        if let Some((made, weight)) = &*w.changed.borrow()
+            && *made == generation
+        {
+            return Ok(Picked::Wrong(weight.clone()));
+        }
+        w.changed.replace(None);
+        let mut source = None;
+        for plant in self.plants.borrow().iter() {
+            if let Plant::Weight(name, change) = plant
+                && w.name.contains(name)
+            {
+                change(source.get_or_insert_with(|| w.source.clone()));
+            }
+        }
+        let Some(source) = source else { return Ok(Picked::Right(&w.inner)) };
+        let weight = Rc::new(self.inner.prepare(&source)?);
+        w.changed.replace(Some((generation, weight.clone())));
+        Ok(Picked::Wrong(weight))
+    }
+
+    fn host(&self, x: &D::Tensor, f: impl FnOnce(HostTensor) -> HostTensor) -> Result<D::Tensor> {
+        let y = f(self.inner.download(x)?);
+        self.inner.upload(y.rows(), y.cols(), &y.data)
+    }
+
+    fn times(&self, x: &D::Tensor, factor: f32) -> Result<D::Tensor> {
+        self.host(x, |mut x| {
+            x.data.iter_mut().for_each(|x| *x *= factor);
+            x
+        })
+    }
+
+    fn activation(
+        &self,
+        op: OpKind,
+        x: &D::Tensor,
+        right: impl Fn(&D::Tensor) -> Result<D::Tensor>,
+    ) -> Result<D::Tensor> {
+        let wrong = self.find(|plant, here| match plant {
+            Plant::Activation(kind, scope, wrong) if *kind == op && here.starts_with(scope) => Some(*wrong),
+            _ => None,
+        });
+        match wrong {
+            Some(wrong) => self.host(x, |x| wrong(&x)),
+            None => right(x),
+        }
+    }
+
+    fn skipped(&self, name: &str) -> bool {
+        self.find(|plant, _| match plant {
+            Plant::SkipNorm(wanted) if name.contains(wanted) => Some(()),
+            _ => None,
+        })
+        .is_some()
+    }
+
+    /// Runs `f` by a table whose rows `change` changed.
+    fn with_table<T>(
+        &self,
+        by: &Modulation<'_, D::Tensor>,
+        change: fn(&mut [f32], usize),
+        f: impl FnOnce(&Modulation<'_, D::Tensor>) -> Result<T>,
+    ) -> Result<T> {
+        let mut table = self.inner.download(by.table)?;
+        let width = table.cols() / 3;
+        (0..table.rows()).for_each(|r| change(table.row_mut(r), width));
+        let table = self.inner.upload(table.rows(), table.cols(), &table.data)?;
+        f(&Modulation { table: &table, rows: by.rows })
+    }
+}
+
+impl<D: Device> Device for Mutated<D> {
+    type Tensor = D::Tensor;
+    type Weight = MutatedWeight<D::Weight>;
+
+    fn name(&self) -> &'static str {
+        self.inner.name()
+    }
+    fn memory(&self) -> Option<MemoryMeter> {
+        self.inner.memory()
+    }
+    fn shape(&self, x: &D::Tensor) -> [usize; 2] {
+        self.inner.shape(x)
+    }
+    fn enter(&self, module: fmt::Arguments<'_>) {
+        self.inner.enter(module);
+        self.path.borrow_mut().push(module.to_string());
+        self.last_linear.borrow_mut().clear();
+    }
+    fn exit(&self) {
+        self.inner.exit();
+        self.path.borrow_mut().pop();
+        self.last_linear.borrow_mut().clear();
+    }
+    fn tap(&self, name: &str, x: &D::Tensor) {
+        let path = self.path.borrow();
+        let path = path.iter().map(String::as_str).chain([name]).collect::<Vec<_>>().join(".");
+        if !self.wanted.contains(path.strip_prefix("step0.").unwrap_or(&path)) {
+            return;
+        }
+        match self.inner.download(x) {
+            Ok(t) => self.taps.borrow_mut().push((path, t)),
+            Err(e) => drop(self.failed.borrow_mut().get_or_insert(e)),
+        }
+    }
+    fn upload(&self, rows: usize, cols: usize, data: &[f32]) -> Result<D::Tensor> {
+        self.inner.upload(rows, cols, data)
+    }
+    fn download(&self, x: &D::Tensor) -> Result<HostTensor> {
+        self.inner.download(x)
+    }
+    fn prepare(&self, source: &WeightSource) -> Result<MutatedWeight<D::Weight>> {
+        // The two halves of one tensor are two layers.
+        let half = match source {
+            WeightSource::Linear { parts, .. } => parts[0].columns.as_ref().map_or(0, |c| c.start),
+            _ => 0,
+        };
+        let name = format!("{}{}", source.name(), if half > 0 { "[time]" } else { "" });
+        let inner = self.inner.prepare(source)?;
+        Ok(MutatedWeight { inner, source: source.clone(), name, changed: RefCell::default() })
+    }
+
+    fn embed(&self, table: &MutatedWeight<D::Weight>, ids: &[u32], scale: f32) -> Result<D::Tensor> {
+        let factor = self.find(|plant, _| match plant {
+            Plant::ScaleEmbedding(factor) => Some(*factor),
+            _ => None,
+        });
+        self.inner.embed(&table.inner, ids, scale * factor.unwrap_or(1.0))
+    }
+    fn linear(&self, x: &D::Tensor, weight: &MutatedWeight<D::Weight>) -> Result<D::Tensor> {
+        self.last_linear.borrow_mut().clone_from(&weight.name);
+        let y = self.inner.linear(x, &*self.weight(weight)?)?;
+        let factor = self.find(|plant, _| match plant {
+            Plant::ScaleLinear(name, factor) if weight.name.contains(name) => Some(*factor),
+            _ => None,
+        });
+        match factor {
+            Some(factor) => self.times(&y, factor),
+            None => Ok(y),
+        }
+    }
+    fn layer_norm(&self, x: &D::Tensor, weight: &MutatedWeight<D::Weight>) -> Result<D::Tensor> {
+        match self.skipped(&weight.name) {
+            true => Ok(x.clone()),
+            false => self.inner.layer_norm(x, &*self.weight(weight)?),
+        }
+    }
+    fn rms_norm(&self, x: &D::Tensor, weight: &MutatedWeight<D::Weight>) -> Result<D::Tensor> {
+        match self.skipped(&weight.name) {
+            true => Ok(x.clone()),
+            false => self.inner.rms_norm(x, &*self.weight(weight)?),
+        }
+    }
+    fn ada_rms_norm(&self, x: &D::Tensor, by: &Modulation<'_, D::Tensor>) -> Result<D::Tensor> {
+        let change = self.find(|plant, _| match plant {
+            Plant::AdaTable(change) => Some(*change),
+            _ => None,
+        });
+        match change {
+            Some(change) => self.with_table(by, change, |by| self.inner.ada_rms_norm(x, by)),
+            None => self.inner.ada_rms_norm(x, by),
+        }
+    }
+    fn gated_add(&self, x: &D::Tensor, y: &D::Tensor, by: &Modulation<'_, D::Tensor>) -> Result<D::Tensor> {
+        let change = self.find(|plant, scope| match plant {
+            Plant::GateTable(change) if scope.starts_with("suffix") => Some(*change),
+            _ => None,
+        });
+        match change {
+            Some(change) => self.with_table(by, change, |by| self.inner.gated_add(x, y, by)),
+            None => self.inner.gated_add(x, y, by),
+        }
+    }
+    fn rope(&self, x: &D::Tensor, positions: &[u32], head_dim: usize) -> Result<D::Tensor> {
+        let other = self.find(|plant, here| match plant {
+            Plant::Positions(scope, f) if here.starts_with(scope) => Some(f.clone()),
+            _ => None,
+        });
+        let moved = other.map(|f| f(positions));
+        let positions = moved.as_deref().unwrap_or(positions);
+        let rotation = self.find(|plant, here| match plant {
+            Plant::Rotate(scope, rotation) if here.starts_with(scope) => Some(*rotation),
+            _ => None,
+        });
+        match rotation {
+            Some(rotation) => self.host(x, |x| rotation.apply(x, positions, head_dim)),
+            None => self.inner.rope(x, positions, head_dim),
+        }
+    }
+    fn attention(
+        &self,
+        q: &D::Tensor,
+        kv: &[KeyValue<'_, D::Tensor>],
+        spec: &Attention<'_>,
+    ) -> Result<D::Tensor> {
+        let (mut spans, mut scale) = (spec.spans.to_vec(), spec.scale);
+        let here = self.scope();
+        for plant in self.plants.borrow().iter() {
+            if let Plant::Attend(scope, change) = plant
+                && here.starts_with(scope)
+            {
+                change(&mut spans, &mut scale);
+            }
+        }
+        let spec = Attention { spans: &spans, scale, ..*spec };
+        let round = self.find(|plant, here| match plant {
+            Plant::RoundSoftmax(scope) if here.starts_with(scope) => Some(()),
+            _ => None,
+        });
+        if round.is_none() {
+            return self.inner.attention(q, kv, &spec);
+        }
+        let q = self.inner.download(q)?;
+        let kv = kv
+            .iter()
+            .map(|part| Ok((self.inner.download(part.k)?, self.inner.download(part.v)?)))
+            .collect::<Result<Vec<_>>>()?;
+        let y = mistakes::rounded_attention(&q, &kv, &spec);
+        self.inner.upload(y.rows(), y.cols(), &y.data)
+    }
+    fn gelu(&self, x: &D::Tensor) -> Result<D::Tensor> {
+        self.activation(OpKind::Gelu, x, |x| self.inner.gelu(x))
+    }
+    fn silu(&self, x: &D::Tensor) -> Result<D::Tensor> {
+        self.activation(OpKind::Silu, x, |x| self.inner.silu(x))
+    }
+    fn geglu(&self, x: &D::Tensor) -> Result<D::Tensor> {
+        self.activation(OpKind::Geglu, x, |x| self.inner.geglu(x))
+    }
+    fn add(&self, x: &D::Tensor, y: &D::Tensor) -> Result<D::Tensor> {
+        let alone = self.find(|plant, _| match plant {
+            Plant::NoResidual(after) if self.last_linear.borrow().contains(after) => Some(()),
+            _ => None,
+        });
+        match alone {
+            // The layers put the residual first unless its rows repeat.
+            Some(()) if self.inner.shape(x)[0] > self.inner.shape(y)[0] => Ok(x.clone()),
+            Some(()) => Ok(y.clone()),
+            None => self.inner.add(x, y),
+        }
+    }
+    fn add_scaled(&self, x: &D::Tensor, y: &D::Tensor, scale: f32) -> Result<D::Tensor> {
+        let factor = self.find(|plant, _| match plant {
+            Plant::Step(factor) => Some(*factor),
+            _ => None,
+        });
+        self.inner.add_scaled(x, y, scale * factor.unwrap_or(1.0))
+    }
+    fn concat_rows(&self, parts: &[&D::Tensor]) -> Result<D::Tensor> {
+        let factor = self.find(|plant, here| match plant {
+            Plant::ScaleFirstRows(scope, factor) if here == scope => Some(*factor),
+            _ => None,
+        });
+        let Some(factor) = factor else { return self.inner.concat_rows(parts) };
+        let first = self.times(parts[0], factor)?;
+        let all: Vec<&D::Tensor> = [&first].into_iter().chain(parts[1..].iter().copied()).collect();
+        self.inner.concat_rows(&all)
+    }
+    fn slice_rows(&self, x: &D::Tensor, range: Range<usize>) -> Result<D::Tensor> {
+        self.inner.slice_rows(x, range)
+    }
+    fn slice_cols(&self, x: &D::Tensor, range: Range<usize>) -> Result<D::Tensor> {
+        self.inner.slice_cols(x, range)
+    }
+}
