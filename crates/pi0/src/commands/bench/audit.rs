@@ -120,7 +120,9 @@ fn pick(x: &HostTensor, rows: &[usize]) -> Rows {
 }
 
 fn reference(w: &WeightSource) -> Result<<Reference as Device>::Weight> {
-    let weight = Reference.prepare(w);
+    // Of its own, so that bytes that are made for it are not kept.
+    let w = w.unfetched();
+    let weight = Reference.prepare(&w);
     w.release();
     weight
 }
@@ -148,7 +150,7 @@ impl<D: Device> Device for Audited<D> {
         }
     }
     fn prepare(&self, source: &WeightSource) -> Result<Self::Weight> {
-        Ok(AuditedWeight { packed: self.inner.prepare(source)?, source: source.clone() })
+        Ok(AuditedWeight { packed: self.inner.prepare(source)?, source: source.unfetched() })
     }
 
     fn embed(&self, table: &Self::Weight, ids: &[u32], scale: f32) -> Result<D::Tensor> {
