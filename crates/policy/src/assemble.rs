@@ -5,9 +5,10 @@ use std::path::Path;
 
 use crate::observation::{LayoutRule, Resize};
 use crate::pipeline::{InputStep, OutputStep, StateLength};
-use crate::policy::{Camera, ModelFacts, Policy, PolicyOptions};
+use crate::policy::{Camera, Meaning, ModelFacts, Policy, PolicyOptions};
 use crate::prompt::{TOKENIZER_FILES, Tokenizer};
 use crate::robot::Robot;
+use crate::statistics::Gaps;
 use crate::summary::Origin;
 use crate::{Error, Result};
 
@@ -17,16 +18,19 @@ pub(crate) struct Parts<'a> {
     pub facts: ModelFacts,
     pub robot: Option<Robot>,
     pub cameras: Vec<Camera>,
-    pub ignored: Vec<String>,
+    /// Names of cameras that are not looked through, with what the checkpoint renames them to.
+    pub ignored: Vec<(String, Option<String>)>,
     pub layout: LayoutRule,
     pub resize: Resize,
     pub state: StateLength,
+    pub state_names: Vec<String>,
     pub before: Vec<InputStep>,
     pub after: Vec<OutputStep>,
     pub rows: usize,
     pub cols: usize,
     pub default_prompt: Option<String>,
     pub tokenizer: Option<std::path::PathBuf>,
+    pub gaps: Gaps,
     pub origin: Origin,
 }
 
@@ -48,7 +52,7 @@ impl Parts<'_> {
         let names = name_table(&self.cameras, &self.ignored);
         for (i, camera) in self.cameras.iter_mut().enumerate() {
             let mut mine = Vec::new();
-            for name in camera.names.drain(..).filter(|name| names.get(name) == Some(&Some(i))) {
+            for name in camera.names.drain(..).filter(|name| names.get(name) == Some(&Meaning::Camera(i))) {
                 if !mine.contains(&name) {
                     mine.push(name);
                 }
@@ -73,18 +77,21 @@ impl Parts<'_> {
             default_prompt: options.default_prompt.clone().or(self.default_prompt),
             tokenizer,
             names,
+            state_names: self.state_names,
+            missing: self.gaps.sentences(),
             origin: self.origin,
         })
     }
 }
 
-/// Every name that means one camera. A name that could mean two means none, unless it is a camera's own.
-fn name_table(cameras: &[Camera], ignored: &[String]) -> HashMap<String, Option<usize>> {
-    let mut names: HashMap<String, Option<usize>> = HashMap::new();
+/// What every name means. A name that could mean two cameras means none, unless it is a camera's own.
+fn name_table(cameras: &[Camera], ignored: &[(String, Option<String>)]) -> HashMap<String, Meaning> {
+    let mut names: HashMap<String, Meaning> = HashMap::new();
     let mut ambiguous = Vec::new();
     for (i, camera) in cameras.iter().enumerate() {
         for name in &camera.names {
-            if names.insert(name.clone(), Some(i)).is_some_and(|other| other != Some(i)) {
+            let meaning = Meaning::Camera(i);
+            if names.insert(name.clone(), meaning.clone()).is_some_and(|other| other != meaning) {
                 ambiguous.push(name.clone());
             }
         }
@@ -93,10 +100,11 @@ fn name_table(cameras: &[Camera], ignored: &[String]) -> HashMap<String, Option<
         names.remove(&name);
     }
     for (i, camera) in cameras.iter().enumerate().filter(|(_, camera)| camera.names.contains(&camera.key)) {
-        names.insert(camera.key.clone(), Some(i));
+        names.insert(camera.key.clone(), Meaning::Camera(i));
     }
-    for name in ignored {
-        names.entry(name.clone()).or_insert(None);
+    for (name, to) in ignored {
+        let meaning = to.clone().map_or(Meaning::Ignored, Meaning::Renamed);
+        names.entry(name.clone()).or_insert(meaning);
     }
     names
 }

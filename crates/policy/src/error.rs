@@ -64,6 +64,12 @@ pub enum Error {
         /// What is wrong, and which values there are.
         why: String,
     },
+    /// The checkpoint leaves open what nobody may guess.
+    #[error("this checkpoint does not run as it is: {}", .0.join("; "))]
+    NotReady(
+        /// What is missing or open, each with the options that settle it.
+        Vec<String>,
+    ),
     /// There is no tokenizer, so no prompt can be read.
     #[error(
         "no tokenizer: put tokenizer.json or paligemma_tokenizer.model into {path} or name one with --tokenizer \
@@ -104,6 +110,14 @@ pub enum Error {
         /// What came.
         got: Vec<String>,
     },
+    /// None of the images belongs to a camera of the policy.
+    #[error("of the images given, {}, none is one that this policy looks through: {}", list(.got), list(.known))]
+    NoKnownCamera {
+        /// What came.
+        got: Vec<String>,
+        /// The cameras that would do.
+        known: Vec<String>,
+    },
     /// The observation has no image at all.
     #[error("the observation has no image; this policy looks through {}", list(.known))]
     NoCameras {
@@ -131,6 +145,17 @@ pub enum Error {
     /// Neither the observation nor the policy has a prompt.
     #[error("the observation has no prompt, and this policy has no default prompt")]
     NoPrompt,
+    /// π0.5's prompt ends with the state; of a prompt that is too long upstream cuts it off.
+    #[error(
+        "the prompt with the state has {tokens} tokens, the model reads {limit}: the state, which comes last, would be \
+         cut off; shorten the task"
+    )]
+    PromptTooLong {
+        /// Tokens of task and state.
+        tokens: usize,
+        /// Tokens that the model reads.
+        limit: usize,
+    },
     /// The prompt cannot be turned into tokens of this model.
     #[error("the prompt cannot be tokenized: {0}")]
     Prompt(String),
@@ -150,6 +175,8 @@ impl Error {
                 | DuplicateCamera { .. }
                 | MissingCamera { .. }
                 | NoCameras { .. }
+                | NoKnownCamera { .. }
+                | PromptTooLong { .. }
                 | StateLength { .. }
                 | StateValue { .. }
                 | NoPrompt
@@ -185,6 +212,13 @@ pub enum Warning {
         /// The camera.
         key: String,
     },
+    /// A camera that the checkpoint renames to one that it does not look through.
+    CameraRenamed {
+        /// The camera.
+        key: String,
+        /// Its name in the checkpoint, which declares no such camera.
+        to: String,
+    },
 }
 
 impl fmt::Display for Warning {
@@ -196,6 +230,10 @@ impl fmt::Display for Warning {
             ),
             Warning::PromptEmpty => f.write_str("the prompt is empty"),
             Warning::CameraIgnored { key } => write!(f, "camera `{key}` is not used by this policy"),
+            Warning::CameraRenamed { key, to } => write!(
+                f,
+                "camera `{key}` is not used: the checkpoint renames it to `{to}`, but declares no such camera"
+            ),
         }
     }
 }

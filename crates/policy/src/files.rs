@@ -94,7 +94,7 @@ pub(crate) fn read_vectors(path: &Path) -> Result<Vectors> {
     parse_vectors(path, &read_small(path)?)
 }
 
-/// The vectors of a safetensors file; `path` is for errors. Tensors of integers, such as counts, are left out.
+/// The vectors of a safetensors file, of whatever format of numbers; `path` is for errors.
 pub(crate) fn parse_vectors(path: &Path, bytes: &[u8]) -> Result<Vectors> {
     let tensors = SafeTensors::deserialize(bytes).map_err(|error| Error::format(path, error))?;
     let values = |tensor: safetensors::tensor::TensorView<'_>| floats(tensor.dtype(), tensor.data());
@@ -136,17 +136,26 @@ pub(crate) fn read_vectors_of(path: &Path, prefixes: &[&str]) -> Result<Vectors>
     Ok(vectors)
 }
 
-/// Floats of any width; none for other types.
+/// Numbers of any format; none for those that are no numbers of their own, such as packed ones.
 fn floats(dtype: Dtype, bytes: &[u8]) -> Option<Vec<f64>> {
     fn each<const N: usize>(bytes: &[u8], value: impl Fn([u8; N]) -> f64) -> Vec<f64> {
         bytes.as_chunks::<N>().0.iter().map(|chunk| value(*chunk)).collect()
     }
-    match dtype {
-        Dtype::F32 => Some(each(bytes, |b| f64::from(f32::from_le_bytes(b)))),
-        Dtype::F64 => Some(each(bytes, f64::from_le_bytes)),
-        Dtype::BF16 => Some(each(bytes, |[low, high]| f64::from(f32::from_le_bytes([0, 0, low, high])))),
-        _ => None,
-    }
+    Some(match dtype {
+        Dtype::F64 => each(bytes, f64::from_le_bytes),
+        Dtype::F32 => each(bytes, |b| f64::from(f32::from_le_bytes(b))),
+        Dtype::F16 => each(bytes, |b| half::f16::from_le_bytes(b).to_f64()),
+        Dtype::BF16 => each(bytes, |b| half::bf16::from_le_bytes(b).to_f64()),
+        Dtype::I64 => each(bytes, |b| i64::from_le_bytes(b) as f64),
+        Dtype::U64 => each(bytes, |b| u64::from_le_bytes(b) as f64),
+        Dtype::I32 => each(bytes, |b| f64::from(i32::from_le_bytes(b))),
+        Dtype::U32 => each(bytes, |b| f64::from(u32::from_le_bytes(b))),
+        Dtype::I16 => each(bytes, |b| f64::from(i16::from_le_bytes(b))),
+        Dtype::U16 => each(bytes, |b| f64::from(u16::from_le_bytes(b))),
+        Dtype::I8 => each(bytes, |[b]: [u8; 1]| f64::from(b as i8)),
+        Dtype::U8 | Dtype::BOOL => each(bytes, |[b]: [u8; 1]| f64::from(b)),
+        _ => return None,
+    })
 }
 
 #[cfg(test)]

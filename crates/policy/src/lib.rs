@@ -2,7 +2,7 @@
 //! outputs to actions, as openpi and lerobot do it for the checkpoint at hand.
 //!
 //! Where to look: `openpi/` and `lerobot/` hold what each family of checkpoints says and means; both come down to a
-//! list of steps, which `pipeline/` runs. `observation/` turns images into the network's, `prompt/` words into tokens.
+//! list of steps, which `pipeline/` runs; `statistics.rs` finds what they normalize with. `observation/` turns images into the network's, `prompt/` words into tokens.
 //!
 //! [`Policy::load`] works out from a checkpoint directory what to do; [`Policy::preprocess`] and
 //! [`Policy::postprocess`] do it; [`Policy::summary`] tells what was worked out.
@@ -22,6 +22,7 @@ mod prompt;
 mod robot;
 #[cfg(test)]
 mod robustness;
+mod statistics;
 mod summary;
 
 pub use error::{Error, Result, Warning};
@@ -29,7 +30,7 @@ pub use lerobot::{LerobotProcessors, TINY_TOKENIZER, VectorStats, write_lerobot_
 pub use observation::{Filter, Image, Layout, MAX_SIDE, Observation, Pad, Pixels, Resize};
 pub use openpi::{CONFIGS, OpenPiConfig};
 pub use pipeline::{Formula, StateLength};
-pub use policy::{Actions, ModelFacts, Policy, PolicyOptions, Prepared, RobotChoice};
-pub use prompt::{PromptFormat, TOKENIZER_FILES, Tokenizer};
+pub use policy::{Actions, LerobotVersion, ModelFacts, Policy, PolicyOptions, Prepared, RobotChoice};
+pub use prompt::{PromptFormat, Rounding, StateText, TOKENIZER_FILES, Tokenizer};
 pub use robot::{AlohaUnits, OPENPI_CAMERAS, Robot, RobotCamera};
 pub use summary::{CameraSummary, Family, Normalization, Summary, TokenizerSummary};

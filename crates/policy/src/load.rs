@@ -23,16 +23,13 @@ pub(crate) fn load(directory: &Path, facts: ModelFacts, options: &PolicyOptions)
     let config = directory.join("config.json");
     let kind = if config.is_file() { read_json::<Probe>(&config)?.kind } else { None };
     match kind.as_deref() {
-        Some("pi0") => lerobot::load(directory, facts, options),
+        Some("pi0" | "pi05") => lerobot::load(directory, facts, options),
         Some(other) => Err(Error::Unsupported {
             path: config,
             what: format!("a policy of type {other:?}"),
-            advice: "only pi0 is implemented".into(),
+            advice: "this program runs pi0 and pi05".into(),
         }),
-        None if directory.join("assets").is_dir() => openpi::load(directory, facts, options),
-        None => Err(Error::NotACheckpoint {
-            path: directory.into(),
-            why: "neither a config.json of lerobot with a `type` nor openpi's folder `assets`".into(),
-        }),
+        // openpi's converter writes no type, its training no config.json at all.
+        None => openpi::load(directory, facts, options),
     }
 }

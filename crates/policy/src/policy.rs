@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
-use pi0_model::{Config, Inputs};
+use pi0_model::{Config, Inputs, Kind};
 
 use crate::observation::LayoutRule;
 use crate::observation::{Filter, Pad, Resize};
@@ -28,6 +28,8 @@ pub struct ModelFacts {
     pub image_size: usize,
     /// Rows of the token embedding.
     pub vocab_size: usize,
+    /// A π0.5 network.
+    pub pi05: bool,
 }
 
 impl From<&Config> for ModelFacts {
@@ -39,6 +41,7 @@ impl From<&Config> for ModelFacts {
             max_tokens: c.max_tokens,
             image_size: c.vision.image_size,
             vocab_size: c.vocab_size,
+            pi05: c.kind == Kind::Pi05,
         }
     }
 }
@@ -84,6 +87,11 @@ pub struct PolicyOptions {
     pub tokenizer: Option<PathBuf>,
     /// Folder below `assets/` of an openpi checkpoint.
     pub asset_id: Option<String>,
+    /// Statistics instead of the checkpoint's: openpi's `norm_stats.json`, a lerobot data set or its `meta/stats.json`, a
+    /// processor file or its safetensors.
+    pub stats: Option<PathBuf>,
+    /// Run on raw units where statistics are missing.
+    pub raw_units: bool,
     /// For observations without prompt.
     pub default_prompt: Option<String>,
     /// Interpolation of images.
@@ -94,6 +102,58 @@ pub struct PolicyOptions {
     pub adapt_to_pi: Option<bool>,
     /// Whether joint actions are relative to the state; by default what openpi's configuration says.
     pub delta_actions: Option<bool>,
+    /// Whether π0.5's prompt holds the state; by default what openpi's configuration says.
+    pub state_in_prompt: Option<bool>,
+    /// Which lerobot wrote the checkpoint, where its files do not tell.
+    pub lerobot_version: Option<LerobotVersion>,
+}
+
+/// Releases of lerobot that write the same files and mean different things by them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LerobotVersion {
+    /// 0.4.0 to 0.4.4: bars of letterboxed images are -3, π0.5 pads the state in the prompt to 32 dimensions.
+    V0_4,
+    /// 0.5 and later: bars are -1, the state is not padded.
+    V0_5,
+}
+
+impl PolicyOptions {
+    /// Refuses options that mean something for lerobot's checkpoints alone.
+    pub(crate) fn only_for_lerobot(&self, directory: &Path) -> Result<()> {
+        match self.lerobot_version {
+            Some(_) => {
+                let why = format!("{} is openpi's", directory.display());
+                Err(Error::Option { option: "--lerobot-version", why })
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// Refuses options that mean something for openpi's checkpoints alone.
+    pub(crate) fn only_for_openpi(&self, directory: &Path) -> Result<()> {
+        let given = [
+            (self.config.is_some(), "--config"),
+            (self.asset_id.is_some(), "--asset-id"),
+            (self.delta_actions.is_some(), "--delta-actions"),
+            (self.state_in_prompt.is_some(), "--state-in-prompt"),
+        ];
+        match given.into_iter().find(|(given, _)| *given) {
+            Some((_, option)) => {
+                let why = format!(
+                    "only openpi checkpoints leave this open; {} is lerobot's and says it in its files",
+                    directory.display()
+                );
+                Err(Error::Option { option, why })
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// The complaint where raw units were asked for and are not needed.
+    pub(crate) fn needless_raw_units(&self) -> Error {
+        let why = "the checkpoint has statistics; without them its actions would mean nothing".into();
+        Error::Option { option: "--raw-units", why }
+    }
 }
 
 /// A camera of the network.
@@ -104,6 +164,17 @@ pub(crate) struct Camera {
     /// The names under which its image may come; the first is the one to tell people.
     pub names: Vec<String>,
     pub required: bool,
+}
+
+/// What a name of an image means.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Meaning {
+    /// A camera of the network.
+    Camera(usize),
+    /// One that the robot has and the policy does not look through.
+    Ignored,
+    /// One that the checkpoint renames to this, which is no camera of it.
+    Renamed(String),
 }
 
 /// A policy, ready to translate.
@@ -122,8 +193,12 @@ pub struct Policy {
     pub(crate) cols: usize,
     pub(crate) default_prompt: Option<String>,
     pub(crate) tokenizer: Option<Tokenizer>,
-    /// Name to camera; none for an ignored one.
-    pub(crate) names: HashMap<String, Option<usize>>,
+    /// What each name of an image means.
+    pub(crate) names: HashMap<String, Meaning>,
+    /// Names under which the state may come, where no robot names its parts.
+    pub(crate) state_names: Vec<String>,
+    /// What must be settled before it runs, each with the options that do.
+    pub(crate) missing: Vec<String>,
     pub(crate) origin: Origin,
 }
 
@@ -175,14 +250,39 @@ impl Policy {
         self.robot
     }
 
+    /// All names under which images may come, those of cameras that are not looked through too.
+    pub fn image_names(&self) -> impl Iterator<Item = &str> {
+        self.names.keys().map(String::as_str)
+    }
+
+    /// Whether the policy can run, and if not, what has to be settled first.
+    ///
+    /// # Errors
+    /// [`Error::NotReady`] or [`Error::NoTokenizer`], as [`preprocess`](Self::preprocess) would say for any observation.
+    pub fn ready(&self) -> Result<()> {
+        if !self.missing.is_empty() {
+            return Err(Error::NotReady(self.missing.clone()));
+        }
+        self.tokenizer().map(drop)
+    }
+
+    fn tokenizer(&self) -> Result<&Tokenizer> {
+        self.tokenizer.as_ref().ok_or_else(|| Error::NoTokenizer { path: self.directory.clone() })
+    }
+
     /// From what the robot sees to what the network takes.
+    ///
+    /// # Errors
+    /// The checkpoint does not say enough to run ([`ready`](Self::ready)), or something is wrong with the observation.
     pub fn preprocess(&self, observation: &Observation) -> Result<Prepared> {
+        if !self.missing.is_empty() {
+            return Err(Error::NotReady(self.missing.clone()));
+        }
         let mut warnings = Vec::new();
         let sources = self.match_cameras(observation, &mut warnings)?;
         self.state.check(&observation.state)?;
         let prompt = observation.prompt.as_ref().or(self.default_prompt.as_ref()).ok_or(Error::NoPrompt)?;
-        let tokenizer =
-            self.tokenizer.as_ref().ok_or_else(|| Error::NoTokenizer { path: self.directory.clone() })?;
+        let tokenizer = self.tokenizer()?;
 
         let mut transition =
             Transition { state: observation.state.clone(), prompt: prompt.clone(), ..Transition::default() };
@@ -230,16 +330,23 @@ impl Policy {
         let mut sources = vec![None; self.cameras.len()];
         for (i, (key, _)) in observation.images.iter().enumerate() {
             match self.names.get(key) {
-                Some(&Some(camera)) if sources[camera].is_some() => {
+                Some(&Meaning::Camera(camera)) if sources[camera].is_some() => {
                     return Err(Error::DuplicateCamera { key: key.clone() });
                 }
-                Some(&Some(camera)) => sources[camera] = Some(i),
-                Some(None) => warnings.push(Warning::CameraIgnored { key: key.clone() }),
+                Some(&Meaning::Camera(camera)) => sources[camera] = Some(i),
+                Some(Meaning::Ignored) => warnings.push(Warning::CameraIgnored { key: key.clone() }),
+                Some(Meaning::Renamed(to)) => {
+                    warnings.push(Warning::CameraRenamed { key: key.clone(), to: to.clone() })
+                }
                 None => return Err(Error::UnknownCamera { key: key.clone(), known: known() }),
             }
         }
         if sources.iter().all(Option::is_none) {
-            return Err(Error::NoCameras { known: known() });
+            let got: Vec<_> = observation.images.iter().map(|(key, _)| key.clone()).collect();
+            return Err(match got.is_empty() {
+                true => Error::NoCameras { known: known() },
+                false => Error::NoKnownCamera { got, known: known() },
+            });
         }
         for (camera, source) in self.cameras.iter().zip(&sources) {
             let name = camera.names.first().unwrap_or(&camera.key);

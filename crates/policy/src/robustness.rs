@@ -6,8 +6,9 @@ use proptest::prelude::*;
 use serde_json::{Value, json};
 
 use crate::files::{parse_json, parse_vectors};
-use crate::openpi::NormStats;
-use crate::{TINY_TOKENIZER, Tokenizer, lerobot};
+use crate::pipeline::{Formula, OPENPI_EPS};
+use crate::statistics::{ACTION, STATE, Statistics};
+use crate::{PolicyOptions, TINY_TOKENIZER, Tokenizer, lerobot};
 
 const TINY_MODEL: &[u8] = include_bytes!("../tests/data/tiny.model");
 
@@ -32,7 +33,7 @@ fn any_json() -> impl Strategy<Value = Value> {
     })
 }
 
-const WORDS: [&str; 34] = [
+const WORDS: [&str; 36] = [
     "norm_stats",
     "state",
     "actions",
@@ -67,6 +68,8 @@ const WORDS: [&str; 34] = [
     "absolute_actions_processor",
     "observation.state",
     "action",
+    "delta_actions_processor",
+    "pi05_prepare_state_tokenizer_processor_step",
 ];
 
 /// A file with some bytes changed, and maybe cut.
@@ -88,10 +91,11 @@ fn damaged(file: &'static [u8]) -> impl Strategy<Value = Vec<u8>> {
 fn processors(before: &[u8], after: &[u8]) {
     let config = json!({"output_features": {"action": {"type": "ACTION", "shape": [3]}}});
     let config = serde_json::from_value(config).unwrap();
-    let mut out = lerobot::Processors::default();
+    let options = PolicyOptions::default();
+    let mut reader = lerobot::Reader::new(&config, &options).unwrap();
     let path = Path::new("/nowhere/at/all.json");
-    let relative = lerobot::read_before(path, before, &mut out).unwrap_or_default();
-    let _ = lerobot::read_after(path, after, &config, relative.as_ref(), &mut out);
+    let _ = reader.before(path, before);
+    let _ = reader.after(path, after);
 }
 
 proptest! {
@@ -110,13 +114,18 @@ proptest! {
     #[test]
     fn norm_stats(value in any_json(), vectors in any::<[Vec<f64>; 4]>()) {
         let path = Path::new("norm_stats.json");
-        let _ = NormStats::parse(path, value.to_string().as_bytes());
+        let _ = Statistics::parse(path, value.to_string().as_bytes());
         let [a, b, c, d] = vectors;
         let stats = json!({"norm_stats": {"state": {"mean": a, "std": b}, "actions": {"mean": c, "std": d}}});
-        if let Ok(stats) = NormStats::parse(path, stats.to_string().as_bytes()) {
-            for normalizer in [stats.state, stats.actions] {
-                normalizer.forward(&mut [1.0; 40]);
-                normalizer.inverse(&mut [1.0; 40]);
+        let stats = Statistics::parse(path, stats.to_string().as_bytes()).unwrap();
+        for key in [STATE, ACTION] {
+            for (formula, names) in
+                [(Formula::OpenPiZScore, ["mean", "std"]), (Formula::LerobotRange, ["mean", "std"])]
+            {
+                if let Ok(normalizer) = stats.normalizer(key, formula, names, OPENPI_EPS) {
+                    normalizer.forward(&mut [1.0; 40]);
+                    normalizer.inverse(&mut [1.0; 40]);
+                }
             }
         }
     }
@@ -124,7 +133,7 @@ proptest! {
     #[test]
     fn bytes(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
         processors(&bytes, &bytes);
-        let _ = NormStats::parse(Path::new("x"), &bytes);
+        let _ = Statistics::parse(Path::new("x"), &bytes);
         let _ = parse_vectors(Path::new("x"), &bytes);
         let _ = Tokenizer::parse(Path::new("x.model"), &bytes);
         let _ = crate::Image::decode("x", &bytes);

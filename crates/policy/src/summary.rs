@@ -8,7 +8,7 @@ use crate::observation::Resize;
 use crate::pipeline::{Formula, Normalizer, OPENPI_EPS};
 use crate::pipeline::{InputStep, OutputStep, StateLength};
 use crate::policy::Policy;
-use crate::prompt::PromptFormat;
+use crate::prompt::{PromptFormat, StateText};
 use crate::robot::{AlohaUnits, Robot};
 
 /// Where a checkpoint comes from.
@@ -32,6 +32,8 @@ pub struct Summary {
     pub config: Option<String>,
     /// openpi's assets, where they apply.
     pub asset_id: Option<String>,
+    /// The file of the statistics.
+    pub statistics: Option<PathBuf>,
     /// Whose keys and units are used.
     pub robot: Option<Robot>,
     /// Cameras in the network's order.
@@ -44,6 +46,8 @@ pub struct Summary {
     pub state: StateLength,
     /// Vectors whose concatenation is the state, where the robot names them.
     pub state_parts: Vec<(&'static str, usize)>,
+    /// Names under which the state may come, where no robot names its parts.
+    pub state_names: Vec<String>,
     /// Of the state; none: as it comes.
     pub state_normalization: Option<Normalization>,
     /// Of the actions; none: as the network gives them.
@@ -56,6 +60,8 @@ pub struct Summary {
     pub tokenizer: Option<TokenizerSummary>,
     /// How the prompt becomes text.
     pub prompt_format: PromptFormat,
+    /// How π0.5's prompt holds the state; none: it does not.
+    pub state_in_prompt: Option<StateText>,
     /// Longest prompt in tokens.
     pub max_tokens: usize,
     /// What to do when the observation does not say.
@@ -66,6 +72,8 @@ pub struct Summary {
     pub actions_per_chunk: usize,
     /// Where a client moves each arm before it starts, in ALOHA's units.
     pub reset_pose: Option<[f64; 6]>,
+    /// What must be settled before the policy runs, each with the options that do.
+    pub missing: Vec<String>,
     /// What may make the policy useless or wrong.
     pub problems: Vec<String>,
 }
@@ -119,13 +127,14 @@ pub(crate) struct Origin {
     pub family: Family,
     pub config: Option<String>,
     pub asset_id: Option<String>,
+    pub statistics: Option<PathBuf>,
     pub reset_pose: Option<[f64; 6]>,
     pub problems: Vec<String>,
 }
 
 impl Summary {
     pub(crate) fn of(policy: &Policy) -> Self {
-        let Origin { family, config, asset_id, reset_pose, problems } = policy.origin.clone();
+        let Origin { family, config, asset_id, statistics, reset_pose, problems } = policy.origin.clone();
         let before = |f: fn(&InputStep) -> Option<Normalization>| policy.before.iter().find_map(f);
         let (prompt_format, max_tokens) = policy
             .before
@@ -139,6 +148,7 @@ impl Summary {
             family,
             config,
             asset_id,
+            statistics,
             robot: policy.robot,
             cameras: policy
                 .cameras
@@ -153,6 +163,7 @@ impl Summary {
             resize: policy.resize,
             state: policy.state.clone(),
             state_parts: policy.robot.map_or_else(Vec::new, |robot| robot.state().to_vec()),
+            state_names: policy.state_names.clone(),
             state_normalization: before(|step| match step {
                 InputStep::Normalize(normalizer) => Some(Normalization::of(normalizer)),
                 _ => None,
@@ -177,11 +188,16 @@ impl Summary {
                 bos: tokenizer.bos(),
             }),
             prompt_format,
+            state_in_prompt: policy.before.iter().find_map(|step| match step {
+                InputStep::StateText(text) => Some(*text),
+                _ => None,
+            }),
             max_tokens,
             default_prompt: policy.default_prompt.clone(),
             action_width: policy.cols,
             actions_per_chunk: policy.rows,
             reset_pose,
+            missing: policy.missing.clone(),
             problems,
         }
     }

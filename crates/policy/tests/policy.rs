@@ -1,94 +1,12 @@
 //! Whole directories: what is loaded, what goes in, what comes out.
 
-use std::path::{Path, PathBuf};
+mod common;
 
+use std::path::Path;
+
+use common::*;
 use pi0_policy::*;
-use serde_json::{Value, json};
-
-/// A directory that goes away with its test.
-struct Dir(PathBuf);
-
-impl Dir {
-    fn new(name: &str) -> Self {
-        let path = std::env::temp_dir().join(format!("pi0-policy-{}-{name}", std::process::id()));
-        let _ = std::fs::remove_dir_all(&path);
-        std::fs::create_dir_all(&path).unwrap();
-        Self(path)
-    }
-
-    fn write(&self, name: &str, content: impl AsRef<[u8]>) -> &Self {
-        let path = self.0.join(name);
-        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
-        std::fs::write(path, content).unwrap();
-        self
-    }
-
-    fn edit(&self, name: &str, edit: impl FnOnce(&mut Value)) -> &Self {
-        let mut value = serde_json::from_slice(&std::fs::read(self.0.join(name)).unwrap()).unwrap();
-        edit(&mut value);
-        self.write(name, value.to_string())
-    }
-
-    fn load(&self, facts: ModelFacts, options: &PolicyOptions) -> Result<Policy> {
-        Policy::load(&self.0, facts, options)
-    }
-}
-
-impl Drop for Dir {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.0);
-    }
-}
-
-const FACTS: ModelFacts =
-    ModelFacts { horizon: 5, action_dim: 32, state_dim: 32, max_tokens: 48, image_size: 8, vocab_size: 300 };
-
-const STATE: [f32; 3] = [0.5, -2.0, 3.0];
-const MEAN: [f32; 3] = [0.25, 1.0, 3.0];
-const STD: [f32; 3] = [0.5, 2.0, 0.1];
-
-fn lerobot(name: &str) -> Dir {
-    let dir = Dir::new(name);
-    // As text, because the order of the cameras counts and `json!` sorts.
-    let config = r#"{
-        "type": "pi0", "chunk_size": 5, "n_action_steps": 4, "future_key": {"x": 1},
-        "input_features": {
-            "observation.images.top": {"type": "VISUAL", "shape": [3, 8, 8]},
-            "observation.state": {"type": "STATE", "shape": [3]},
-            "observation.images.left_wrist": {"type": "VISUAL", "shape": [3, 8, 8]}
-        },
-        "output_features": {"action": {"type": "ACTION", "shape": [3]}}
-    }"#;
-    dir.write("config.json", config);
-    let spec = LerobotProcessors {
-        kind: pi0_model::Kind::Pi0,
-        cameras: vec!["observation.images.top".into(), "observation.images.left_wrist".into()],
-        image_size: 8,
-        max_tokens: 48,
-        state: VectorStats::MeanStd { mean: MEAN.into(), std: STD.into() },
-        action: VectorStats::MeanStd { mean: MEAN.into(), std: STD.into() },
-        tokenizer: TINY_TOKENIZER.into(),
-    };
-    write_lerobot_processors(&dir.0, &spec).unwrap();
-    dir
-}
-
-fn image(value: u8) -> Image {
-    Image::rgb8(vec![value; 3 * 8 * 8], 8, 8)
-}
-
-fn observation(cameras: &[&str], state: &[f32]) -> Observation {
-    Observation {
-        images: cameras.iter().map(|key| (key.to_string(), image(255))).collect(),
-        state: state.iter().map(|&x| f64::from(x)).collect(),
-        prompt: Some("pick up the fork".into()),
-    }
-}
-
-fn error<T: std::fmt::Debug>(result: Result<T>) -> String {
-    let error = result.unwrap_err();
-    error.to_string()
-}
+use serde_json::json;
 
 // ---- lerobot ----
 
@@ -187,7 +105,7 @@ fn lerobot_before_processor_files() {
     let policy = dir.load(FACTS, &PolicyOptions::default()).unwrap();
     let summary = policy.summary();
     assert_eq!((summary.family, summary.resize.pad), (Family::LerobotOld, Pad::TopLeft));
-    assert_eq!(summary.problems, Vec::<String>::new());
+    assert!(summary.problems[0].starts_with("lerobot up to 0.3 plans 4 actions at a time"));
     let prepared = policy.preprocess(&observation(&["top"], &STATE)).unwrap();
     assert_eq!(prepared.inputs.state[1], (STATE[1] - MEAN[1]) / (STD[1] + 1e-8));
     assert_eq!(prepared.inputs.tokens.last(), Some(&108));
@@ -196,31 +114,13 @@ fn lerobot_before_processor_files() {
     let mut unset = stats;
     unset[0].1 = [f32::INFINITY; 3];
     dir.write("model.safetensors", safetensors(&unset));
-    assert!(
-        error(dir.load(FACTS, &PolicyOptions::default()))
-            .contains("mean[0] is inf; were the statistics never set?")
-    );
+    let policy = dir.load(FACTS, &PolicyOptions::default()).unwrap();
+    assert!(not_ready(&policy).contains("mean[0] is inf; were the statistics never set?"));
 
-    // None at all: usable, with a word about it.
+    // None at all: can be looked at, not run.
     dir.write("model.safetensors", safetensors(&[]));
     let policy = dir.load(FACTS, &PolicyOptions::default()).unwrap();
-    assert_eq!(policy.summary().problems.len(), 2);
-}
-
-/// A safetensors file of f32 vectors.
-fn safetensors(vectors: &[(&str, [f32; 3])]) -> Vec<u8> {
-    let mut header = serde_json::Map::new();
-    let mut data = Vec::new();
-    for (name, values) in vectors {
-        let start = data.len();
-        data.extend(values.iter().flat_map(|x| x.to_le_bytes()));
-        header.insert(
-            (*name).into(),
-            json!({"dtype": "F32", "shape": [3], "data_offsets": [start, data.len()]}),
-        );
-    }
-    let header = Value::Object(header).to_string().into_bytes();
-    [(header.len() as u64).to_le_bytes().to_vec(), header, data].concat()
+    assert!(not_ready(&policy).contains("no statistics of observation.state (MEAN_STD)"));
 }
 
 #[test]
@@ -242,7 +142,9 @@ fn lerobot_files_that_lie() {
         assert!(error.contains(wanted), "{error}");
     };
     dir.edit(before, |file| file["steps"][1]["registry_name"] = "resize_processor".into());
-    refuse("the processor step \"resize_processor\" is not supported");
+    refuse(
+        "the processor step \"resize_processor\" with {} is not supported; it is a step of somebody's own",
+    );
     dir.edit(before, |file| file["steps"][1]["registry_name"] = "tokenizer_processor".into());
     refuse("2 steps called tokenizer_processor");
     dir.edit(before, |file| file["steps"] = json!({}));
@@ -253,8 +155,13 @@ fn lerobot_files_that_lie() {
     refuse("recursion limit");
     dir.edit("config.json", |config| config["n_action_steps"] = json!(1e30));
     refuse("config.json: invalid type");
-    dir.edit("config.json", |config| config["type"] = json!("pi05"));
-    refuse("a policy of type \"pi05\" is not supported; only pi0 is implemented");
+    dir.edit("config.json", |config| {
+        config["type"] = json!("pi05");
+        config["n_action_steps"] = 5.into();
+    });
+    refuse("says type \"pi05\", but the weights are those of a π0 network");
+    dir.edit("config.json", |config| config["type"] = json!("act"));
+    refuse("a policy of type \"act\" is not supported; this program runs pi0 and pi05");
     let missing = Policy::load(&dir.0.join("none"), FACTS, &options);
     assert!(error(missing).contains("it does not exist"));
     let file = Policy::load(&dir.0.join("config.json"), FACTS, &options);
@@ -352,21 +259,6 @@ fn images_from_files() {
 
 // ---- openpi ----
 
-fn openpi(name: &str, assets: &[&str]) -> Dir {
-    let dir = Dir::new(name);
-    dir.write("config.json", r#"{"action_dim": 32, "action_horizon": 5, "precision": "bfloat16"}"#);
-    for asset in assets {
-        let ramp = |n: usize, scale: f64| (0..n).map(|i| scale * (i as f64 + 1.0)).collect::<Vec<_>>();
-        let stats = json!({"norm_stats": {
-            "state": {"mean": ramp(14, 0.01), "std": ramp(14, 0.1), "q01": ramp(14, -1.0), "q99": ramp(14, 1.0)},
-            "actions": {"mean": ramp(14, 0.02), "std": ramp(14, 0.2)},
-        }});
-        dir.write(&format!("assets/{asset}/norm_stats.json"), stats.to_string());
-    }
-    dir.write("tokenizer.json", TINY_TOKENIZER);
-    dir
-}
-
 fn chw() -> Image {
     Image::array(Pixels::U8(vec![0; 3 * 64].into()), [3, 8, 8])
 }
@@ -462,7 +354,9 @@ fn openpi_droid_libero_and_ur5() {
         ("ur5e", Robot::Ur5, ["base_rgb", "wrist_rgb"], 7, 7, Some("1111110")),
     ] {
         let dir = openpi(robot.name(), &[asset]);
-        let policy = dir.load(FACTS, &PolicyOptions::default()).unwrap();
+        // DROID's assets are those of velocities and of positions.
+        let config = (robot == Robot::Droid).then(|| "pi0_droid".to_owned());
+        let policy = dir.load(FACTS, &PolicyOptions { config, ..Default::default() }).unwrap();
         let summary = policy.summary();
         assert_eq!((summary.robot, summary.asset_id.as_deref()), (Some(robot), Some(asset)));
         assert_eq!(summary.relative_actions.as_deref(), delta, "{robot}");
@@ -481,7 +375,9 @@ fn openpi_droid_libero_and_ur5() {
 fn openpi_without_robot_takes_the_networks_names() {
     let dir = openpi("own", &["someone/own_data"]);
     let policy = dir.load(FACTS, &PolicyOptions::default()).unwrap();
-    assert!(policy.summary().problems[0].contains("no robot is known for the assets someone/own_data"));
+    assert!(not_ready(&policy).contains("no robot is known for the assets someone/own_data: name"));
+    let options = PolicyOptions { robot: RobotChoice::None, ..Default::default() };
+    let policy = dir.load(FACTS, &options).unwrap();
     let prepared = policy.preprocess(&observation(&["base_0_rgb"], &[0.0; 6])).unwrap();
     let actions = policy.postprocess(&[1.0; 160], &prepared).unwrap();
     assert_eq!(actions.cols, 32);
@@ -509,7 +405,10 @@ fn openpi_choices() {
         error(with(&|o| o.asset_id = Some("nobody".into()))).contains("no assets/nobody/norm_stats.json")
     );
     assert!(error(with(&|o| o.config = Some("pi0_nothing".into()))).contains("known are pi0_aloha, "));
-    assert!(error(with(&|o| o.config = Some("pi05_droid".into()))).contains("only π0"));
+    assert!(
+        error(with(&|o| o.config = Some("pi05_droid".into())))
+            .contains("pi05_droid is of a π0.5 network, this is a π0")
+    );
     let aloha = with(&|o| {
         o.robot = RobotChoice::Preset(Robot::Aloha);
         o.adapt_to_pi = Some(false);
@@ -528,23 +427,40 @@ fn openpi_choices() {
 #[test]
 fn openpi_statistics_that_lie() {
     let dir = openpi("stats", &["trossen"]);
-    let refuse = |content: String, wanted: &str| {
+    let say = |content: String| {
         dir.write("assets/trossen/norm_stats.json", content);
-        let error = error(dir.load(FACTS, &PolicyOptions::default()));
-        assert!(error.contains("norm_stats.json: ") && error.contains(wanted), "{error}");
+        let text = match dir.load(FACTS, &PolicyOptions::default()) {
+            Err(error) => error.to_string(),
+            Ok(policy) => not_ready(&policy),
+        };
+        assert!(text.contains("norm_stats.json: "), "{text}");
+        text
+    };
+    let refuse = |content: String, wanted: &str| {
+        let text = say(content);
+        assert!(text.contains(wanted), "{text}");
     };
     let stats = |state: &str| {
-        format!(r#"{{"norm_stats": {{"state": {state}, "actions": {{"mean": [0], "std": [1]}}}}}}"#)
+        let actions = r#"{"mean": [0,0,0,0,0,0,0,0,0,0,0,0,0,0], "std": [1,1,1,1,1,1,1,1,1,1,1,1,1,1]}"#;
+        format!(r#"{{"norm_stats": {{"state": {state}, "actions": {actions}}}}}"#)
     };
     refuse("".into(), "EOF");
-    refuse("{}".into(), "missing field `norm_stats`");
-    refuse(r#"{"norm_stats": {"state": {"mean": [0], "std": [1]}}}"#.into(), "no `actions`");
+    refuse("{}".into(), "holds no statistics");
+    let wide = json!({"norm_stats": {"state": {"mean": vec![0; 14], "std": vec![1; 14]}}});
+    refuse(wide.to_string(), "no action.mean");
     refuse(stats(r#"{"mean": [0, 1], "std": [1]}"#), "mean has 2 values, std has 1");
     refuse(stats(r#"{"mean": [], "std": []}"#), "mean has 0 values");
-    refuse(stats(r#"{"mean": ["0"], "std": [1]}"#), "invalid type");
+    refuse(stats(r#"{"mean": ["0"], "std": [1]}"#), "norm_stats.state.mean[0] is \"0\", not a number");
     refuse(stats(r#"{"mean": [1e999], "std": [1]}"#), "number out of range");
     refuse(stats(r#"{"mean": [1e300], "std": [1]}"#), "mean[0] is");
-    refuse(stats(r#"{"mean": [NaN], "std": [1]}"#), "expected value");
+    refuse(stats(r#"{"mean": [NaN], "std": [1]}"#), "mean[0] is null or NaN");
+    refuse(stats(r#"{"mean": [0, null], "std": [1, 1]}"#), "mean[1] is null or NaN");
     refuse(stats(r#"{"mean": [0], "std": [-1]}"#), "std[0] is negative");
-    refuse(format!(r#"{{"x": {}"#, "[".repeat(100_000)), "EOF");
+    // Quantiles alone are no statistics for π0.
+    refuse(
+        stats(r#"{"q01": [0], "q99": [1]}"#),
+        "no observation.state.mean (of observation.state it has obs",
+    );
+    refuse(stats(r#"{"q01": [0], "q99": [1]}"#), "--stats FILE names them");
+    refuse(format!(r#"{{"x": {}"#, "[".repeat(100_000)), "recursion limit");
 }

@@ -3,63 +3,122 @@
 use std::collections::HashMap;
 use std::path::Path;
 
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 
-use super::{ACTION, IMAGES, STATE};
+use super::{ACTION, IMAGES, STATE, unsupported};
 use crate::Result;
 use crate::files::{Ordered, read_json};
 
-/// The part of `config.json` that matters here, with lerobot's defaults.
+/// With lerobot's defaults.
 #[derive(Debug, Deserialize)]
 pub(crate) struct Config {
+    /// `pi0` or `pi05`.
+    #[serde(rename = "type", default)]
+    pub kind: String,
     #[serde(default = "fifty")]
     pub n_action_steps: usize,
     #[serde(default = "thirty_two")]
     pub max_action_dim: usize,
-    #[serde(default = "forty_eight")]
-    pub tokenizer_max_length: usize,
+    #[serde(default = "thirty_two")]
+    pub max_state_dim: usize,
+    tokenizer_max_length: Option<usize>,
     #[serde(default)]
     pub empty_cameras: usize,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     pub input_features: Ordered<Feature>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     pub output_features: Ordered<Feature>,
+    #[serde(default, deserialize_with = "or_default")]
+    normalization_mapping: HashMap<String, String>,
+    #[serde(default = "one")]
+    n_obs_steps: usize,
     #[serde(default)]
-    pub normalization_mapping: HashMap<String, String>,
+    use_visual_memory: bool,
+    #[serde(default)]
+    use_proprioceptive_memory: bool,
     /// Up to 0.3.
     #[serde(default)]
     pub adapt_to_pi_aloha: bool,
+    /// Up to 0.3, which refused to run it; set in checkpoints converted from openpi.
+    #[serde(default)]
+    pub use_delta_joint_actions_aloha: bool,
     /// Up to 0.3: its presence tells the layout.
     pub resize_imgs_with_padding: Option<Value>,
 }
 
+/// `null` is as good as nothing.
+fn or_default<'de, D: Deserializer<'de>, T: Deserialize<'de> + Default>(from: D) -> Result<T, D::Error> {
+    Ok(Option::deserialize(from)?.unwrap_or_default())
+}
+
+fn one() -> usize {
+    1
+}
 fn fifty() -> usize {
     50
 }
 fn thirty_two() -> usize {
     32
 }
-pub(super) fn forty_eight() -> usize {
-    48
-}
 
 #[derive(Debug, Clone, Deserialize)]
 pub(crate) struct Feature {
     #[serde(rename = "type")]
     pub kind: String,
+    #[serde(default, deserialize_with = "or_default")]
     pub shape: Vec<usize>,
 }
 
-impl Config {
-    pub fn open(path: &Path) -> Result<Self> {
-        read_json(path)
+impl Feature {
+    fn is(&self, kind: &str) -> bool {
+        self.kind == kind
     }
 
-    /// Camera features in order, lerobot's empty ones behind.
-    pub fn cameras(&self) -> Vec<String> {
-        let visual = self.input_features.0.iter().filter(|(_, feature)| feature.kind == "VISUAL");
-        let mut keys: Vec<String> = visual.map(|(key, _)| key.clone()).collect();
+    /// The first size, the length of a vector.
+    fn length(&self) -> Option<usize> {
+        self.shape.first().copied()
+    }
+}
+
+/// Features of one kind, in order.
+pub(super) fn of_kind<'a>(
+    features: &'a Ordered<Feature>,
+    kind: &'a str,
+) -> impl Iterator<Item = (&'a String, &'a Feature)> {
+    features.0.iter().filter(move |(_, feature)| feature.is(kind)).map(|(key, feature)| (key, feature))
+}
+
+/// More empty cameras than this are taken for a mistake.
+const MAX_EMPTY: usize = 16;
+
+impl Config {
+    pub fn open(path: &Path) -> Result<Self> {
+        let config: Self = read_json(path)?;
+        let trained = |what: &str| Err(unsupported(path, what, "the network here sees one moment"));
+        if config.use_visual_memory {
+            return trained("use_visual_memory");
+        }
+        if config.use_proprioceptive_memory {
+            return trained("use_proprioceptive_memory");
+        }
+        if config.n_obs_steps > 1 {
+            return trained(&format!("n_obs_steps of {}", config.n_obs_steps));
+        }
+        Ok(config)
+    }
+
+    pub fn is_pi05(&self) -> bool {
+        self.kind == "pi05"
+    }
+
+    /// Longest prompt in tokens.
+    pub fn max_tokens(&self) -> usize {
+        self.tokenizer_max_length.unwrap_or(if self.is_pi05() { 200 } else { 48 })
+    }
+
+    /// Adds lerobot's empty cameras to the others.
+    pub fn with_empty_cameras(&self, mut keys: Vec<String>) -> Vec<String> {
         for i in 0..self.empty_cameras.min(MAX_EMPTY) {
             let key = format!("{IMAGES}empty_camera_{i}");
             if !keys.contains(&key) {
@@ -71,26 +130,31 @@ impl Config {
 
     /// Length of the state, where it is stated.
     pub fn state_width(&self) -> Option<usize> {
-        self.input_features.get(STATE).and_then(|feature| feature.shape.first().copied())
+        self.input_features.get(STATE).and_then(Feature::length)
     }
 
-    /// Length of an action.
-    pub fn action_width(&self) -> usize {
-        let stated = self.output_features.get(ACTION).and_then(|feature| feature.shape.first().copied());
-        stated.unwrap_or(self.max_action_dim)
+    /// Length of the feature `action`, where it is stated.
+    pub fn action_width(&self) -> Option<usize> {
+        self.output_features.get(ACTION).and_then(Feature::length)
     }
 
-    pub(super) fn mode(&self, kind: &str) -> &str {
-        self.normalization_mapping
-            .get(kind)
-            .map_or(if kind == "VISUAL" { "IDENTITY" } else { "MEAN_STD" }, |mode| mode)
+    /// Features that together are the action, where none is called `action`.
+    pub fn split_actions(&self) -> Vec<(&str, usize)> {
+        match self.output_features.get(ACTION) {
+            Some(_) => Vec::new(),
+            None => of_kind(&self.output_features, "ACTION")
+                .map(|(key, feature)| (key.as_str(), feature.length().unwrap_or(0)))
+                .collect(),
+        }
     }
-}
 
-/// More empty cameras than this are taken for a mistake.
-const MAX_EMPTY: usize = 16;
-
-/// Short names under which a feature's image may come: without `observation.images.` or `observation.`.
-pub(crate) fn short_name(key: &str) -> &str {
-    key.strip_prefix(IMAGES).or_else(|| key.strip_prefix("observation.")).unwrap_or(key)
+    /// Normalization of a kind of features where no processor says it.
+    pub fn mode(&self, kind: &str) -> &str {
+        let default = match kind {
+            "VISUAL" => "IDENTITY",
+            _ if self.is_pi05() => "QUANTILES",
+            _ => "MEAN_STD",
+        };
+        self.normalization_mapping.get(kind).map_or(default, |mode| mode)
+    }
 }

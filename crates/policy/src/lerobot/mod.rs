@@ -1,73 +1,72 @@
 //! Checkpoints of lerobot: `config.json` and the processor files, or what took their place up to 0.3.
 
 mod config;
+mod normalization;
 mod old;
 mod processors;
-mod stats;
 mod writer;
 
 use std::path::Path;
 
 pub(crate) use config::Config;
-use config::short_name;
-pub(crate) use processors::Processors;
 #[cfg(test)]
-pub(crate) use processors::{read_after, read_before};
+pub(crate) use processors::Reader;
 pub use writer::{LerobotProcessors, TINY_TOKENIZER, VectorStats, write_lerobot_processors};
 
 use crate::assemble::Parts;
 use crate::observation::{Filter, LayoutRule, Pad, Resize};
 use crate::pipeline::{InputStep, OutputStep, StateLength};
-use crate::policy::{Camera, ModelFacts, Policy, PolicyOptions, RobotChoice};
+use crate::policy::{Camera, LerobotVersion, ModelFacts, Policy, PolicyOptions, RobotChoice};
 use crate::robot::{OPENPI_CAMERAS, Robot, aloha_units};
+use crate::statistics::{ACTION, STATE};
 use crate::summary::{Family, Origin};
 use crate::{Error, Result};
 
 /// File names of the processors.
-pub(crate) const PREPROCESSOR: &str = "policy_preprocessor.json";
-pub(crate) const POSTPROCESSOR: &str = "policy_postprocessor.json";
+const PREPROCESSOR: &str = "policy_preprocessor.json";
+const POSTPROCESSOR: &str = "policy_postprocessor.json";
 
-pub(crate) const STATE: &str = "observation.state";
-pub(crate) const ACTION: &str = "action";
 const IMAGES: &str = "observation.images.";
 
 fn unsupported(path: &Path, what: &str, advice: &str) -> Error {
     Error::Unsupported { path: path.into(), what: what.into(), advice: advice.into() }
 }
 
+/// Short names under which a feature's image may come: without `observation.images.` or `observation.`.
+fn short_name(key: &str) -> &str {
+    key.strip_prefix(IMAGES).or_else(|| key.strip_prefix("observation.")).unwrap_or(key)
+}
+
 pub(crate) fn load(directory: &Path, facts: ModelFacts, options: &PolicyOptions) -> Result<Policy> {
     let path = directory.join("config.json");
     let config = Config::open(&path)?;
-    for (given, option) in [
-        (options.config.is_some(), "--config"),
-        (options.asset_id.is_some(), "--asset-id"),
-        (options.delta_actions.is_some(), "--delta-actions"),
-    ] {
-        if given {
-            let why =
-                format!("only openpi checkpoints leave this open; {} is lerobot's", directory.display());
-            return Err(Error::Option { option, why });
-        }
+    options.only_for_openpi(directory)?;
+    if config.is_pi05() != facts.pi05 {
+        let network = if facts.pi05 { "π0.5" } else { "π0" };
+        let why = format!("says type {:?}, but the weights are those of a {network} network", config.kind);
+        return Err(Error::format(path, why));
     }
-    let new = directory.join(PREPROCESSOR).is_file();
-    let Processors { mut before, mut after, rename, tokenizer, relative_step, mut problems } = if new {
-        processors::read_processors(directory, &config)?
-    } else {
-        old::old_processors(directory, &config)?
-    };
+    let files = processors::find(directory);
+    let mut reader = processors::Reader::new(&config, options)?;
+    match &files {
+        Some(files) => reader.files(files)?,
+        None => reader.old(directory)?,
+    }
+    let processors::Processors {
+        mut before,
+        mut after,
+        rename,
+        tokenizer,
+        relative_step,
+        visual,
+        statistics,
+        mut gaps,
+        mut problems,
+    } = reader.done()?;
     for step in &mut before {
         if let InputStep::Tokenize(_, limit) = step {
             *limit = (*limit).min(facts.max_tokens);
         }
-    }
-
-    let old = !new && config.resize_imgs_with_padding.is_some();
-    if new && !relative_step && options.pad.is_none() {
-        problems.push(
-            "written by lerobot 0.4, which fills the bars of letterboxed images with -3, later versions with -1: \
-             --pad center-3 if it was trained with 0.4 on images that are not square"
-                .into(),
-        );
     }
 
     let robot = match options.robot {
@@ -78,7 +77,11 @@ pub(crate) fn load(directory: &Path, facts: ModelFacts, options: &PolicyOptions)
         before.insert(0, InputStep::Aloha(units));
         after.push(OutputStep::Aloha(units));
     }
-    let cols = config.action_width();
+    let cols = after.iter().find_map(|step| match step {
+        OutputStep::Crop(width) => Some(*width),
+        _ => None,
+    });
+    let cols = cols.unwrap_or(facts.action_dim);
     if cols == 0 || cols > facts.action_dim {
         return Err(Error::format(
             path,
@@ -89,7 +92,23 @@ pub(crate) fn load(directory: &Path, facts: ModelFacts, options: &PolicyOptions)
         let why = format!("n_action_steps is {}, the model plans {}", config.n_action_steps, facts.horizon);
         return Err(Error::format(path, why));
     }
-    let (cameras, ignored) = cameras(&path, &config, &rename, robot, &mut problems)?;
+    let old = files.is_none() && config.resize_imgs_with_padding.is_some();
+    if old && config.n_action_steps < facts.horizon {
+        problems.push(format!(
+            "lerobot up to 0.3 plans {} actions at a time (n_action_steps), this program the {} it was trained on, of \
+             which it returns the first {}",
+            config.n_action_steps, facts.horizon, config.n_action_steps
+        ));
+    }
+    // Features of the normalizing step stand in where `config.json` has none.
+    let shapes: Vec<_> = match config::of_kind(&config.input_features, "VISUAL").next() {
+        Some(_) => config::of_kind(&config.input_features, "VISUAL")
+            .map(|(key, feature)| (key.clone(), feature.clone()))
+            .collect(),
+        None => visual,
+    };
+    let keys = config.with_empty_cameras(shapes.iter().map(|(key, _)| key.clone()).collect());
+    let (cameras, ignored) = cameras(&path, keys, &rename, robot, &mut problems)?;
     let state = state_length(&path, &config, &before, facts)?;
     if let Some(mask) = after.iter().find_map(|step| match step {
         OutputStep::AbsoluteF32(mask) => Some(mask),
@@ -101,6 +120,45 @@ pub(crate) fn load(directory: &Path, facts: ModelFacts, options: &PolicyOptions)
             return Err(Error::format(directory.join(PREPROCESSOR), why));
         }
     }
+
+    let pad = match options.lerobot_version {
+        _ if old => Pad::TopLeft,
+        Some(LerobotVersion::V0_4) => Pad::Center3,
+        Some(LerobotVersion::V0_5) | None => Pad::Center,
+    };
+    if relative_step || old {
+        if options.lerobot_version.is_some() {
+            let tells = if old { "0.3 or earlier" } else { "0.5.1 or later" };
+            let why = format!("its files tell: lerobot {tells}");
+            return Err(Error::Option { option: "--lerobot-version", why });
+        }
+    } else if options.lerobot_version.is_none() {
+        let bars = options.pad.is_none() && shapes.iter().any(|(_, feature)| !is_square(feature));
+        let padded = facts.pi05 && state.max < config.max_state_dim;
+        let mut differ = Vec::new();
+        if bars {
+            differ.push("the bars of letterboxed images (-3 in 0.4, -1 in 0.5)");
+        }
+        if padded {
+            differ.push("the state in the prompt (filled up to 32 dimensions in 0.4)");
+        }
+        if !differ.is_empty() {
+            gaps.ask(format!(
+                "its files were written by lerobot 0.4 or 0.5.0, which differ in {}: say --lerobot-version 0.4 or 0.5",
+                differ.join(" and ")
+            ));
+        } else if options.pad.is_none() {
+            problems.push(
+                "written by lerobot 0.4 or 0.5.0; images that are not square get bars of -1, as in 0.5: \
+                 --lerobot-version 0.4 gives those of 0.4, which are -3"
+                    .into(),
+            );
+        }
+    }
+    let state_names = state_names(&rename);
+    if state_names.is_empty() {
+        problems.push(format!("no observation has a state: {STATE} is renamed to something else"));
+    }
     Parts {
         directory,
         facts,
@@ -108,18 +166,21 @@ pub(crate) fn load(directory: &Path, facts: ModelFacts, options: &PolicyOptions)
         cameras,
         ignored,
         layout: LayoutRule::Guess,
-        resize: Resize { filter: Filter::Torch, pad: if old { Pad::TopLeft } else { Pad::Center } },
+        resize: Resize { filter: Filter::Torch, pad },
         state,
+        state_names,
         before,
         after,
         rows: config.n_action_steps,
         cols,
         default_prompt: None,
         tokenizer,
+        gaps,
         origin: Origin {
-            family: if new { Family::Lerobot } else { Family::LerobotOld },
+            family: if files.is_some() { Family::Lerobot } else { Family::LerobotOld },
             config: None,
             asset_id: None,
+            statistics,
             reset_pose: None,
             problems,
         },
@@ -127,31 +188,66 @@ pub(crate) fn load(directory: &Path, facts: ModelFacts, options: &PolicyOptions)
     .build(options)
 }
 
-/// The checkpoint's cameras under all their names: their own, short, renamed and the robot's.
+fn is_square(feature: &config::Feature) -> bool {
+    matches!(feature.shape.as_slice(), [_, height, width] if height == width)
+}
+
+/// What lerobot's renaming makes of a key; keys that it does not list stay.
+fn renamed<'a>(rename: &'a [(String, String)], key: &'a str) -> &'a str {
+    rename.iter().find(|(from, _)| from == key).map_or(key, |(_, to)| to)
+}
+
+/// Keys under which an observation may bring the state: all that renaming turns into lerobot's.
+fn state_names(rename: &[(String, String)]) -> Vec<String> {
+    let own = ["state", STATE, "observation/state"];
+    let mut names: Vec<String> = Vec::new();
+    if renamed(rename, STATE) == STATE {
+        names.extend(own.map(str::to_owned));
+    }
+    for (from, _) in rename.iter().filter(|(_, to)| to == STATE) {
+        names.extend([from.clone(), short_name(from).to_owned()]);
+    }
+    names
+}
+
+/// Cameras, and names of others with what they are renamed to.
+type Cameras = (Vec<Camera>, Vec<(String, Option<String>)>);
+
+/// The checkpoint's cameras under all their names: their own, short, renamed and the robot's. A name means what
+/// lerobot's renaming makes of it, so a swapped pair swaps.
 fn cameras(
     path: &Path,
-    config: &Config,
+    keys: Vec<String>,
     rename: &[(String, String)],
     robot: Option<Robot>,
     problems: &mut Vec<String>,
-) -> Result<(Vec<Camera>, Vec<String>)> {
-    let keys = config.cameras();
+) -> Result<Cameras> {
     if keys.is_empty() {
         return Err(Error::format(path, "input_features has no camera (type VISUAL)"));
     }
+    let sources = rename.iter().map(|(from, _)| from);
     let mut cameras: Vec<Camera> = keys
-        .into_iter()
+        .iter()
         .map(|key| {
-            let mut names = vec![key.clone(), short_name(&key).to_owned()];
-            let renamed = rename.iter().filter(|(_, to)| *to == key);
-            names.extend(renamed.flat_map(|(from, _)| [from.clone(), short_name(from).to_owned()]));
-            Camera { key, names, required: false }
+            let from = keys.iter().chain(sources.clone()).filter(|from| renamed(rename, from) == key);
+            let names = from.flat_map(|from| [from.clone(), short_name(from).to_owned()]).collect();
+            Camera { key: key.clone(), names, required: false }
         })
         .collect();
     let mut ignored = Vec::new();
+    for (from, to) in rename.iter().filter(|(_, to)| !keys.contains(to) && to != STATE) {
+        let image = |key: &String| key.starts_with(IMAGES) || key.starts_with("observation.image");
+        if image(from) || image(to) || keys.contains(from) {
+            ignored.extend([from.as_str(), short_name(from)].map(|name| (name.to_owned(), Some(to.clone()))));
+            problems.push(format!("images of {from} are dropped: it is renamed to {to}, which is no camera"));
+        }
+    }
+    for camera in cameras.iter().filter(|camera| camera.names.is_empty()) {
+        problems.push(format!("no image can reach the camera {}: its name is renamed away", camera.key));
+    }
     for camera in robot.map_or(&[][..], Robot::cameras) {
         let Some(slot) = camera.slot else {
-            ignored.push(camera.key.to_owned());
+            ignored.push((camera.key.to_owned(), None));
             continue;
         };
         let plain = camera.key.rsplit('/').next().unwrap_or(camera.key);
@@ -162,7 +258,7 @@ fn cameras(
                 other.required = camera.required;
             }
             None => {
-                ignored.push(camera.key.to_owned());
+                ignored.push((camera.key.to_owned(), None));
                 problems.push(format!("the checkpoint has no camera for the robot's {}", camera.key));
             }
         }
@@ -181,8 +277,14 @@ fn state_length(
         InputStep::Normalize(normalizer) => normalizer.needs_width(),
         _ => None,
     });
-    let width = needed.or(config.state_width().filter(|&width| width != facts.state_dim));
-    match width {
+    let stated = config.state_width().filter(|&width| width != config.max_state_dim);
+    if let (Some(needed), Some(stated)) = (needed, stated)
+        && needed != stated
+    {
+        let why = format!("the state has {stated} values, its statistics {needed}");
+        return Err(Error::format(path, why));
+    }
+    match needed.or(stated) {
         Some(width) if width == 0 || width > facts.state_dim => Err(Error::format(
             path,
             format!("the state has {width} values, the model has {}", facts.state_dim),

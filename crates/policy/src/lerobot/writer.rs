@@ -7,7 +7,7 @@ use pi0_model::Kind;
 use safetensors::{Dtype, tensor::TensorView};
 use serde_json::{Value, json};
 
-use crate::lerobot::{ACTION, POSTPROCESSOR, PREPROCESSOR, STATE};
+use super::{ACTION, POSTPROCESSOR, PREPROCESSOR, STATE};
 use crate::{Error, Result};
 
 /// A `tokenizer.json` of 300 entries laid out like PaliGemma's: PAD 0, EOS 1, BOS 2, newline 108, bytes for whatever

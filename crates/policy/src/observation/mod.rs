@@ -93,8 +93,13 @@ impl Image {
         let mut reader = image::ImageReader::new(std::io::Cursor::new(bytes))
             .with_guessed_format()
             .map_err(|error| Error::image(key, error))?;
-        if reader.format().is_none() {
-            return Err(Error::image(key, "neither PNG nor JPEG"));
+        match reader.format() {
+            None => return Err(Error::image(key, "neither PNG nor JPEG")),
+            // The decoder would make up the rest, and the policy would plan on it; Pillow refuses too.
+            Some(image::ImageFormat::Jpeg) if !jpeg_is_whole(bytes) => {
+                return Err(Error::image(key, "the JPEG is cut off: its end marker is missing"));
+            }
+            Some(_) => {}
         }
         let mut limits = image::Limits::default();
         limits.max_image_width = Some(MAX_SIDE as u32);
@@ -150,6 +155,28 @@ impl Image {
         }
         Ok(ImageView { pixels: &self.pixels, height, width, layout })
     }
+}
+
+/// Whether a JPEG comes to its end marker: walks from marker to marker, over segments and the data of scans.
+fn jpeg_is_whole(bytes: &[u8]) -> bool {
+    let mut rest = bytes.get(2..).unwrap_or_default();
+    while let Some(at) = rest.iter().position(|&byte| byte == 0xff) {
+        rest = &rest[at + 1..];
+        let skip = match rest.first() {
+            Some(0xd9) => return true,
+            // Another byte of filling, which is the start of a marker too.
+            Some(0xff) => 0,
+            // Data, or a marker without a segment.
+            Some(0x00 | 0x01 | 0xd0..=0xd8) => 1,
+            Some(_) => match rest.get(1..3) {
+                Some(length) => 1 + usize::from(u16::from_be_bytes([length[0], length[1]])),
+                None => return false,
+            },
+            None => return false,
+        };
+        rest = rest.get(skip..).unwrap_or_default();
+    }
+    false
 }
 
 /// A checked image.

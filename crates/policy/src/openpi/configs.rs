@@ -1,9 +1,11 @@
 //! openpi's training configurations: what its Python code knows and a checkpoint's files do not say.
+//!
+//! Read in `src/openpi/training/config.py` and `training/misc/{roboarena,polaris}_config.py` of openpi.
 
 use crate::robot::Robot;
 use crate::{Error, Result};
 
-/// A training configuration of openpi's that has a published checkpoint.
+/// A training configuration of openpi's, for a π0 or π0.5 network.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct OpenPiConfig {
     /// Its name upstream.
@@ -12,38 +14,54 @@ pub struct OpenPiConfig {
     pub robot: Robot,
     /// Actions in a chunk.
     pub horizon: usize,
+    /// Width of the network's actions and state.
+    pub action_dim: usize,
+    /// Longest prompt in tokens.
+    pub max_tokens: usize,
     /// Folder below `assets/`.
     pub asset_id: &'static str,
     /// Whether joint actions are relative to the state.
     pub delta: bool,
+    /// Whether ALOHA's joints and grippers are converted to π0's units.
+    pub adapt_to_pi: bool,
     /// What to do when the observation does not say.
     pub default_prompt: Option<&'static str>,
     /// Where the runtime moves each arm before an episode, told to clients as metadata.
     pub reset_pose: Option<[f64; 6]>,
     /// A π0.5 model.
     pub pi05: bool,
+    /// Of π0.5: whether the prompt holds the state (`discrete_state_input`).
+    pub state_in_prompt: bool,
 }
 
 const TROSSEN: OpenPiConfig = OpenPiConfig {
     name: "pi0_aloha",
     robot: Robot::Aloha,
     horizon: 50,
+    action_dim: 32,
+    max_tokens: 48,
     asset_id: "trossen",
     delta: true,
+    adapt_to_pi: true,
     default_prompt: None,
     reset_pose: Some([0.0, -1.5, 1.5, 0.0, 0.0, 0.0]),
     pi05: false,
+    state_in_prompt: false,
 };
+const PEN: OpenPiConfig = OpenPiConfig { default_prompt: Some("uncap the pen"), reset_pose: None, ..TROSSEN };
+const TUPPERWARE: &str = "open the tupperware and put the food on the plate";
 const DROID: OpenPiConfig = OpenPiConfig {
     name: "pi0_droid",
     robot: Robot::Droid,
     horizon: 10,
     asset_id: "droid",
     delta: false,
-    default_prompt: None,
+    adapt_to_pi: false,
     reset_pose: None,
-    pi05: false,
+    ..TROSSEN
 };
+/// Joint positions rather than velocities: relative to the state in the network.
+const DROID_POSITION: OpenPiConfig = OpenPiConfig { delta: true, ..DROID };
 const LIBERO: OpenPiConfig = OpenPiConfig {
     name: "pi0_libero",
     robot: Robot::Libero,
@@ -52,17 +70,20 @@ const LIBERO: OpenPiConfig = OpenPiConfig {
     delta: true,
     ..DROID
 };
-const PEN: OpenPiConfig = OpenPiConfig { default_prompt: Some("uncap the pen"), reset_pose: None, ..TROSSEN };
-const TUPPERWARE: &str = "open the tupperware and put the food on the plate";
 
-/// openpi's inference configurations, the plainest of each asset first.
-pub const CONFIGS: [OpenPiConfig; 13] = [
+/// The same with a π0.5 network, which reads 200 tokens and the state in the prompt.
+const fn pi05(config: OpenPiConfig) -> OpenPiConfig {
+    OpenPiConfig { pi05: true, max_tokens: 200, state_in_prompt: true, ..config }
+}
+
+/// openpi's configurations of π0 and π0.5, the plainest of each asset first.
+pub const CONFIGS: [OpenPiConfig; 20] = [
     TROSSEN,
-    OpenPiConfig { name: "pi05_aloha", pi05: true, ..TROSSEN },
+    OpenPiConfig { name: "pi05_aloha", ..pi05(TROSSEN) },
     OpenPiConfig { name: "pi0_aloha_towel", default_prompt: Some("fold the towel"), ..TROSSEN },
     OpenPiConfig { name: "pi0_aloha_tupperware", default_prompt: Some(TUPPERWARE), ..TROSSEN },
     OpenPiConfig { name: "pi0_aloha_pen_uncap", ..PEN },
-    OpenPiConfig { name: "pi05_aloha_pen_uncap", pi05: true, ..PEN },
+    OpenPiConfig { name: "pi05_aloha_pen_uncap", ..pi05(PEN) },
     OpenPiConfig {
         name: "pi0_aloha_sim",
         asset_id: "lerobot/aloha_sim_transfer_cube_human",
@@ -72,47 +93,170 @@ pub const CONFIGS: [OpenPiConfig; 13] = [
         ..TROSSEN
     },
     DROID,
-    OpenPiConfig { name: "pi05_droid", horizon: 15, pi05: true, ..DROID },
-    OpenPiConfig { name: "pi05_droid_finetune", horizon: 16, pi05: true, ..DROID },
-    OpenPiConfig { name: "pi05_full_droid_finetune", horizon: 16, delta: true, pi05: true, ..DROID },
+    OpenPiConfig { name: "pi05_droid", horizon: 15, ..pi05(DROID) },
+    OpenPiConfig { name: "pi05_droid_finetune", horizon: 16, ..pi05(DROID) },
+    OpenPiConfig { name: "pi05_full_droid_finetune", horizon: 16, ..pi05(DROID_POSITION) },
+    OpenPiConfig { name: "paligemma_diffusion_droid", action_dim: 8, ..DROID },
+    OpenPiConfig { name: "pi05_droid_jointpos", horizon: 15, ..pi05(DROID_POSITION) },
+    OpenPiConfig { name: "pi05_droid_jointpos_polaris", horizon: 15, ..pi05(DROID_POSITION) },
+    OpenPiConfig { name: "pi0_droid_jointpos_polaris", max_tokens: 100, ..DROID_POSITION },
+    OpenPiConfig { name: "pi0_droid_jointpos_100k_polaris", max_tokens: 100, ..DROID_POSITION },
     LIBERO,
-    OpenPiConfig { name: "pi05_libero", horizon: 10, delta: false, pi05: true, ..LIBERO },
+    OpenPiConfig { name: "pi0_libero_low_mem_finetune", ..LIBERO },
+    OpenPiConfig { name: "pi05_libero", horizon: 10, delta: false, state_in_prompt: false, ..pi05(LIBERO) },
+    // Not in the configurations but in openpi's documentation (docs/norm_stats.md, examples/ur5).
+    OpenPiConfig { name: "pi0_ur5", robot: Robot::Ur5, asset_id: "ur5e", ..LIBERO },
 ];
 
-/// The configuration of that name.
-pub(crate) fn config(name: &str) -> Result<OpenPiConfig> {
-    let Some(found) = CONFIGS.iter().find(|config| config.name == name) else {
-        let known: Vec<_> = CONFIGS.iter().filter(|config| !config.pi05).map(|config| config.name).collect();
-        let why = format!("openpi has no configuration {name:?}; known are {}", known.join(", "));
-        return Err(Error::Option { option: "--config", why });
-    };
-    if found.pi05 {
-        let why = format!("{name} is a π0.5 configuration; only π0 is implemented");
-        return Err(Error::Option { option: "--config", why });
+/// Those of the published DROID checkpoints. Files of the less usual ones, which move the arm to positions, look the same.
+const PUBLISHED: [&str; 2] = ["pi0_droid", "pi05_droid"];
+
+/// Configurations of openpi that are no π0 or π0.5 network.
+const FAST: [&str; 10] = [
+    "pi0_fast_droid",
+    "pi0_fast_libero",
+    "pi0_fast_libero_low_mem_finetune",
+    "pi0_fast_full_droid_finetune",
+    "pi0_fast_droid_jointpos_polaris",
+    "paligemma_binning_droid",
+    "paligemma_binning_droid_jointpos",
+    "paligemma_fast_droid",
+    "paligemma_fast_specialist_droid",
+    "paligemma_vq_droid",
+];
+/// Those on made-up data.
+const DEBUG: [&str; 3] = ["debug", "debug_restore", "debug_pi05"];
+
+impl OpenPiConfig {
+    /// The configuration of that name.
+    ///
+    /// # Errors
+    /// openpi has no such configuration, or it is one of another kind of network.
+    pub fn named(name: &str) -> Result<Self> {
+        if let Some(found) = CONFIGS.iter().find(|config| config.name == name) {
+            return Ok(*found);
+        }
+        let why = if FAST.contains(&name) {
+            format!("{name} writes its actions as tokens; it is a network of another kind than π0 and π0.5")
+        } else if DEBUG.contains(&name) {
+            format!("{name} is trained on made-up data and drives no robot")
+        } else {
+            format!("openpi has no configuration {name:?}; known are {}", names(CONFIGS.iter()))
+        };
+        Err(Error::Option { option: "--config", why })
     }
-    Ok(*found)
+
+    /// Whether both treat observations and actions alike, whatever their prompts and sizes.
+    fn agrees(&self, other: &Self) -> bool {
+        let meaning = |c: &Self| (c.robot, c.delta, c.adapt_to_pi, c.state_in_prompt);
+        meaning(self) == meaning(other)
+    }
 }
 
-/// The plainest π0 configuration that uses these assets.
-pub(crate) fn config_of_asset(asset_id: &str) -> Option<OpenPiConfig> {
-    CONFIGS.iter().find(|config| config.asset_id == asset_id && !config.pi05).copied()
+/// `a, b, c`.
+fn names<'a>(configs: impl Iterator<Item = &'a OpenPiConfig>) -> String {
+    configs.map(|config| config.name).collect::<Vec<_>>().join(", ")
 }
 
-/// The robot whose data these assets describe, from the ids of openpi's base model.
-pub(crate) fn robot_of_asset(asset_id: &str) -> Option<Robot> {
+/// What the configurations of some assets say together.
+pub(super) enum Verdict {
+    /// The plainest of those that fit. They all mean the same, or a word says which ones do not.
+    One(OpenPiConfig, Option<String>),
+    /// They differ; their names, with what each makes of actions.
+    Several(String),
+    /// openpi has none.
+    Unknown,
+}
+
+/// The configurations that may have made a checkpoint with these assets, this kind of network and this horizon. Where none
+/// has the horizon, it tells nothing.
+pub(super) fn of_asset(asset_id: &str, pi05: bool, horizon: usize) -> Verdict {
+    let same = |config: &&OpenPiConfig| config.asset_id == asset_id && config.pi05 == pi05;
+    let mut found: Vec<_> = CONFIGS.iter().filter(same).collect();
+    let exact = found.iter().any(|config| config.horizon == horizon);
+    if exact {
+        found.retain(|config| config.horizon == horizon);
+    }
+    let [first, rest @ ..] = found.as_slice() else { return Verdict::Unknown };
+    let others: Vec<_> = rest.iter().filter(|config| !config.agrees(first)).copied().collect();
+    let actions = |delta| if delta { "relative to the state" } else { "as they are" };
+    let describe = |config: &&OpenPiConfig| format!("{} (actions {})", config.name, actions(config.delta));
+    if others.is_empty() {
+        Verdict::One(**first, None)
+    } else if exact && PUBLISHED.contains(&first.name) {
+        let note = format!(
+            "taken for {}: its actions are used {}; --config says so if it is {}, whose are {}",
+            first.name,
+            actions(first.delta),
+            names(others.iter().copied()).replace(", ", " or "),
+            actions(!first.delta)
+        );
+        Verdict::One(**first, Some(note))
+    } else {
+        Verdict::Several(found.iter().map(describe).collect::<Vec<_>>().join(", "))
+    }
+}
+
+/// The robot whose data these assets describe, from the ids of openpi's base models and configurations.
+pub(super) fn robot_of_asset(asset_id: &str) -> Option<Robot> {
     match asset_id {
-        "trossen" | "trossen_mobile" => Some(Robot::Aloha),
-        "ur5e" => Some(Robot::Ur5),
-        other => config_of_asset(other).map(|config| config.robot),
+        "trossen_mobile" => Some(Robot::Aloha),
+        other => CONFIGS.iter().find(|config| config.asset_id == other).map(|config| config.robot),
     }
 }
+
+/// Asset ids of openpi's base models that stand for robots of which there is no preset.
+pub(super) const OTHER_ASSETS: [&str; 6] =
+    ["franka", "ur5e_dual", "arx", "arx_mobile", "fibocom_mobile", "trossen_mobile"];
 
 /// Asset ids that go with a robot, the likeliest first.
-pub(crate) fn assets_of_robot(robot: Robot) -> &'static [&'static str] {
+pub(super) fn assets_of_robot(robot: Robot) -> &'static [&'static str] {
     match robot {
         Robot::Aloha => &["trossen", "lerobot/aloha_sim_transfer_cube_human"],
         Robot::Droid => &["droid"],
         Robot::Libero => &["physical-intelligence/libero"],
         Robot::Ur5 => &["ur5e"],
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_unique_and_found() {
+        for (i, config) in CONFIGS.iter().enumerate() {
+            assert_eq!(OpenPiConfig::named(config.name).unwrap(), *config);
+            assert!(CONFIGS[..i].iter().all(|other| other.name != config.name), "{}", config.name);
+            assert_eq!(config.max_tokens == 200, config.pi05, "{}", config.name);
+        }
+        let refuse = |name: &str| OpenPiConfig::named(name).unwrap_err().to_string();
+        assert!(refuse("pi0_fast_droid").contains("another kind"));
+        assert!(refuse("debug_pi05").contains("made-up data"));
+        assert!(refuse("pi0_nothing").contains("known are pi0_aloha, pi05_aloha, "));
+    }
+
+    #[test]
+    fn assets_tell_what_their_configurations_agree_on() {
+        let verdict = |asset, pi05, horizon| match of_asset(asset, pi05, horizon) {
+            Verdict::One(config, note) => config.name.to_owned() + &note.unwrap_or_default(),
+            Verdict::Several(names) => names,
+            Verdict::Unknown => "?".into(),
+        };
+        assert_eq!(verdict("trossen", false, 50), "pi0_aloha");
+        assert_eq!(verdict("trossen", true, 7), "pi05_aloha");
+        assert_eq!(verdict("physical-intelligence/libero", false, 50), "pi0_libero");
+        assert_eq!(verdict("physical-intelligence/libero", true, 10), "pi05_libero");
+        assert_eq!(verdict("me/mine", true, 10), "?");
+        // The same files may be of velocities or of positions.
+        assert!(
+            verdict("droid", true, 15).starts_with("pi05_droidtaken for pi05_droid: its actions are used as")
+        );
+        assert!(
+            verdict("droid", true, 15).contains("pi05_droid_jointpos or pi05_droid_jointpos_polaris, whose")
+        );
+        assert!(verdict("droid", false, 10).starts_with("pi0_droidtaken for pi0_droid"));
+        assert!(verdict("droid", false, 11).contains("pi0_droid_jointpos_polaris (actions relative"));
+        assert!(verdict("droid", true, 16).contains("pi05_full_droid_finetune (actions relative"));
     }
 }

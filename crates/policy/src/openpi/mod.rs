@@ -1,84 +1,128 @@
-//! Checkpoints of openpi, converted to PyTorch: a configuration of its Python code and the statistics in `assets/`.
+//! Checkpoints of openpi: a configuration of its Python code and the statistics in `assets/`.
+//!
+//! The files do not say whether actions are relative to the state, whether ALOHA's units are converted, whether π0.5's
+//! prompt holds the state. Where the assets are those of openpi's own configurations these tell, if they agree;
+//! otherwise the caller is asked.
 
+mod assets;
 mod configs;
-mod stats;
 
 use std::path::Path;
 
-pub(crate) use stats::NormStats;
+use configs::Verdict;
+pub use configs::{CONFIGS, OpenPiConfig};
 
 use crate::assemble::Parts;
-use crate::files::inside;
 use crate::observation::{Filter, LayoutRule, Pad, Resize};
-use crate::pipeline::{InputStep, OutputStep, StateLength};
+use crate::pipeline::{Formula, InputStep, Normalizer, OPENPI_EPS, OutputStep, StateLength};
 use crate::policy::{Camera, ModelFacts, Policy, PolicyOptions, RobotChoice};
-use crate::prompt::PromptFormat;
+use crate::prompt::{PromptFormat, Rounding, StateText};
 use crate::robot::{OPENPI_CAMERAS, Robot, aloha_units};
+use crate::statistics::{ACTION, Counted, Gaps, STATE};
 use crate::summary::{Family, Origin};
 use crate::{Error, Result};
 
-pub use configs::{CONFIGS, OpenPiConfig};
-use stats::asset_ids;
-
 pub(crate) fn load(directory: &Path, facts: ModelFacts, options: &PolicyOptions) -> Result<Policy> {
     let mut problems = Vec::new();
-    let named = options.config.as_deref().map(configs::config).transpose()?;
-    let asset_id = choose_asset(directory, named, options)?;
-    let config = named.or_else(|| configs::config_of_asset(&asset_id));
+    let mut gaps = Gaps::default();
+    options.only_for_lerobot(directory)?;
+    let named = options.config.as_deref().map(OpenPiConfig::named).transpose()?;
+    if let Some(config) = named {
+        fits(config, facts, options.robot)?;
+    }
+    let found = assets::find(directory, named, options)?;
+    let verdict = match (named, found.asset_id.as_deref()) {
+        (Some(config), _) => Verdict::One(config, None),
+        (None, Some(id)) => configs::of_asset(id, facts.pi05, facts.horizon),
+        (None, None) => Verdict::Unknown,
+    };
+    let known = match &verdict {
+        Verdict::One(config, note) => {
+            let note = note.clone().filter(|_| options.delta_actions.is_none());
+            problems.extend(note.map(|note| format!("{}: {note}", found.name())));
+            Some(*config)
+        }
+        Verdict::Several(_) | Verdict::Unknown => None,
+    };
     let robot = match options.robot {
         RobotChoice::Preset(robot) => Some(robot),
         RobotChoice::None => None,
-        RobotChoice::Auto => config.map(|config| config.robot).or_else(|| configs::robot_of_asset(&asset_id)),
+        RobotChoice::Auto => known
+            .map(|config| config.robot)
+            .or_else(|| found.asset_id.as_deref().and_then(configs::robot_of_asset)),
     };
-    // Another robot than the configuration's has neither its prompt nor its actions.
-    let config = config.filter(|config| robot == Some(config.robot));
     if robot.is_none() && options.robot == RobotChoice::Auto {
-        problems.push(format!("no robot is known for the assets {asset_id}: name one with --robot"));
+        gaps.ask(format!(
+            "no robot is known for {}: name the configuration it was trained with (--config), or the robot (--robot \
+             aloha, droid, libero or ur5; none for the network's own keys, without any transform)",
+            found.name()
+        ));
     }
     if let Some(config) = named.filter(|config| config.horizon != facts.horizon) {
         let why =
             format!("{} has {} actions a chunk, the model {}", config.name, config.horizon, facts.horizon);
         problems.push(why);
     }
+    // Another robot than the configuration's has neither its prompt nor its actions.
+    let config = known.filter(|config| robot == Some(config.robot));
+    let choices = Choices::of(config, robot, facts, options, &verdict, &found.name(), &mut gaps)?;
 
-    let path = directory.join("assets").join(&asset_id).join("norm_stats.json");
-    let stats = NormStats::open(&path)?;
-    if stats.actions.width() > facts.action_dim {
+    let units = aloha_units(choices.adapt_to_pi, robot)?;
+    let delta = robot.filter(|_| choices.delta);
+    if let Some(statistics) = found.statistics.as_ref().filter(|s| s.counted == Counted::Raw)
+        && (units.is_some() || delta.is_some())
+    {
         let why = format!(
-            "statistics of {} action values, the model has {}",
-            stats.actions.width(),
-            facts.action_dim
+            "{} describes what the robot recorded, but this policy normalizes {}; openpi's scripts/compute_norm_stats.py \
+             writes the statistics of that",
+            statistics.path.display(),
+            if delta.is_some() { "actions relative to the state" } else { "joints in π0's units" }
         );
-        return Err(Error::format(path, why));
+        return Err(Error::Option { option: "--stats", why });
     }
-
-    let adapt = options.adapt_to_pi.unwrap_or(robot == Some(Robot::Aloha));
-    let units = aloha_units(adapt, robot)?;
-    let delta = match (options.delta_actions, robot) {
-        (Some(true), None) => {
-            let why = "only a robot preset knows which dimensions are joints".into();
-            return Err(Error::Option { option: "--delta-actions", why });
-        }
-        (Some(choice), robot) => robot.filter(|_| choice),
-        (None, Some(robot)) if config.map_or(robot == Robot::Ur5, |config| config.delta) => Some(robot),
-        (None, _) => None,
+    let (formula, stats) = match facts.pi05 {
+        true => (Formula::OpenPiQuantile, ["q01", "q99"]),
+        false => (Formula::OpenPiZScore, ["mean", "std"]),
     };
+    let mut normalizer = |key: &str| {
+        let made = match &found.statistics {
+            Some(statistics) => statistics.normalizer(key, formula, stats, OPENPI_EPS).map_err(|why| {
+                let network = if facts.pi05 { "π0.5" } else { "π0" };
+                format!("{why}; {network} of openpi is trained on {} and {}", stats[0], stats[1])
+            }),
+            None => Err(found.missing.clone()),
+        };
+        gaps.fill(key, made, options.raw_units, &mut problems)
+    };
+    let (state_stats, action_stats) = (normalizer(STATE), normalizer(ACTION));
+    if options.raw_units && state_stats.is_some() && action_stats.is_some() {
+        return Err(options.needless_raw_units());
+    }
+    widths(&action_stats, robot, facts, &found)?;
 
     let mut before = Vec::new();
     before.extend(units.map(InputStep::Aloha));
-    before.push(InputStep::Normalize(stats.state.clone()));
+    before.extend(state_stats.clone().map(InputStep::Normalize));
     if delta.is_some() {
-        before.push(InputStep::ReferenceBack(stats.state.clone()));
+        before.push(match &state_stats {
+            Some(stats) => InputStep::ReferenceBack(stats.clone()),
+            None => InputStep::Reference,
+        });
     }
-    before.push(InputStep::Tokenize(PromptFormat::OpenPi, facts.max_tokens));
-    let mut after = vec![OutputStep::Unnormalize(stats.actions)];
+    let mut format = PromptFormat::OpenPi;
+    if facts.pi05 && choices.state_in_prompt {
+        before.push(InputStep::StateText(StateText { rounding: Rounding::F64, pad: 0 }));
+        format = PromptFormat::Verbatim;
+    }
+    before.push(InputStep::Tokenize(format, facts.max_tokens));
+    let mut after: Vec<OutputStep> = action_stats.into_iter().map(OutputStep::Unnormalize).collect();
     after.extend(delta.map(|robot| OutputStep::Absolute(robot.delta_mask())));
     let cols = robot.map_or(facts.action_dim, |robot| robot.action_width().min(facts.action_dim));
     after.push(OutputStep::Crop(cols));
     after.extend(units.map(OutputStep::Aloha));
 
-    let (cameras, ignored) = openpi_cameras(robot);
-    let widest = facts.state_dim.min(stats.state.width());
+    let (cameras, ignored) = cameras(robot);
+    let widest = state_stats.map_or(facts.state_dim, |stats| facts.state_dim.min(stats.width()));
     let state = match robot {
         Some(robot) => {
             StateLength { min: robot.state_width(), max: robot.state_width(), source: robot.name().into() }
@@ -86,13 +130,10 @@ pub(crate) fn load(directory: &Path, facts: ModelFacts, options: &PolicyOptions)
         None => StateLength { min: 1, max: widest, source: "the checkpoint's normalization".into() },
     };
     if state.max > widest {
-        let why = format!(
-            "{} has a state of {} values, this checkpoint's {asset_id} only {widest}",
-            state.source, state.max
-        );
+        let why =
+            format!("{} has a state of {} values, {} only {widest}", state.source, state.max, found.name());
         return Err(Error::Option { option: "--robot", why });
     }
-    let default = config.and_then(|config| config.default_prompt);
     Parts {
         directory,
         facts,
@@ -102,16 +143,19 @@ pub(crate) fn load(directory: &Path, facts: ModelFacts, options: &PolicyOptions)
         layout: if robot == Some(Robot::Aloha) { LayoutRule::ChannelsFirst } else { LayoutRule::Guess },
         resize: Resize { filter: Filter::Pillow, pad: Pad::Center },
         state,
+        state_names: ["state", "observation/state", STATE].map(str::to_owned).into(),
         before,
         after,
         rows: facts.horizon,
         cols,
-        default_prompt: default.map(str::to_owned),
+        default_prompt: config.and_then(|config| config.default_prompt).map(str::to_owned),
         tokenizer: None,
+        gaps,
         origin: Origin {
             family: Family::Openpi,
             config: config.map(|config| config.name.into()),
-            asset_id: Some(asset_id),
+            asset_id: found.asset_id,
+            statistics: found.statistics.map(|statistics| statistics.path),
             reset_pose: config.and_then(|config| config.reset_pose),
             problems,
         },
@@ -119,46 +163,122 @@ pub(crate) fn load(directory: &Path, facts: ModelFacts, options: &PolicyOptions)
     .build(options)
 }
 
-/// The assets that were asked for, else those of the configuration or the robot, else the only ones.
-fn choose_asset(directory: &Path, named: Option<OpenPiConfig>, options: &PolicyOptions) -> Result<String> {
-    let assets = directory.join("assets");
-    let mut ids = asset_ids(&assets)?;
-    if let Some(id) = &options.asset_id {
-        inside(&assets, id, &assets)?;
-        return if ids.contains(id) { Ok(id.clone()) } else { Err(no_asset(id, &ids)) };
+/// Whether a configuration that was named can be that of this network and robot.
+fn fits(config: OpenPiConfig, facts: ModelFacts, robot: RobotChoice) -> Result<()> {
+    let refuse = |option, why| Err(Error::Option { option, why });
+    let kind = |pi05| if pi05 { "π0.5" } else { "π0" };
+    if config.pi05 != facts.pi05 {
+        let (wanted, got) = (kind(config.pi05), kind(facts.pi05));
+        return refuse("--config", format!("{} is of a {wanted} network, this is a {got}", config.name));
     }
-    if let Some(config) = named.filter(|config| ids.iter().any(|id| id == config.asset_id)) {
-        return Ok(config.asset_id.into());
+    match robot {
+        RobotChoice::Preset(robot) if robot != config.robot => refuse(
+            "--robot",
+            format!("{robot} contradicts --config {}, which is for {}", config.name, config.robot),
+        ),
+        _ => Ok(()),
     }
-    if ids.len() == 1 {
-        return Ok(ids.remove(0));
-    }
-    if let Some(config) = named {
-        return Err(no_asset(config.asset_id, &ids));
-    }
-    if let RobotChoice::Preset(robot) = options.robot {
-        let id = configs::assets_of_robot(robot).iter().find(|id| ids.iter().any(|other| other == *id));
-        if let Some(id) = id {
-            return Ok((*id).into());
-        }
-    }
-    if ids.is_empty() {
-        return Err(Error::format(assets, "no folder in it has a norm_stats.json"));
-    }
-    let why = format!("choose the statistics of one robot: {}", ids.join(", "));
-    Err(Error::Option { option: "--asset-id", why })
 }
 
-fn no_asset(id: &str, ids: &[String]) -> Error {
-    let have = if ids.is_empty() { "no statistics".into() } else { ids.join(", ") };
-    Error::Option {
-        option: "--asset-id",
-        why: format!("no assets/{id}/norm_stats.json; the checkpoint has {have}"),
+/// What openpi's code decides for each configuration.
+struct Choices {
+    delta: bool,
+    adapt_to_pi: bool,
+    state_in_prompt: bool,
+}
+
+impl Choices {
+    /// From the options, else from the configuration; what neither says is asked for.
+    fn of(
+        config: Option<OpenPiConfig>,
+        robot: Option<Robot>,
+        facts: ModelFacts,
+        options: &PolicyOptions,
+        verdict: &Verdict,
+        assets: &str,
+        gaps: &mut Gaps,
+    ) -> Result<Self> {
+        if options.delta_actions == Some(true) && robot.is_none() {
+            let why = "only a robot preset knows which dimensions are joints".into();
+            return Err(Error::Option { option: "--delta-actions", why });
+        }
+        if options.state_in_prompt.is_some() && !facts.pi05 {
+            let why = "only π0.5 reads the state in the prompt".into();
+            return Err(Error::Option { option: "--state-in-prompt", why });
+        }
+        let mut open = Vec::new();
+        // Without a robot there are no transforms, so only the prompt is open.
+        let mut choose = |given: Option<bool>, matters: bool, known: Option<bool>, question| {
+            given.or(known).unwrap_or_else(|| {
+                if matters {
+                    open.push(question);
+                }
+                false
+            })
+        };
+        let choices = Self {
+            delta: choose(
+                options.delta_actions,
+                robot.is_some(),
+                config.map(|c| c.delta),
+                "whether actions are relative to the state (--delta-actions true or false)",
+            ),
+            adapt_to_pi: choose(
+                options.adapt_to_pi,
+                robot == Some(Robot::Aloha),
+                config.map(|c| c.adapt_to_pi),
+                "whether ALOHA's joints and grippers are converted to π0's units (--adapt-to-pi true, openpi's default, \
+                 or false)",
+            ),
+            state_in_prompt: choose(
+                options.state_in_prompt,
+                facts.pi05,
+                config.map(|c| c.state_in_prompt),
+                "whether the prompt holds the state (--state-in-prompt true, openpi's default, or false as in pi05_libero)",
+            ),
+        };
+        if let (false, Verdict::Several(names)) = (open.is_empty(), verdict) {
+            gaps.ask(format!("{assets} may belong to {names}: name the right one with --config"));
+        } else if !open.is_empty() {
+            gaps.ask(format!(
+                "{assets} do not say {}; name the configuration of openpi that it was trained with (--config, such as \
+                 {}) or answer each",
+                open.join(", nor "),
+                if facts.pi05 { "pi05_aloha" } else { "pi0_aloha" }
+            ));
+        }
+        Ok(choices)
+    }
+}
+
+/// Statistics of the actions must be those of this robot.
+fn widths(
+    actions: &Option<Normalizer>,
+    robot: Option<Robot>,
+    facts: ModelFacts,
+    found: &assets::Found,
+) -> Result<()> {
+    let Some((actions, statistics)) = actions.as_ref().zip(found.statistics.as_ref()) else { return Ok(()) };
+    let got = actions.width();
+    if got > facts.action_dim {
+        let why = format!("statistics of {got} action values, the model has {}", facts.action_dim);
+        return Err(Error::format(&statistics.path, why));
+    }
+    match robot.filter(|robot| robot.action_width() > got) {
+        Some(robot) => {
+            let why = format!(
+                "{robot} has actions of {} values, {} only {got}",
+                robot.action_width(),
+                found.name()
+            );
+            Err(Error::Option { option: "--robot", why })
+        }
+        None => Ok(()),
     }
 }
 
 /// openpi's three cameras under the robot's names, or their own; and those it ignores.
-fn openpi_cameras(robot: Option<Robot>) -> (Vec<Camera>, Vec<String>) {
+fn cameras(robot: Option<Robot>) -> (Vec<Camera>, Vec<(String, Option<String>)>) {
     let theirs = robot.map_or(&[][..], Robot::cameras);
     let camera = |(slot, key): (usize, &&str)| {
         let camera = theirs.iter().find(|camera| camera.slot == Some(slot));
@@ -169,7 +289,10 @@ fn openpi_cameras(robot: Option<Robot>) -> (Vec<Camera>, Vec<String>) {
             required: camera.is_some_and(|camera| camera.required),
         }
     };
-    let ignored =
-        theirs.iter().filter(|camera| camera.slot.is_none()).map(|camera| camera.key.into()).collect();
+    let ignored = theirs
+        .iter()
+        .filter(|camera| camera.slot.is_none())
+        .map(|camera| (camera.key.into(), None))
+        .collect();
     (OPENPI_CAMERAS.iter().enumerate().map(camera).collect(), ignored)
 }

@@ -8,7 +8,7 @@ use serde::Serialize;
 
 pub use normalize::{Formula, Normalizer, OPENPI_EPS, Stats};
 
-use crate::prompt::{PromptFormat, Tokenizer};
+use crate::prompt::{PromptFormat, StateText, Tokenizer};
 use crate::robot::AlohaUnits;
 use crate::{Error, Result, Warning};
 
@@ -19,6 +19,8 @@ pub(crate) enum InputStep {
     Aloha(AlohaUnits),
     /// Ends the prompt with a newline, unless it has one.
     NewLine,
+    /// π0.5: the prompt becomes a text that holds the state as it is now.
+    StateText(StateText),
     /// The prompt as at most so many tokens.
     Tokenize(PromptFormat, usize),
     /// Relative actions refer to the state as it is now.
@@ -50,6 +52,8 @@ pub(crate) struct Transition {
     pub state: Vec<f64>,
     pub prompt: String,
     pub tokens: Vec<u32>,
+    /// Whether the prompt holds the state.
+    pub state_in_prompt: bool,
     /// What relative actions are relative to.
     pub reference: Vec<f64>,
     pub warnings: Vec<Warning>,
@@ -63,9 +67,26 @@ impl Transition {
                 InputStep::Aloha(units) => units.decode_state(&mut self.state),
                 InputStep::NewLine if self.prompt.ends_with('\n') => {}
                 InputStep::NewLine => self.prompt.push('\n'),
+                InputStep::StateText(text) => {
+                    finite(&self.state, true)?;
+                    if self.prompt.trim().is_empty() {
+                        self.warnings.push(Warning::PromptEmpty);
+                    }
+                    self.prompt = text.write(&self.prompt, &self.state);
+                    self.state_in_prompt = true;
+                }
                 InputStep::Tokenize(format, limit) => {
+                    let before = self.warnings.len();
                     self.tokens =
                         format.tokens(tokenizer, &self.prompt, *limit, vocabulary, &mut self.warnings)?;
+                    // The state stands at the end: upstream cuts it off and plans blindly.
+                    let cut = self.warnings[before..].iter().find_map(|warning| match warning {
+                        Warning::PromptTruncated { tokens, kept } => Some((*tokens, *kept)),
+                        _ => None,
+                    });
+                    if let Some((tokens, limit)) = cut.filter(|_| self.state_in_prompt) {
+                        return Err(Error::PromptTooLong { tokens, limit });
+                    }
                 }
                 InputStep::Reference => self.reference = self.state.clone(),
                 InputStep::ReferenceBack(normalizer) => {

@@ -19,12 +19,23 @@ impl Stats {
         }
         for (name, values) in [(a, &self.a), (b, &self.b)] {
             if let Some(i) = values.iter().position(|x| !(*x as f32).is_finite()) {
-                return Err(format!("{name}[{i}] is {}; were the statistics never set?", values[i]));
+                let value = if values[i].is_nan() { "null or NaN".into() } else { values[i].to_string() };
+                return Err(format!("{name}[{i}] is {value}; were the statistics never set?"));
             }
         }
-        match self.b.iter().position(|x| b == "std" && *x < 0.0) {
-            Some(i) => Err(format!("std[{i}] is negative")),
-            None => Ok(()),
+        if b == "std" {
+            return match self.b.iter().position(|x| *x < 0.0) {
+                Some(i) => Err(format!("std[{i}] is negative")),
+                None => Ok(()),
+            };
+        }
+        if let Some(i) = self.a.iter().zip(&self.b).position(|(low, high)| low > high) {
+            let (low, high) = (self.a[i], self.b[i]);
+            return Err(format!("{a}[{i}] is {low}, above {b}[{i}], which is {high}: are they swapped?"));
+        }
+        match self.a == self.b {
+            true => Err(format!("{a} and {b} are equal in every dimension: were they never computed?")),
+            false => Ok(()),
         }
     }
 }
@@ -69,6 +80,17 @@ impl Normalizer {
         match self.formula {
             Formula::OpenPiZScore | Formula::OpenPiQuantile => None,
             Formula::LerobotMeanStd | Formula::LerobotRange => Some(self.width()).filter(|&width| width > 1),
+        }
+    }
+
+    /// Dimensions whose low and high statistics are equal. Of deviations lerobot and openpi add an epsilon in time.
+    pub(crate) fn still(&self) -> Vec<usize> {
+        match self.formula {
+            Formula::OpenPiZScore | Formula::LerobotMeanStd => Vec::new(),
+            Formula::OpenPiQuantile | Formula::LerobotRange => {
+                let equal = |&i: &usize| self.stats.a[i] == self.stats.b[i];
+                (0..self.width()).filter(equal).collect()
+            }
         }
     }
 

@@ -35,7 +35,7 @@ impl PromptFormat {
         let mut ids = vec![tokenizer.bos()];
         match self {
             PromptFormat::OpenPi => {
-                ids.extend(tokenizer.encode(&strip(prompt).replace(['_', '\n'], " "))?);
+                ids.extend(tokenizer.encode(&clean(prompt))?);
                 ids.extend(tokenizer.encode("\n")?);
             }
             PromptFormat::Verbatim => ids.extend(tokenizer.encode(prompt)?),
@@ -57,7 +57,97 @@ impl PromptFormat {
     }
 }
 
+/// π0.5's text: the task, and the state as one of 256 bins for each dimension.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct StateText {
+    /// In which precision values are compared with the bins' edges.
+    pub rounding: Rounding,
+    /// lerobot 0.4 fills the state up with zeros to so many dimensions first; 0: as it is.
+    pub pad: usize,
+}
+
+/// Precision of a normalized state.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Rounding {
+    /// openpi.
+    F64,
+    /// lerobot.
+    F32,
+}
+
+impl StateText {
+    /// `Task: fold the towel, State: 25 -1 255;\nAction: `, with the space at the end. Neither the case of the task nor
+    /// spaces and tabs inside it change.
+    pub fn write(self, task: &str, state: &[f64]) -> String {
+        let padding = std::iter::repeat_n(&0.0, self.pad.saturating_sub(state.len()));
+        let bins: Vec<String> =
+            state.iter().chain(padding).map(|&x| bin(x, self.rounding).to_string()).collect();
+        format!("Task: {}, State: {};\nAction: ", clean(task), bins.join(" "))
+    }
+}
+
+/// `np.digitize(x, np.linspace(-1, 1, 257)[:-1]) - 1`: how many of the edges -1, -1 + 2/256, … are at most `x`, less
+/// one. Below -1 that is -1, printed with its sign; from 0.9921875 on 255, and so for NaN, which no state may hold.
+fn bin(x: f64, rounding: Rounding) -> i32 {
+    let x = match rounding {
+        Rounding::F64 => x,
+        Rounding::F32 => f64::from(x as f32),
+    };
+    match x {
+        _ if x.is_nan() => 255,
+        _ if x < -1.0 => -1,
+        // The edges are multiples of 1/128, so the product is exact; the cast saturates.
+        _ => ((x * 128.0).floor() as i32).saturating_add(128).min(255),
+    }
+}
+
+/// A task as openpi and lerobot's π0.5 clean it.
+fn clean(task: &str) -> String {
+    strip(task).replace(['_', '\n'], " ")
+}
+
 /// Python's `str.strip`, which knows four separators more than Rust's `trim`.
 fn strip(text: &str) -> &str {
     text.trim_matches(|c: char| c.is_whitespace() || ('\u{1c}'..='\u{1f}').contains(&c))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bins_are_numpys() {
+        let each = |values: &[f64], rounding| values.iter().map(|&x| bin(x, rounding)).collect::<Vec<_>>();
+        let edges = [-1.0, 1.0, 0.0, -0.9921875, 0.9921875, 0.5, 0.5000000000000001, 0.49999999999999994];
+        assert_eq!(each(&edges, Rounding::F64), [0, 255, 128, 1, 255, 192, 192, 191]);
+        let outside = [-1.0000001, -1.5, -30.0, 1.0000001, 1e300, -1e300, -0.0];
+        assert_eq!(each(&outside, Rounding::F64), [-1, -1, -1, 255, 255, -1, 128]);
+        let odd = [f64::NAN, f64::INFINITY, f64::NEG_INFINITY];
+        assert_eq!(each(&odd, Rounding::F64), [255, 255, -1]);
+        // Within an f32 rounding of an edge.
+        let near = [0.5 - 1e-9, -1.0 - 1e-9, 0.9921875 - 1e-9, 0.5 + 1e-9];
+        assert_eq!(each(&near, Rounding::F64), [191, -1, 254, 192]);
+        assert_eq!(each(&near, Rounding::F32), [192, 0, 255, 192]);
+    }
+
+    /// Against the definition, on both sides of every edge.
+    #[test]
+    fn bins_count_edges() {
+        let edges: Vec<f64> = (0..256).map(|k| -1.0 + 2.0 * f64::from(k) / 256.0).collect();
+        for &edge in &edges {
+            for x in [edge, edge.next_up(), edge.next_down()] {
+                let wanted = edges.iter().filter(|edge| **edge <= x).count() as i32 - 1;
+                assert_eq!(bin(x, Rounding::F64), wanted, "{x:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_state_is_written_unpadded_or_padded() {
+        let text = StateText { rounding: Rounding::F64, pad: 0 };
+        assert_eq!(text.write("  Fold_the\ttowel\n", &[]), "Task: Fold the\ttowel, State: ;\nAction: ");
+        let text = StateText { rounding: Rounding::F32, pad: 4 };
+        assert_eq!(text.write("x", &[-2.0, 1.0]), "Task: x, State: -1 255 128 128;\nAction: ");
+    }
 }
