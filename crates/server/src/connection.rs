@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use axum::extract::ws::{CloseFrame, Message, WebSocket, close_code};
+use axum::extract::ws::{CloseFrame, Message, Utf8Bytes, WebSocket, close_code};
 use bytes::Bytes;
 use tokio::time::{MissedTickBehavior, interval, timeout};
 use tokio_util::sync::CancellationToken;
@@ -84,15 +84,19 @@ impl Connection {
             End::Silent => tracing::info!("client does not answer, dropped"),
             End::Flooding => tracing::info!("client floods the server with pings, dropped"),
             End::Stopping => {
-                self.close(close_code::AWAY, "the server is shutting down").await;
+                self.close(close_code::AWAY, "the server is shutting down".into()).await;
             }
             End::Failed(failure) => {
                 match &failure {
                     Failure::Panic(_) | Failure::Model(_) => tracing::error!(%failure, "request failed"),
                     _ => tracing::info!(%failure, "request refused"),
                 }
-                if self.send(Message::Text(failure.to_string().into())).await.is_ok() {
-                    self.close(close_code::ERROR, ERROR_REASON).await;
+                let text = failure.to_string();
+                if self.send(Message::Text(text.clone().into())).await.is_ok() {
+                    match failure {
+                        Failure::TooLarge(_) => self.turn_away(text).await,
+                        _ => self.close(close_code::ERROR, ERROR_REASON.into()).await,
+                    }
                 }
             }
         }
@@ -211,9 +215,9 @@ impl Connection {
 
     /// Says goodbye and waits for the client to do so: closing a socket with unread bytes in it would destroy what
     /// was sent last.
-    async fn close(&mut self, code: u16, reason: &'static str) {
+    async fn close(&mut self, code: u16, reason: Utf8Bytes) {
         const PATIENCE: Duration = Duration::from_secs(2);
-        if self.send(Message::Close(Some(CloseFrame { code, reason: reason.into() }))).await.is_err() {
+        if self.send(Message::Close(Some(CloseFrame { code, reason }))).await.is_err() {
             return;
         }
         let drain = async { while let Some(Ok(_)) = self.socket.recv().await {} };
@@ -221,9 +225,25 @@ impl Connection {
     }
 }
 
+impl Connection {
+    /// Closes while the client may still be sending a message that is not read: it must have time to hear why before the
+    /// socket goes, and its unread bytes with it.
+    async fn turn_away(&mut self, mut reason: String) {
+        /// Bytes that a close frame has for its reason.
+        const MOST: usize = 123;
+        const HEARING: Duration = Duration::from_secs(1);
+        reason.truncate(reason.floor_char_boundary(MOST));
+        self.close(close_code::SIZE, reason.into()).await;
+        tokio::time::sleep(HEARING).await;
+    }
+}
+
 /// A message beyond the limit gets an answer; any other error means that the connection is lost. By its text, for the
 /// type belongs to a library that axum keeps to itself.
 fn oversized(error: &axum::Error) -> Option<Failure> {
     let text = error.to_string();
-    text.starts_with("Space limit exceeded").then(|| Failure::bad(format!("message refused: {text}")))
+    let sizes = text.strip_prefix("Space limit exceeded: ")?;
+    Some(Failure::TooLarge(format!(
+        "the observation is too large: {sizes} bytes; send smaller images, or raise max_message_bytes of the server"
+    )))
 }

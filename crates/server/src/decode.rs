@@ -43,7 +43,7 @@ impl fmt::Display for Place<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.0 {
             [] => f.write_str("not a msgpack message, "),
-            path => write!(f, "`{}` ", path.join("` in `")),
+            path => write!(f, "`{}` ", path.join("` → `")),
         }
     }
 }

@@ -54,6 +54,9 @@ pub enum Failure {
     /// The client's fault.
     #[error("{0}")]
     BadRequest(String),
+    /// The message is larger than the server takes, and was not read.
+    #[error("{0}")]
+    TooLarge(String),
     /// Too many wait already.
     #[error("the server is busy: {waiting} requests wait already; try again later or another replica")]
     Busy {
@@ -83,7 +86,7 @@ impl Failure {
     pub fn kind(&self) -> &'static str {
         let [bad_request, busy, expired, model, panic, shutting_down] = Self::KINDS;
         match self {
-            Failure::BadRequest(_) => bad_request,
+            Failure::BadRequest(_) | Failure::TooLarge(_) => bad_request,
             Failure::Busy { .. } => busy,
             Failure::Expired(_) => expired,
             Failure::Model(_) => model,

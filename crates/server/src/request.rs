@@ -18,6 +18,8 @@ pub(crate) struct Request {
 /// Real-time chunking, as the client asks for it.
 #[derive(Debug, PartialEq)]
 pub(crate) struct Rtc {
+    /// None: what the checkpoint was trained for.
+    pub mode: Option<RtcMode>,
     /// The actions of the last chunk that are not executed yet, `[rows, cols]`, as this server returned them.
     pub previous: Vec<f64>,
     pub cols: usize,
@@ -27,12 +29,20 @@ pub(crate) struct Rtc {
     pub schedule: GuidanceSchedule,
 }
 
+/// How the last chunk is continued.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum RtcMode {
+    Guided,
+    Trained,
+}
+
 /// Reads requests for one policy.
 #[derive(Debug)]
 pub(crate) struct RequestReader {
     robot: Option<Robot>,
-    /// Names of cameras, for checkpoints without a robot.
+    /// Names of cameras and of the state, for checkpoints without a robot.
     cameras: Vec<String>,
+    state: Vec<String>,
     /// openpi turns floats into bytes first; lerobot does not.
     bytes_first: bool,
 }
@@ -42,7 +52,8 @@ impl RequestReader {
         let summary = policy.summary();
         Self {
             robot: policy.robot(),
-            cameras: summary.cameras.into_iter().flat_map(|camera| camera.accepts).collect(),
+            cameras: policy.image_names().map(str::to_owned).collect(),
+            state: summary.state_names,
             bytes_first: summary.resize.filter == Filter::Pillow,
         }
     }
@@ -63,7 +74,7 @@ impl RequestReader {
             },
             state: match self.robot {
                 Some(robot) => preset_state(map, robot)?,
-                None => own_state(map)?,
+                None => self.own_state(map)?,
             },
             prompt: prompt(map, if self.robot.is_some() { &["prompt"] } else { &["prompt", "task"] })?,
         };
@@ -88,11 +99,29 @@ impl RequestReader {
         }
     }
 
-    /// For a checkpoint without a robot: a dictionary `images`, or images under the cameras' own names.
+    /// For a checkpoint without a robot: a dictionary `images`, or images under the cameras' own names. What looks like
+    /// an image and belongs to no camera is handed on too: the policy refuses it by name.
     fn own_images(&self, map: &Map) -> Result<Vec<(String, Image)>, Failure> {
+        let looks = |value: &Value| matches!(value, Value::Array(array) if array.shape.len() == 3 && (array.dtype.kind, array.dtype.size) == (Kind::Uint, 1));
+        let is_image = |(key, value): &(&str, &Value)| {
+            self.cameras.iter().any(|name| name == key)
+                || key.starts_with("observation.image")
+                || looks(value)
+        };
         match map.get("images") {
             Some(_) => self.image_map(map),
-            None => self.images(map.iter().filter(|(key, _)| self.cameras.iter().any(|name| name == key))),
+            None => self.images(map.iter().filter(is_image)),
+        }
+    }
+
+    fn own_state(&self, map: &Map) -> Result<Vec<f64>, Failure> {
+        let given: Vec<_> = self.state.iter().filter(|name| map.get(name).is_some()).collect();
+        match given.as_slice() {
+            [name] => numbers(map, name),
+            [] => Err(missing(self.state.first().map_or("state", String::as_str), map)),
+            [one, other, ..] => {
+                Err(Failure::bad(format!("the state is given twice, as `{one}` and as `{other}`")))
+            }
         }
     }
 
@@ -168,11 +197,6 @@ fn preset_state(map: &Map, robot: Robot) -> Result<Vec<f64>, Failure> {
     Ok(state)
 }
 
-fn own_state(map: &Map) -> Result<Vec<f64>, Failure> {
-    let keys = ["state", "observation.state", "observation/state"];
-    numbers(map, keys.into_iter().find(|key| map.get(key).is_some()).unwrap_or(keys[0]))
-}
-
 fn prompt(map: &Map, keys: &[&str]) -> Result<Option<String>, Failure> {
     let Some(key) = keys.iter().find(|key| map.get(key).is_some()) else { return Ok(None) };
     let text = match map.get(key) {
@@ -185,8 +209,15 @@ fn prompt(map: &Map, keys: &[&str]) -> Result<Option<String>, Failure> {
     text.map(Some).ok_or_else(|| wrong(key, &map.0, "a string"))
 }
 
-const RTC: [&str; 5] =
-    ["rtc/previous", "rtc/delay", "rtc/execution_horizon", "rtc/max_guidance_weight", "rtc/schedule"];
+const RTC: [&str; 6] = [
+    "rtc/mode",
+    "rtc/previous",
+    "rtc/delay",
+    "rtc/execution_horizon",
+    "rtc/max_guidance_weight",
+    "rtc/schedule",
+];
+const MODES: &str = "guided or trained";
 
 fn rtc(map: &Map) -> Result<Option<Rtc>, Failure> {
     if let Some((key, _)) = map.iter().find(|(key, _)| key.starts_with("rtc/") && !RTC.contains(key)) {
@@ -215,6 +246,15 @@ fn rtc(map: &Map) -> Result<Option<Rtc>, Failure> {
         },
         Some(_) => return Err(wrong("rtc/schedule", &map.0, SCHEDULES)),
     };
+    let mode = match map.get("rtc/mode") {
+        None | Some(Value::Nil) => None,
+        Some(Value::Text(name)) => match name.to_ascii_lowercase().as_str() {
+            "guided" => Some(RtcMode::Guided),
+            "trained" => Some(RtcMode::Trained),
+            _ => return Err(Failure::bad(format!("`rtc/mode` is {name:?}, wanted {MODES}"))),
+        },
+        Some(_) => return Err(wrong("rtc/mode", &map.0, MODES)),
+    };
     let (delay, execution_horizon) = (count("rtc/delay", 0)?, count("rtc/execution_horizon", 10)?);
     let (previous, cols) = match map.get("rtc/previous") {
         // The first chunk has nothing to follow.
@@ -226,7 +266,7 @@ fn rtc(map: &Map) -> Result<Option<Rtc>, Failure> {
         },
         Some(_) => return Err(wrong("rtc/previous", &map.0, "an array [actions, width]")),
     };
-    Ok(Some(Rtc { previous, cols, delay, execution_horizon, max_weight, schedule }))
+    Ok(Some(Rtc { mode, previous, cols, delay, execution_horizon, max_weight, schedule }))
 }
 
 const SCHEDULES: &str = "one of zeros, ones, linear, exp";

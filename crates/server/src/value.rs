@@ -112,12 +112,15 @@ impl Dtype {
     /// `<f8`.
     pub const F64: Dtype = Dtype { kind: Kind::Float, size: 8, big: false };
 
-    /// Reads numpy's `dtype.str`.
+    /// Reads numpy's `dtype.str`, or one of the names that numpy's `dtype()` takes: `uint8`, `float64`, `d`.
     ///
     /// # Errors
     /// A sentence, for types that may not travel.
     pub fn parse(text: &str) -> Result<Self, String> {
         let refuse = || format!("numpy type {text:?} is not accepted; send bool, integers or floats");
+        if let Some((kind, size)) = named(text) {
+            return Ok(Self { kind, size, big: false });
+        }
         let (order, rest) = match text.as_bytes() {
             [order @ (b'<' | b'>' | b'|' | b'='), ..] => (*order, &text[1..]),
             _ => (b'=', text),
@@ -138,6 +141,25 @@ impl Dtype {
         };
         Ok(Self { kind, size, big: order == b'>' })
     }
+}
+
+/// numpy's names of its types, and their letters.
+fn named(name: &str) -> Option<(Kind, usize)> {
+    Some(match name {
+        "bool" | "bool_" | "?" => (Kind::Bool, 1),
+        "int8" | "byte" | "b" => (Kind::Int, 1),
+        "int16" | "short" | "h" => (Kind::Int, 2),
+        "int32" | "intc" | "i" => (Kind::Int, 4),
+        "int64" | "int" | "int_" | "longlong" | "l" | "q" => (Kind::Int, 8),
+        "uint8" | "ubyte" | "B" => (Kind::Uint, 1),
+        "uint16" | "ushort" | "H" => (Kind::Uint, 2),
+        "uint32" | "uintc" | "I" => (Kind::Uint, 4),
+        "uint64" | "uint" | "ulonglong" | "L" | "Q" => (Kind::Uint, 8),
+        "float16" | "half" | "e" => (Kind::Float, 2),
+        "float32" | "single" | "f" => (Kind::Float, 4),
+        "float64" | "float" | "double" | "d" => (Kind::Float, 8),
+        _ => return None,
+    })
 }
 
 impl fmt::Display for Dtype {

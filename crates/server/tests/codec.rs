@@ -99,6 +99,29 @@ fn other_spellings_of_arrays_are_read() {
     let Value::Array(array) = parse(&b).unwrap() else { panic!() };
     assert_eq!(array.text().unwrap(), "hi");
     assert_eq!(array.numbers(), None);
+
+    // Types by their names, as `str(array.dtype)` and some clients write them.
+    for (name, dtype) in [
+        ("uint8", "|u1"),
+        ("B", "|u1"),
+        ("float64", "<f8"),
+        ("d", "<f8"),
+        ("float", "<f8"),
+        ("float32", "<f4"),
+        ("float16", "<f2"),
+        ("int64", "<i8"),
+        ("int", "<i8"),
+        ("int8", "|i1"),
+        ("b", "|i1"),
+        ("bool", "|b1"),
+        ("uint16", "<u2"),
+        ("i4", "<i4"),
+    ] {
+        assert_eq!(pi0_server::Dtype::parse(name).unwrap().to_string(), dtype, "{name}");
+    }
+    for name in ["complex64", "object", "datetime64", "Float64", "float128"] {
+        assert!(pi0_server::Dtype::parse(name).unwrap_err().contains("is not accepted"), "{name}");
+    }
 }
 
 #[test]

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use common::checkpoint::openpi_checkpoint;
+use common::checkpoint::{openpi_checkpoint, pi05_checkpoint, tiny_copy};
 use common::*;
 use futures_util::{SinkExt, StreamExt};
 use pi0_model::ModelError;
@@ -182,6 +182,7 @@ async fn mistakes_are_told_and_end_only_their_own_connection() {
         (with(aloha(0), &format!("rtc/{}", "x\n".repeat(100_000)), Value::Nil), &["rtc/x\u{fffd}x", "…"]),
         (with(aloha(0), "rtc/schedule", text("cubic")), &["rtc/schedule", "linear"]),
         (with(aloha(0), "rtc/previous", vector(&[1.0])), &["rtc/previous", "[actions, width]"]),
+        (with(aloha(0), "rtc/mode", text("both")), &["rtc/mode", "guided or trained"]),
     ];
     for (observation, words) in cases {
         refused(server.client().await.infer(&observation).await, words);
@@ -196,7 +197,7 @@ async fn mistakes_are_told_and_end_only_their_own_connection() {
         refused(client.receive().await, &["message"]);
     }
     assert_eq!(witness.actions(&aloha(0)).await.shape, [HORIZON, 14]);
-    assert_eq!(server.metric("pi0_requests_total{outcome=\"bad_request\"}").await, 26.0);
+    assert_eq!(server.metric("pi0_requests_total{outcome=\"bad_request\"}").await, 27.0);
     server.end().await;
 }
 
@@ -393,7 +394,11 @@ async fn doors_keys_and_limits() {
 
     let large = Value::Binary(vec![0; (1 << 20) + 1].into());
     match first.infer(&large).await {
-        Reply::Error(text, _) => assert!(text.contains("Message too long"), "{text}"),
+        Reply::Error(text, Some(close)) => {
+            assert!(text.contains("too large: Message too long: 104"), "{text}");
+            assert_eq!(u16::from(close.code), 1009);
+            assert!(close.reason.starts_with("the observation is too large: "), "{}", close.reason);
+        }
         // The client may still be sending when the server closes.
         Reply::Lost(_) => {}
         other => panic!("{other:?}"),
@@ -519,6 +524,132 @@ async fn a_new_chunk_can_continue_the_last_one() {
     let empty = Value::Array(NdArray::from_f64(vec![0, 14], &[]).unwrap());
     let none = client.actions(&with(next, "rtc/previous", empty)).await.numbers().unwrap();
     assert_eq!(none, free);
+    server.end().await;
+}
+
+/// An observation for [`pi05_checkpoint`].
+fn front(seed: usize) -> Value {
+    Value::Map(Map::from([
+        ("observation.images.front", image([30, 40, 3], seed)),
+        ("observation.images.wrist", image([30, 40, 3], seed + 1)),
+        ("observation.state", vector(&[0.1, -0.2, 0.3, -0.4, 0.5, -0.6, 0.7])),
+        ("task", text("pick up the fork")),
+    ]))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_checkpoint_that_learned_it_continues_a_chunk_exactly() {
+    let server = Running::start(pi05_checkpoint(), settings(), None).await;
+    let mut client = server.client().await;
+    let first = client.actions(&with(front(0), "pi0/noise", noise(10, 0))).await;
+    assert_eq!(first.shape, [8, 6]);
+    let first = first.numbers().unwrap();
+    let tail = |from: usize| {
+        let rows = 8 - from;
+        Value::Array(NdArray::from_f64(vec![rows, 6], &first[from * 6..]).unwrap())
+    };
+    let next = with(front(1), "pi0/noise", noise(10, 9));
+    let rtc = |from: usize, delay: i128| {
+        with(with(next.clone(), "rtc/previous", tail(from)), "rtc/delay", Value::Int(delay))
+    };
+    let free = client.actions(&next).await.numbers().unwrap();
+    // By default as it was trained: the delay's actions come back as they were.
+    let trained = client.actions(&rtc(2, 3)).await.numbers().unwrap();
+    let far = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
+    // A dimension whose statistics are equal comes back to a millionth of itself.
+    assert!(far(&trained[..18], &first[12..30]) < 1e-5, "{}", far(&trained[..18], &first[12..30]));
+    assert!(far(&free[..18], &first[12..30]) > 0.01 && far(&trained[18..], &free[18..]) > 0.0);
+    let named = client.actions(&with(rtc(2, 3), "rtc/mode", text("trained"))).await.numbers().unwrap();
+    assert_eq!(named, trained);
+    let guided = client.actions(&with(rtc(2, 3), "rtc/mode", text("guided"))).await.numbers().unwrap();
+    assert_ne!(guided, trained);
+    assert_eq!(client.actions(&rtc(2, 0)).await.numbers().unwrap(), free);
+    for (observation, words) in [
+        (rtc(0, 7), &["`rtc/delay` is 7", "at most 6", "guided"][..]),
+        (rtc(6, 3), &["`rtc/previous` has 2 actions", "delay` of 3"]),
+        (
+            with(rtc(2, 3), "rtc/previous", Value::Array(NdArray::from_f64(vec![4, 7], &[0.0; 28]).unwrap())),
+            &["6 values"],
+        ),
+        (
+            with(
+                rtc(2, 3),
+                "rtc/previous",
+                Value::Array(NdArray::from_f64(vec![4, 6], &[f64::NAN; 24]).unwrap()),
+            ),
+            &["NaN"],
+        ),
+        (
+            with(
+                without(front(0), "observation.state"),
+                "observation.state",
+                vector(&[0.0, f64::NAN, 0.0, 0.0, 0.0, 0.0, 0.0]),
+            ),
+            &["NaN"],
+        ),
+        (with(without(front(0), "task"), "task", text(&"pick up ".repeat(200))), &["would be cut off"]),
+    ] {
+        refused(server.client().await.infer(&observation).await, words);
+    }
+    server.end().await;
+
+    // Another checkpoint did not learn it.
+    let server = start(settings(), None).await;
+    let previous = Value::Array(NdArray::from_f64(vec![2, 14], &[0.0; 28]).unwrap());
+    let trained = with(with(aloha(0), "rtc/previous", previous), "rtc/mode", text("trained"));
+    refused(server.client().await.infer(&trained).await, &["did not learn", "guided"]);
+    server.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn keys_mean_what_the_checkpoints_renaming_makes_of_them() {
+    let observation = |camera: &str, state: &str| {
+        Value::Map(Map::from([
+            (camera, image([24, 32, 3], 0)),
+            (state, vector(&[0.1; 14])),
+            ("task", text("fold")),
+            ("pi0/noise", noise(16, 0)),
+        ]))
+    };
+    let dir = tiny_copy("policy_preprocessor.json", |file| {
+        file["steps"][0]["config"]["rename_map"] = serde_json::json!({
+            "observation.qpos": "observation.state",
+            "observation.images.top": "observation.images.base_0_rgb",
+            "observation.images.side": "observation.images.nobody",
+        });
+    });
+    let server = Running::start(dir, settings(), None).await;
+    let mut client = server.client().await;
+    let own = client.actions(&observation("observation.images.base_0_rgb", "observation.state")).await;
+    for (camera, state) in
+        [("observation.images.top", "observation.qpos"), ("top", "qpos"), ("base_0_rgb", "state")]
+    {
+        assert_eq!(client.actions(&observation(camera, state)).await, own, "{camera} {state}");
+    }
+    // A camera that the checkpoint drops is no reason to refuse the others.
+    let both = with(observation("top", "state"), "observation.images.side", image([24, 32, 3], 7));
+    assert_eq!(client.actions(&both).await, own);
+    for (observation, words) in [
+        (
+            observation("observation.images.base_0_rbg", "state"),
+            &["unknown camera `observation.images.base_0_rbg`"][..],
+        ),
+        (
+            with(observation("top", "state"), "base_1_rgb", image([24, 32, 3], 7)),
+            &["unknown camera `base_1_rgb`"],
+        ),
+        (
+            observation("observation.images.side", "state"),
+            &["of the images given, `observation.images.side`, none"],
+        ),
+        (
+            with(observation("top", "state"), "observation.qpos", vector(&[0.1; 14])),
+            &["given twice, as `state` and as"],
+        ),
+        (without(observation("top", "state"), "state"), &["lacks `state`"]),
+    ] {
+        refused(server.client().await.infer(&observation).await, words);
+    }
     server.end().await;
 }
 

@@ -48,3 +48,48 @@ pub fn openpi_checkpoint(robot: Robot, horizon: usize) -> TempDir {
     fs::copy(tiny().join("model.safetensors"), dir.path().join("model.safetensors")).expect("a copy");
     dir
 }
+
+/// A π0.5 checkpoint of lerobot that learned real-time chunking, for delays of up to six actions: the network of
+/// `golden/d` in the policy of `golden/policy_pi05`.
+pub fn pi05_checkpoint() -> TempDir {
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../golden");
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let copy = |from: PathBuf, to: &str| {
+        let to = dir.path().join(to);
+        fs::create_dir_all(to.parent().expect("a folder")).expect("a directory");
+        fs::copy(from, to).expect("a copy");
+    };
+    for entry in fs::read_dir(golden.join("policy_pi05")).expect("golden/policy_pi05") {
+        let path = entry.expect("an entry").path();
+        copy(path.clone(), path.file_name().and_then(|name| name.to_str()).expect("a name"));
+    }
+    copy(golden.join("tokens/tokenizer.json"), "tokenizer/tokenizer.json");
+    copy(golden.join("d/model.safetensors"), "model.safetensors");
+    copy(golden.join("d/arch.json"), "arch.json");
+    let path = dir.path().join("config.json");
+    let mut config: Value = serde_json::from_slice(&fs::read(&path).expect("config.json")).expect("JSON");
+    config["rtc_training_max_delay"] = json!(6);
+    fs::write(path, config.to_string()).expect("a file");
+    dir
+}
+
+/// A copy of `models/tiny`, which is lerobot's and of no robot, with a changed file.
+pub fn tiny_copy(name: &str, edit: impl FnOnce(&mut Value)) -> TempDir {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let mut folders = vec![(tiny(), dir.path().to_owned())];
+    while let Some((from, to)) = folders.pop() {
+        fs::create_dir_all(&to).expect("a directory");
+        for entry in fs::read_dir(from).expect("models/tiny") {
+            let (path, to) = entry.map(|e| (e.path(), to.join(e.file_name()))).expect("an entry");
+            match path.is_dir() {
+                true => folders.push((path, to)),
+                false => drop(fs::copy(path, to).expect("a copy")),
+            }
+        }
+    }
+    let path = dir.path().join(name);
+    let mut value: Value = serde_json::from_slice(&fs::read(&path).expect("a file")).expect("JSON");
+    edit(&mut value);
+    fs::write(path, value.to_string()).expect("a file");
+    dir
+}
