@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use pi0_model::Config;
-use pi0_policy::{Policy, PolicyOptions};
+use pi0_policy::{Filter, LerobotVersion, Pad, Policy, PolicyOptions};
 
 /// What the checkpoint does not say, or what the user wants otherwise.
 #[derive(Debug, Clone, Default, clap::Args)]
@@ -22,6 +22,64 @@ pub struct PolicyArgs {
     /// Folder below assets/ of an openpi checkpoint
     #[arg(long, value_name = "ID")]
     pub asset_id: Option<String>,
+    /// Statistics to normalize with, instead of the checkpoint's: openpi's norm_stats.json, a lerobot data set or its
+    /// meta/stats.json, a processor file
+    #[arg(long, value_name = "FILE")]
+    pub stats: Option<PathBuf>,
+    /// Run without normalization where statistics are missing
+    #[arg(long)]
+    pub raw_units: bool,
+    /// Whether joint actions are relative to the state (openpi) [default: as the configuration says]
+    #[arg(long, value_name = "true|false")]
+    pub delta_actions: Option<bool>,
+    /// Whether ALOHA's joints and grippers are converted to π0's units [default: as the configuration says]
+    #[arg(long, value_name = "true|false")]
+    pub adapt_to_pi: Option<bool>,
+    /// Whether π0.5's prompt holds the state (openpi) [default: as the configuration says]
+    #[arg(long, value_name = "true|false")]
+    pub state_in_prompt: Option<bool>,
+    /// The lerobot that wrote the checkpoint, where its files do not tell
+    #[arg(long, value_name = "VERSION", value_enum)]
+    pub lerobot_version: Option<Version>,
+    /// Bars of images that are not square [default: as the checkpoint was trained]
+    #[arg(long, value_enum)]
+    pub pad: Option<Bars>,
+    /// Interpolation of images [default: as the checkpoint was trained]
+    #[arg(long, value_enum)]
+    pub filter: Option<Interpolation>,
+}
+
+/// See [`LerobotVersion`].
+#[derive(Debug, Clone, Copy, clap::ValueEnum)]
+pub enum Version {
+    /// 0.4.0 to 0.4.4
+    #[value(name = "0.4")]
+    V0_4,
+    /// 0.5.0 and later
+    #[value(name = "0.5")]
+    V0_5,
+}
+
+/// See [`Pad`].
+#[derive(Debug, Clone, Copy, clap::ValueEnum)]
+pub enum Bars {
+    /// Black on both sides: openpi, lerobot 0.5 and later
+    Center,
+    /// -3 on both sides: lerobot 0.4
+    #[value(name = "center-3")]
+    Center3,
+    /// Black, on top and left: lerobot up to 0.3
+    #[value(name = "topleft")]
+    TopLeft,
+}
+
+/// See [`Filter`].
+#[derive(Debug, Clone, Copy, clap::ValueEnum)]
+pub enum Interpolation {
+    /// Antialiased: openpi
+    Pillow,
+    /// Four neighbours: lerobot
+    Torch,
 }
 
 impl PolicyArgs {
@@ -32,7 +90,25 @@ impl PolicyArgs {
             config: self.config.clone(),
             tokenizer: self.tokenizer.clone(),
             asset_id: self.asset_id.clone(),
-            ..PolicyOptions::default()
+            stats: self.stats.clone(),
+            raw_units: self.raw_units,
+            default_prompt: None,
+            filter: self.filter.map(|filter| match filter {
+                Interpolation::Pillow => Filter::Pillow,
+                Interpolation::Torch => Filter::Torch,
+            }),
+            pad: self.pad.map(|bars| match bars {
+                Bars::Center => Pad::Center,
+                Bars::Center3 => Pad::Center3,
+                Bars::TopLeft => Pad::TopLeft,
+            }),
+            adapt_to_pi: self.adapt_to_pi,
+            delta_actions: self.delta_actions,
+            state_in_prompt: self.state_in_prompt,
+            lerobot_version: self.lerobot_version.map(|version| match version {
+                Version::V0_4 => LerobotVersion::V0_4,
+                Version::V0_5 => LerobotVersion::V0_5,
+            }),
         })
     }
 

@@ -33,7 +33,7 @@ impl WeightsArgs {
                 name: c.name.into(),
                 kind: if c.pi05 { Kind::Pi05 } else { Kind::Pi0 },
                 horizon: c.horizon,
-                max_tokens: None,
+                max_tokens: Some(c.max_tokens),
             }),
         };
         let model = resolve(model)?;

@@ -190,6 +190,145 @@ fn a_broken_checkpoint_is_explained() {
     assert!(text.contains("damaged") && text.contains("fetch it again"), "{text}");
 }
 
+/// A copy of a checkpoint of the repository with a changed file.
+fn copy_of(checkpoint: &str, file: &str, edit: impl FnOnce(&mut serde_json::Value)) -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    let mut folders = vec![(root().join(checkpoint), dir.path().to_owned())];
+    while let Some((from, to)) = folders.pop() {
+        std::fs::create_dir_all(&to).unwrap();
+        for entry in std::fs::read_dir(from).unwrap().map(Result::unwrap) {
+            let to = to.join(entry.file_name());
+            match entry.path().is_dir() {
+                true => folders.push((entry.path(), to)),
+                false => drop(std::fs::copy(entry.path(), to).unwrap()),
+            }
+        }
+    }
+    let path = dir.path().join(file);
+    let mut value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    edit(&mut value);
+    std::fs::write(path, value.to_string()).unwrap();
+    dir
+}
+
+/// Without statistics a checkpoint can be looked at; running it takes statistics, or a word.
+#[test]
+fn without_statistics_nothing_runs_unasked() {
+    let strip = |file: &mut serde_json::Value| {
+        for step in file["steps"].as_array_mut().unwrap() {
+            step.as_object_mut().unwrap().remove("state_file");
+        }
+    };
+    let dir = copy_of("models/tiny", "policy_preprocessor.json", strip);
+    let model = dir.path().to_str().unwrap();
+    let assert = pi0(&["inspect", model]).assert().failure();
+    let text = String::from_utf8(assert.get_output().stdout.clone()).unwrap();
+    assert!(
+        text.contains("missing: no statistics to normalize with: the checkpoint has no statistics of obs"),
+        "{text}"
+    );
+    let job = |more: &[&str]| {
+        let mut args = MAIN_JOB.map(str::to_owned).to_vec();
+        args[1] = model.to_owned();
+        args.extend(more.iter().map(|s| s.to_string()));
+        args
+    };
+    let refused = job(&[]);
+    let text = complaint(&refused.iter().map(String::as_str).collect::<Vec<_>>());
+    assert!(text.contains("--stats FILE") && text.contains("--raw-units"), "{text}");
+    let serve = complaint(&["serve", model, "--port", "0"]);
+    assert!(serve.contains("does not run as it is"), "{serve}");
+    // The untouched file of the original.
+    let stats = root().join("models/tiny/policy_preprocessor.json");
+    let given = job(&["--stats", stats.to_str().unwrap()]);
+    let given = given.iter().map(String::as_str).collect::<Vec<_>>();
+    assert_eq!(stdout(&given), stdout(&MAIN_JOB));
+    stdout(&["inspect", model, "--stats", stats.to_str().unwrap()]);
+    // The network of models/tiny is normalized with mean 0 and deviation 1.
+    let raw = job(&["--raw-units"]);
+    assert_eq!(stdout(&raw.iter().map(String::as_str).collect::<Vec<_>>()), stdout(&MAIN_JOB));
+    assert!(
+        complaint(&[&MAIN_JOB[..], &["--raw-units"]].concat()).contains("--raw-units: the checkpoint has")
+    );
+}
+
+/// Real-time chunking on the command line gives lerobot's actions, and refuses what makes no sense.
+#[test]
+fn chunks_continue_the_previous_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let output = dir.path().join("actions.safetensors").to_str().unwrap().to_string();
+    let call = |run: &str, more: &[&'static str]| -> Vec<String> {
+        let inputs = root().join(format!("golden/d/{run}.inputs.safetensors"));
+        let base = ["infer", "golden/d", "--device", "reference", "--output", &output, "--inputs"];
+        let mut args: Vec<String> = base.iter().map(|s| s.to_string()).collect();
+        args.push(inputs.to_str().unwrap().into());
+        args.extend(more.iter().map(|s| s.to_string()));
+        args
+    };
+    let runs: [(&str, &[&'static str]); 3] = [
+        ("rtc_trained_b1", &["--rtc", "trained", "--delay", "3"]),
+        ("rtc_linear_b1", &["--rtc", "guided", "--delay", "3"]),
+        ("rtc_ones_b1", &["--rtc", "guided", "--schedule", "ones"]),
+    ];
+    let meta = std::fs::read(root().join("golden/d/meta.json")).unwrap();
+    let meta: serde_json::Value = serde_json::from_slice(&meta).unwrap();
+    for (run, options) in runs {
+        let rtc = &meta["runs"].as_array().unwrap().iter().find(|r| r["name"] == run).unwrap()["rtc"];
+        let mut args = call(run, options);
+        if !options.contains(&"--delay") {
+            args.extend(["--delay".into(), rtc["inference_delay"].to_string()]);
+        }
+        if options.contains(&"guided") {
+            args.extend(["--execution-horizon".into(), rtc["execution_horizon"].to_string()]);
+            args.extend(["--max-guidance".into(), rtc["max_guidance_weight"].to_string()]);
+        }
+        pi0(&args.iter().map(String::as_str).collect::<Vec<_>>()).assert().success();
+        let wanted = read_tensors(&root().join(format!("golden/d/{run}.outputs.safetensors"))).unwrap();
+        let actions = &read_tensors(Path::new(&output)).unwrap()["actions"];
+        let far =
+            actions.data.iter().zip(&wanted["actions"].data).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+        assert!(far <= 1e-5, "{run}: {far}");
+    }
+    let refusals: [(&str, &[&'static str], &str); 6] = [
+        ("rtc_trained_b1", &["--rtc", "trained"], "--delay"),
+        ("rtc_trained_b1", &["--rtc", "trained", "--delay", "7"], "at most 6"),
+        ("rtc_trained_b1", &["--rtc", "trained", "--delay", "3", "--schedule", "exp"], "--rtc guided alone"),
+        ("rtc_trained_b1", &["--rtc", "guided", "--delay", "3", "--max-guidance", "NaN"], "--max-guidance"),
+        ("cam3_short_b1", &["--rtc", "trained", "--delay", "3"], "no tensor prev_chunk"),
+        ("cam3_short_b1", &["--rtc", "free", "--delay", "3"], "guided"),
+    ];
+    for (run, options, word) in refusals {
+        let args = call(run, options);
+        let text = complaint(&args.iter().map(String::as_str).collect::<Vec<_>>());
+        assert!(text.contains(word), "{options:?}: {text}");
+    }
+}
+
+/// Every option that a message of the policy names exists.
+#[test]
+fn options_in_messages_exist() {
+    let help = stdout(&["infer", "--help"]);
+    let mut files = vec![root().join("crates/policy/src")];
+    let mut named = std::collections::BTreeSet::new();
+    while let Some(path) = files.pop() {
+        if path.is_dir() {
+            files.extend(std::fs::read_dir(path).unwrap().map(|entry| entry.unwrap().path()));
+            continue;
+        }
+        let text = std::fs::read_to_string(path).unwrap();
+        for (at, _) in text.match_indices("--") {
+            let name = text[at + 2..].split(|c: char| !c.is_ascii_lowercase() && c != '-').next().unwrap();
+            if name.len() > 1 {
+                named.insert(format!("--{}", name.trim_end_matches('-')));
+            }
+        }
+    }
+    assert!(named.len() > 8, "{named:?}");
+    for option in named {
+        assert!(help.contains(&option), "{option}");
+    }
+}
+
 #[test]
 fn help_has_examples() {
     for command in ["infer", "inspect", "synth", "devices"] {

@@ -7,8 +7,8 @@ use std::time::Instant;
 use anyhow::{Context, Result, anyhow, bail};
 use npyz::WriterBuilder;
 use pi0_device::{Device, HostTensor, Tapped};
-use pi0_model::golden::{golden_taps, read_inputs, write_tensors};
-use pi0_model::{Checkpoint, Extent, SampleOptions};
+use pi0_model::golden::{golden_taps, read_inputs, read_previous_chunk, write_tensors};
+use pi0_model::{Checkpoint, Clean, Extent, Guidance, GuidanceSchedule, Inputs, Rtc, SampleOptions};
 use pi0_policy::{Actions, Image, Observation};
 
 use crate::device::{self, DeviceArgs, Visitor};
@@ -23,7 +23,9 @@ use crate::weights::WeightsArgs;
       --prompt 'Transfer cube'
   pi0 infer pi0_base --robot aloha --image cam_high=high.png --state 0,0,0,0,0,0,0,0,0,0,0,0,0,0 \\
       --prompt 'fold the towel' --out actions.npy
-  pi0 infer golden/b --inputs run.inputs.safetensors --output actions.safetensors --dump taps.safetensors")]
+  pi0 infer golden/b --inputs run.inputs.safetensors --output actions.safetensors --dump taps.safetensors
+  pi0 infer golden/d --inputs golden/d/rtc_trained_b1.inputs.safetensors --output actions.safetensors \\
+      --rtc trained --delay 3")]
 pub struct Args {
     /// Checkpoint: a folder of lerobot's or of openpi's, JAX (with `params`) or PyTorch
     model: PathBuf,
@@ -48,6 +50,8 @@ pub struct Args {
     /// Also write every intermediate here, under the golden names
     #[arg(long, value_name = "FILE", requires = "inputs")]
     dump: Option<PathBuf>,
+    #[command(flatten)]
+    chunking: Chunking,
     /// Seed of the starting noise
     #[arg(long, default_value_t = 0)]
     seed: u64,
@@ -60,6 +64,96 @@ pub struct Args {
     policy: PolicyArgs,
     #[command(flatten)]
     device: DeviceArgs,
+}
+
+/// Real-time chunking of `--inputs`.
+#[derive(clap::Args)]
+#[command(next_help_heading = "Real-time chunking")]
+struct Chunking {
+    /// Continue the previous chunk, tensor `prev_chunk` of --inputs: [n, a], or [B, n, a] for a batch; normalized
+    #[arg(long, value_name = "MODE", value_enum, requires = "inputs", requires = "delay")]
+    rtc: Option<Mode>,
+    /// Actions of the previous chunk that are executed during this inference
+    #[arg(long, value_name = "N", requires = "rtc")]
+    delay: Option<usize>,
+    /// Actions over which guided chunks are tied together [default: 10]
+    #[arg(long, value_name = "N", requires = "rtc")]
+    execution_horizon: Option<usize>,
+    /// How the tie of guided chunks weakens after the delay [default: linear]
+    #[arg(long, value_enum, requires = "rtc")]
+    schedule: Option<Schedule>,
+    /// Largest weight of the correction of guided chunks [default: 10]
+    #[arg(long, value_name = "W", requires = "rtc")]
+    max_guidance: Option<f64>,
+}
+
+/// How the previous chunk is continued.
+#[derive(Debug, Clone, Copy, PartialEq, clap::ValueEnum)]
+enum Mode {
+    /// Pulled towards it; any checkpoint
+    Guided,
+    /// Written behind its next actions; π0.5 checkpoints that learned it
+    Trained,
+}
+
+/// See [`GuidanceSchedule`].
+#[derive(Debug, Clone, Copy, clap::ValueEnum)]
+enum Schedule {
+    /// Straight
+    Linear,
+    /// Faster at first
+    Exp,
+    /// Not at all up to the execution horizon
+    Ones,
+    /// At once
+    Zeros,
+}
+
+impl Chunking {
+    /// Adds the previous chunk to a batch that was read from `file`.
+    fn apply(&self, file: &Path, batch: &mut [Inputs], action_dim: usize) -> Result<()> {
+        let previous = read_previous_chunk(file, batch.len(), action_dim)?;
+        let Some(mode) = self.rtc else {
+            if previous.is_some() {
+                eprintln!("warning: {} holds prev_chunk, which only --rtc reads", file.display());
+            }
+            return Ok(());
+        };
+        let previous = previous.with_context(|| {
+            format!("{} has no tensor prev_chunk [rows, width], which --rtc continues", file.display())
+        })?;
+        let guided_only = [
+            (self.execution_horizon.is_some(), "--execution-horizon"),
+            (self.schedule.is_some(), "--schedule"),
+            (self.max_guidance.is_some(), "--max-guidance"),
+        ];
+        if let (Mode::Trained, Some((_, option))) = (mode, guided_only.iter().find(|(given, _)| *given)) {
+            bail!("{option} means something for --rtc guided alone");
+        }
+        let delay = self.delay.unwrap_or(0);
+        let max_weight = self.max_guidance.unwrap_or(10.0);
+        if !max_weight.is_finite() || max_weight < 0.0 {
+            bail!("--max-guidance is {max_weight}, wanted a number from 0");
+        }
+        for (inputs, previous) in batch.iter_mut().zip(previous) {
+            inputs.rtc = Some(match mode {
+                Mode::Trained => Rtc::Trained(Clean { previous, delay }),
+                Mode::Guided => Rtc::Guided(Guidance {
+                    previous,
+                    delay,
+                    execution_horizon: self.execution_horizon.unwrap_or(10),
+                    max_weight,
+                    schedule: match self.schedule {
+                        None | Some(Schedule::Linear) => GuidanceSchedule::Linear,
+                        Some(Schedule::Exp) => GuidanceSchedule::Exp,
+                        Some(Schedule::Ones) => GuidanceSchedule::Ones,
+                        Some(Schedule::Zeros) => GuidanceSchedule::Zeros,
+                    },
+                }),
+            });
+        }
+        Ok(())
+    }
 }
 
 /// Runs the command.
@@ -106,8 +200,9 @@ fn run_observation(args: &Args) -> Result<()> {
 }
 
 fn run_tensors(args: &Args, inputs: &Path, output: &Path) -> Result<()> {
-    let batch = read_inputs(inputs)?;
+    let mut batch = read_inputs(inputs)?;
     let checkpoint = args.open()?;
+    args.chunking.apply(inputs, &mut batch, checkpoint.config.action_dim)?;
     let options = args.options();
     let _spinner = output::spinner("thinking");
     let actions = match &args.dump {

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use pi0_model::Kind;
 use pi0_policy::Summary;
 use serde::Serialize;
@@ -43,6 +43,8 @@ struct Report<'a> {
     stored_bytes: Vec<(&'static str, u64)>,
     memory_bf16: u64,
     policy: Option<&'a Summary>,
+    /// What must be settled before it runs.
+    missing: Vec<String>,
     problems: Vec<String>,
 }
 
@@ -51,10 +53,16 @@ pub fn run(args: &Args) -> Result<()> {
     let checkpoint = args.weights.open(&args.model, args.policy.config.as_deref())?;
     let c = &checkpoint.config;
     let mut problems = Vec::new();
-    let summary = args.policy.load(&checkpoint.directory, c).map(|p| p.summary());
-    match &summary {
-        Ok(s) => problems.extend(s.problems.iter().cloned()),
-        Err(e) => problems.push(e.to_string()),
+    let policy = args.policy.load(&checkpoint.directory, c);
+    let missing = match policy.as_ref().map(|policy| policy.ready()) {
+        Ok(Ok(())) => Vec::new(),
+        Ok(Err(pi0_policy::Error::NotReady(missing))) => missing,
+        Ok(Err(e)) => vec![e.to_string()],
+        Err(e) => vec![e.to_string()],
+    };
+    let summary = policy.map(|policy| policy.summary());
+    if let Ok(s) = &summary {
+        problems.extend(s.problems.iter().filter(|problem| !missing.contains(problem)).cloned());
     }
     if args.values
         && let Some((name, i)) = checkpoint.find_not_finite()?
@@ -81,11 +89,16 @@ pub fn run(args: &Args) -> Result<()> {
         stored_bytes: stored.iter().map(|(d, &b)| (d.name(), b)).collect(),
         memory_bf16: 2 * (parameters - table - driven),
         policy: summary.as_ref().ok(),
+        missing,
         problems,
     };
     match &args.json {
-        Some(path) => output::write_json(path, &report),
-        None => output::print(&text(&report, summary.as_ref().ok())),
+        Some(path) => output::write_json(path, &report)?,
+        None => output::print(&text(&report, summary.as_ref().ok()))?,
+    }
+    match report.missing.is_empty() {
+        true => Ok(()),
+        false => bail!("nothing runs this checkpoint as it is; what is missing stands above"),
     }
 }
 
@@ -130,6 +143,9 @@ fn text(r: &Report<'_>, policy: Option<&Summary>) -> String {
     ];
     rows.extend(policy.map(policy_facts).unwrap_or_default());
     let mut text = output::facts(&rows);
+    for m in &r.missing {
+        text += &format!("missing: {m}\n");
+    }
     for p in &r.problems {
         text += &format!("problem: {p}\n");
     }
@@ -169,7 +185,11 @@ fn policy_facts(p: &Summary) -> Vec<(&'static str, String)> {
         ),
     ];
     rows.extend(p.config.iter().map(|c| ("openpi config", c.clone())));
-    rows.extend(p.asset_id.iter().map(|a| ("statistics", a.clone())));
+    rows.extend(p.statistics.iter().map(|file| ("statistics", file.display().to_string())));
+    if let Some(state) = p.state_in_prompt {
+        let padded = if state.pad > 0 { format!(", filled up to {}", state.pad) } else { String::new() };
+        rows.push(("state in prompt", format!("256 bins, {}{padded}", word(state.rounding))));
+    }
     rows.extend(p.relative_actions.iter().map(|m| ("relative actions", m.clone())));
     rows.extend(p.default_prompt.iter().map(|d| ("default prompt", d.clone())));
     rows
