@@ -232,7 +232,8 @@ impl Connection {
         /// Bytes that a close frame has for its reason.
         const MOST: usize = 123;
         const HEARING: Duration = Duration::from_secs(1);
-        reason.truncate(reason.floor_char_boundary(MOST));
+        let whole = (0..=MOST.min(reason.len())).rev().find(|&end| reason.is_char_boundary(end));
+        reason.truncate(whole.unwrap_or(0));
         self.close(close_code::SIZE, reason.into()).await;
         tokio::time::sleep(HEARING).await;
     }

@@ -1,4 +1,5 @@
 //! A checkpoint as openpi converts them, for any robot, around the tiny network that lies in `models/tiny`.
+#![allow(dead_code)] // each test that includes it uses its share
 
 use std::fs;
 use std::path::{Path, PathBuf};
