@@ -163,9 +163,9 @@ fn mistakes_are_explained() {
         (vec!["infer", "models/tiny", "--prompt", "x", "--state", STATE], "no image"),
         (vec!["infer", "nowhere"], "does not exist"),
         (vec!["infer", "README.md"], "is a file"),
-        (vec!["infer", "samples"], "config.json"),
+        (vec!["infer", "samples"], "holds no policy"),
         (vec!["infer", "models/tiny", "--inputs", "README.md", "--output", "/dev/null"], "damaged"),
-        (vec!["inspect", "golden"], "config.json"),
+        (vec!["inspect", "golden"], "several policies"),
         (vec!["frobnicate"], "unrecognized subcommand"),
     ];
     for (args, word) in cases {
