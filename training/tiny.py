@@ -1,4 +1,4 @@
-"""The tiny π0: its sizes, its vocabulary, and openpi's own class built with them.
+"""The tiny π0 and π0.5: their sizes, their vocabularies, and openpi's own class built with them.
 
 openpi is imported from a checkout that you name; nothing of it is copied here.
 """
@@ -13,6 +13,9 @@ CAMERAS = ("base_0_rgb", "left_wrist_0_rgb")
 WORDS = (
     "<pad> <eos> <bos> <unk> \n touch put the in bowl red green blue yellow purple block disc cross wedge"
 ).split(" ")
+# π0.5 also reads its state: the frame of its prompt, and one word for each bin (-1 is below the first).
+BINS = 256
+WORDS_PI05 = WORDS + "task : , state ; action".split(" ") + [str(i) for i in range(-1, BINS)]
 
 
 def gemma(width, mlp_dim, depth):
@@ -34,28 +37,52 @@ ARCH = {
     "max_tokens": 12,
     "num_steps": 10,
 }  # fmt: skip
+ARCHS = {"pi0": ARCH, "pi05": ARCH | {"vocab_size": len(WORDS_PI05), "max_tokens": 32}}
 
 
-def tokenizer_json():
-    """A word-level vocabulary in Hugging Face's format: words, newlines and punctuation, spaces dropped."""
+def words(kind):
+    return {"pi0": WORDS, "pi05": WORDS_PI05}[kind]
+
+
+def tokenizer_json(kind="pi0"):
+    """A word-level vocabulary in Hugging Face's format: words, newlines and punctuation, spaces dropped; for π0.5 a
+    negative number is a word too."""
     special = [
         {"id": i, "content": w, "single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
         for i, w in enumerate(WORDS[:4])
     ]
-    pattern = {"Regex": r"\w+|\n|[^\w\s]"}
+    pattern = {"Regex": {"pi0": r"\w+|\n|[^\w\s]", "pi05": r"-?\d+|\w+|\n|[^\w\s]"}[kind]}
     return {
         "version": "1.0", "truncation": None, "padding": None, "added_tokens": special,
         "normalizer": {"type": "Lowercase"},
         "pre_tokenizer": {"type": "Split", "pattern": pattern, "behavior": "Removed", "invert": True},
         "post_processor": None, "decoder": None,
-        "model": {"type": "WordLevel", "vocab": {w: i for i, w in enumerate(WORDS)}, "unk_token": "<unk>"},
+        "model": {"type": "WordLevel", "vocab": {w: i for i, w in enumerate(words(kind))}, "unk_token": "<unk>"},
     }  # fmt: skip
 
 
-def tokenize(instruction):
-    """BOS, the words, a newline: π0's prompt."""
-    known = {w: i for i, w in enumerate(WORDS)}
-    return [known["<bos>"], *(known.get(w, known["<unk>"]) for w in instruction.lower().split()), known["\n"]]
+def tokenize(instruction, kind="pi0"):
+    """BOS, the words, a newline: π0's prompt. π0.5's is `Task: {instruction}, State: {bins};\\nAction: `, where the bin of
+    dimension d is -1 - d, to be replaced by `with_state`."""
+    known = {w: i for i, w in enumerate(words(kind))}
+    ids = [known.get(w, known["<unk>"]) for w in instruction.lower().split()]
+    if kind == "pi0":
+        return [known["<bos>"], *ids, known["\n"]]
+    holes = [-1 - d for d in range(ARCH["state_dim"])]
+    before, between, after = ([known[w] for w in part] for part in (("<bos>", "task", ":"), (",", "state", ":"), (";", "\n", "action", ":")))
+    return [*before, *ids, *between, *holes, *after]
+
+
+def with_state(tokens, state):
+    """Puts the bins of a normalized state [B, D] into prompts [B, L] of `tokenize`."""
+    import torch
+
+    edges = torch.linspace(-1, 1, BINS + 1)[:-1]
+    ids = torch.bucketize(state.contiguous(), edges, right=True) - 1 + WORDS_PI05.index("0")
+    tokens = tokens.clone()
+    for d in range(state.shape[1]):
+        tokens[tokens == -1 - d] = ids[:, d]
+    return tokens
 
 
 @contextlib.contextmanager
@@ -70,9 +97,10 @@ def replaced(obj, **values):
             setattr(obj, k, v)
 
 
-def build(openpi, arch=ARCH):
+def build(openpi, kind="pi0"):
     """openpi's PI0Pytorch with these sizes: the class reads variants by name and fixes the rest, so both are put in
     its way while it constructs."""
+    arch = ARCHS[kind]
     sys.path.insert(0, str(pathlib.Path(openpi) / "src"))
     import openpi.models.gemma as variants
     import openpi.models_pytorch.gemma_pytorch as towers
@@ -93,7 +121,7 @@ def build(openpi, arch=ARCH):
         return expert(config=config)
 
     config = types.SimpleNamespace(
-        paligemma_variant="gemma_2b", action_expert_variant="gemma_300m", dtype="float32", pi05=False,
+        paligemma_variant="gemma_2b", action_expert_variant="gemma_300m", dtype="float32", pi05=kind == "pi05",
         action_dim=arch["action_dim"], action_horizon=arch["horizon"], pytorch_compile_mode=None,
     )  # fmt: skip
     with (
@@ -115,7 +143,11 @@ def initialize(model):
     for name, p in model.named_parameters():
         leaf = name.rsplit(".", 2)[-2]
         with torch.no_grad():
-            if "norm" in leaf:
+            if leaf == "dense":  # of an adaptive norm: no scale, no shift, a gate of one
+                p.zero_()
+                if name.endswith("bias"):
+                    p[-p.shape[0] // 3 :] = 1.0
+            elif "norm" in leaf:
                 vision = "vision_tower" in name
                 p.fill_(1.0 if vision and name.endswith("weight") else 0.0)
             elif name.endswith("bias"):
@@ -127,3 +159,31 @@ def initialize(model):
             else:
                 gain = {"o_proj": 0.5, "out_proj": 0.5, "fc2": 0.5, "down_proj": 0.5, "action_out_proj": 0.1}.get(leaf, 1.0)
                 p.normal_(std=gain / math.sqrt(math.prod(p.shape[1:])))
+
+
+def inherit(model, checkpoint):
+    """Begins a π0.5 with what a trained π0 knows: all that both have, the words at their places in the larger
+    vocabulary, and the scales of the expert's norms as the biases of the adaptive ones. Bins begin like their neighbours:
+    sines of several lengths. Returns the names of the parameters that were inherited whole."""
+    import torch
+    from safetensors.torch import load_file
+
+    saved = {k.removeprefix("model."): v.float() for k, v in load_file(checkpoint / "model.safetensors").items()}
+    inherited = []
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            old = saved.get(name)
+            norm = saved.get(name.replace(".dense.bias", ".weight"))
+            if name.endswith((".embed_tokens.weight", ".lm_head.weight")) and "gemma_expert" not in name:
+                old = saved["paligemma_with_expert.paligemma.model.language_model.embed_tokens.weight"]
+                first, width = WORDS_PI05.index("-1"), p.shape[1]
+                p[: len(old)] = old
+                at = torch.arange(len(p) - first)[:, None] / BINS
+                waves = math.pi * 2 ** torch.linspace(-1, 6, width // 2)[None]
+                p[first:] = torch.cat([torch.sin(at * waves), torch.cos(at * waves)], 1) * (2 / width) ** 0.5
+            elif name.endswith(".dense.bias") and norm is not None:
+                p[: len(norm)] = norm
+            elif old is not None and old.shape == p.shape and not name.startswith("action_in_proj"):
+                p.copy_(old)
+                inherited.append(name)
+    return inherited

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Trains the tiny π0 with openpi's PyTorch class and its flow-matching loss.
+"""Trains the tiny π0 or π0.5 with openpi's PyTorch class and its flow-matching loss.
 
     cargo run --release -p pi0-demo --example record -- data/train-1.safetensors 40000 1     # seeds 1, 2, ...
     cargo run --release -p pi0-demo --example record -- data/val.safetensors 2000 1000
@@ -27,12 +27,13 @@ import tiny
 class Data:
     """Samples of one or more recordings, in memory."""
 
-    def __init__(self, paths, stats=None):
+    def __init__(self, paths, kind="pi0", stats=None):
+        self.kind = kind
         parts = {k: [] for k in ("top", "wrist", "state", "actions", "kinds", "places", "tokens")}
-        length = tiny.ARCH["max_tokens"]
+        length = tiny.ARCHS[kind]["max_tokens"]
         for path in paths:
             with safe_open(path, "pt") as f:
-                tokens = [tiny.tokenize(t) for t in json.loads(f.metadata()["instructions"])]
+                tokens = [tiny.tokenize(t, kind) for t in json.loads(f.metadata()["instructions"])]
                 table = torch.tensor([t + [0] * (length - len(t)) for t in tokens])
                 for k in list(parts)[:-1]:
                     parts[k].append(f.get_tensor(k))
@@ -41,9 +42,24 @@ class Data:
             setattr(self, k, torch.cat(v))
         self.length = int((self.tokens != 0).sum(1).max())  # columns that are padding everywhere cost time
         if stats is None:
-            flat = self.actions.flatten(0, 1)
-            stats = {"state": (self.state.mean(0), self.state.std(0)), "action": (flat.mean(0), flat.std(0))}
+            flat = {"state": self.state, "action": self.actions.flatten(0, 1)}
+            stats = {name: self.describe(values) for name, values in flat.items()}
         self.stats = stats
+
+    def describe(self, values):
+        """What π0 normalizes with, mean and deviation; what π0.5 does, the quantiles at 1 % and 99 %."""
+        if self.kind == "pi0":
+            return values.mean(0), values.std(0)
+        values = values.sort(0).values
+        return tuple(values[round(q * (len(values) - 1))] for q in (0.01, 0.99))
+
+    def normalize(self, name, values):
+        low, high = self.stats[name]
+        return (values - low) / high if self.kind == "pi0" else 2 * (values - low) / (high - low) - 1
+
+    def unnormalize(self, name, values):
+        low, high = self.stats[name]
+        return values * high + low if self.kind == "pi0" else (values + 1) / 2 * (high - low) + low
 
     def __len__(self):
         return len(self.state)
@@ -51,9 +67,11 @@ class Data:
     def batch(self, index, device):
         """-> what the reference calls an observation, and normalized actions [B, T, A]."""
         images = [(x[index].to(device).permute(0, 3, 1, 2).float() / 127.5 - 1) for x in (self.top, self.wrist)]
-        tokens = self.tokens[index, : self.length].to(device)
-        (sm, ss), (am, asd) = self.stats["state"], self.stats["action"]
-        state, actions = ((self.state[index] - sm) / ss).to(device), ((self.actions[index] - am) / asd).to(device)
+        state, actions = self.normalize("state", self.state[index]), self.normalize("action", self.actions[index])
+        tokens = self.tokens[index, : self.length]
+        if self.kind == "pi05":
+            tokens = tiny.with_state(tokens, state)
+        tokens, state, actions = tokens.to(device), state.to(device), actions.to(device)
         present = torch.ones(len(index), dtype=torch.bool, device=device)
         return (images, [present] * len(images), tokens, tokens != 0, state), actions
 
@@ -180,14 +198,20 @@ def validate(model, data, device):
     """Mean absolute error of sampled chunks: of the first half, in millimetres, and how often the fingers are told
     rightly."""
     errors, right = [], []
-    mean, std = (x.to(device) for x in data.stats["action"])
     for start in range(0, len(data), 500):
         observation, actions = data.batch(torch.arange(start, min(start + 500, len(data))), device)
         noise = torch.randn(actions.shape, generator=torch.Generator().manual_seed(start)).to(device)
-        got, want = sample(model, observation, noise) * std + mean, actions * std + mean
+        got, want = (data.unnormalize("action", x.cpu()) for x in (sample(model, observation, noise), actions))
         errors.append((got - want)[:, :4, :3].abs().mean((1, 2)))
         right.append(((got[..., 3] > 0.03) == (want[..., 3] > 0.03)).float().mean(1))
     return torch.cat(errors).mean().item() * 1e3, torch.cat(right).mean().item()
+
+
+def confused(data):
+    """The same samples, each with the state of the next."""
+    other = copy.copy(data)
+    other.state = data.state.roll(-1, 0)
+    return other
 
 
 def share(parameters, progress):
@@ -209,6 +233,9 @@ def main():
     p.add_argument("--openpi", required=True, help="checkout of openpi")
     p.add_argument("--data", type=pathlib.Path, required=True, help="folder with train-*.safetensors and val.safetensors")
     p.add_argument("--out", type=pathlib.Path, required=True)
+    p.add_argument("--model", choices=tiny.ARCHS, default="pi0")
+    p.add_argument("--init", type=pathlib.Path, help="checkpoint of the trained π0 that a π0.5 begins with")
+    p.add_argument("--freeze-vision", action="store_true", help="leave the vision tower as it was inherited")
     p.add_argument("--start", type=pathlib.Path, help="state.pt of another run to begin with, on a new schedule")
     p.add_argument("--steps", type=int, default=20000)
     p.add_argument("--batch", type=int, default=64)
@@ -232,11 +259,18 @@ def main():
         torch.distributed.init_process_group("gloo")
     torch.manual_seed(o.seed)
 
-    model = tiny.build(o.openpi)
+    if o.init and o.model != "pi05":
+        p.error("--init is for --model pi05")
+    if o.freeze_vision and not o.init:
+        p.error("--freeze-vision needs --init: a vision tower of random weights sees nothing")
+    model = tiny.build(o.openpi, o.model)
     tiny.initialize(model)
+    inherited = set(tiny.inherit(model, o.init) if o.init else [])
+    if o.freeze_vision:
+        model.paligemma_with_expert.paligemma.model.vision_tower.requires_grad_(False)
     model.to(o.device).eval()  # train mode only adds gradient checkpointing
-    data = Data(sorted(o.data.glob("train-*.safetensors")))
-    val = Data([o.data / "val.safetensors"], data.stats)
+    data = Data(sorted(o.data.glob("train-*.safetensors")), o.model)
+    val = Data([o.data / "val.safetensors"], o.model, data.stats)
     val.length = data.length
     count = sum(x.numel() for x in model.parameters())
     print(f"{count} parameters, {len(data)} samples, {o.device}, {torch.get_num_threads()} threads")
@@ -244,10 +278,14 @@ def main():
     hurry(model, val, o.device)
     pointing = Pointing(model).to(o.device)
 
-    trained = [*model.parameters(), *pointing.parameters()]
-    decay = [x for x in trained if x.ndim > 1]
-    plain = [x for x in trained if x.ndim <= 1]
-    groups = [{"params": decay, "weight_decay": 0.01}, {"params": plain, "weight_decay": 0.0}]
+    named = [(n, x) for n, x in [*model.named_parameters(), *pointing.named_parameters()] if x.requires_grad]
+    trained = [x for _, x in named]
+    groups = []
+    for old in (False, True):  # what was learned before is changed at half the rate
+        some = [x for n, x in named if (n in inherited) == old]
+        for matrix in (True, False) if some else ():
+            group = [x for x in some if (x.ndim > 1) == matrix]
+            groups.append({"params": group, "weight_decay": 0.01 if matrix else 0.0, "share": 0.5 if old else 1.0})
     optimizer = torch.optim.AdamW(groups, lr=o.lr, betas=(0.9, 0.98), fused=True)
     state_file, log_file = o.out / "state.pt", o.out / "log.jsonl"
     step, spent = 0, 0.0
@@ -278,7 +316,7 @@ def main():
         progress = share(trained, max(step / o.steps, spent / 60 / o.minutes))
         rate = o.lr * min(1, (step + 1) / 300) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1, progress))))
         for g in optimizer.param_groups:
-            g["lr"] = rate
+            g["lr"] = rate * g["share"]
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -302,12 +340,15 @@ def main():
                 "step": step, "loss": loss, "pointing": pointed, "points_top": top, "points_wrist": wrist, "lr": rate,
                 "val_mm": error, "val_fingers": fingers, "seconds": spent,
             }  # fmt: skip
+            if o.model == "pi05":  # whether it reads its state
+                line["val_mm_another_state"] = validate(ema, confused(val), o.device)[0]
             print(json.dumps(line), flush=True)
             with log_file.open("a") as f:
                 f.write(json.dumps(line) + "\n")
             state = {
                 "model": model.state_dict(), "ema": ema.state_dict(), "pointing": pointing.state_dict(),
                 "optimizer": optimizer.state_dict(), "step": step, "spent": spent, "stats": data.stats,
+                "kind": o.model,
             }  # fmt: skip
             torch.save(state, o.out / "state.tmp")
             (o.out / "state.tmp").replace(state_file)

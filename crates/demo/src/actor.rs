@@ -37,7 +37,8 @@ impl Actor for Local {
     }
 }
 
-fn observation(view: &View) -> Observation {
+/// As the policy takes it.
+pub fn observation(view: &View) -> Observation {
     let image = |(eye, frame): &(Eye, Frame)| {
         (eye.key().to_owned(), Image::rgb8(frame.rgb.clone(), frame.height, frame.width))
     };

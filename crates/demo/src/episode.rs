@@ -64,6 +64,8 @@ pub struct Episode {
     pub world: World,
     /// What the policy is told, which is the scene's task unless somebody wants to know whether it listens.
     pub instruction: String,
+    /// The joints that the policy is told of at each step, the last one from then on; those of the world when none.
+    pub felt: Vec<[f32; 4]>,
     /// The chunk that is being carried out, and how far.
     pub plan: Vec<Action>,
     /// Actions of the plan that were carried out.
@@ -73,12 +75,18 @@ pub struct Episode {
 impl Episode {
     /// The beginning.
     pub fn new(scene: Scene) -> Self {
-        Self { instruction: scene.task.to_string(), world: World::new(scene), plan: Vec::new(), done: 0 }
+        let instruction = scene.task.to_string();
+        Self { instruction, world: World::new(scene), felt: Vec::new(), plan: Vec::new(), done: 0 }
     }
 
     /// With another instruction than the one that success is judged by.
     pub fn told(self, task: &Task) -> Self {
         Self { instruction: task.to_string(), ..self }
+    }
+
+    /// With other joints than the world's, one row for each step: to find out whether the policy reads them.
+    pub fn feeling(self, states: Vec<[f32; 4]>) -> Self {
+        Self { felt: states, ..self }
     }
 
     /// What the policy gets now.
@@ -91,9 +99,14 @@ impl Episode {
         let eyes = Eye::ALL.into_iter().filter(|eye| Some(*eye) != settings.without);
         View {
             images: eyes.map(|eye| (eye, picture(eye))).collect(),
-            state: self.world.gripper.state(),
+            state: self.felt_now(),
             prompt: self.instruction.clone(),
         }
+    }
+
+    fn felt_now(&self) -> [f32; 4] {
+        let told = self.felt.get(self.world.steps).or(self.felt.last());
+        told.copied().unwrap_or_else(|| self.world.gripper.state())
     }
 
     fn needs_plan(&self, settings: &Settings) -> bool {

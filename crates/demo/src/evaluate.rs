@@ -3,7 +3,7 @@
 use crate::actor::Actor;
 use crate::episode::{self, Episode, Eye, Settings};
 use crate::scene::{Scene, Split, Task};
-use crate::{Outcome, Result, Rng};
+use crate::{Outcome, Result, Rng, World, expert};
 
 /// What is different from normal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -14,16 +14,19 @@ pub enum Condition {
     HeldOut,
     /// The instruction names another thing on the table; success is judged by the true one.
     WrongInstruction,
+    /// The joints are those of another scene, as they are there after as many steps of the expert.
+    AnotherState,
     /// A camera is off.
     Without(Eye),
 }
 
 impl Condition {
     /// All of them.
-    pub const ALL: [Condition; 5] = [
+    pub const ALL: [Condition; 6] = [
         Condition::Normal,
         Condition::HeldOut,
         Condition::WrongInstruction,
+        Condition::AnotherState,
         Condition::Without(Eye::Top),
         Condition::Without(Eye::Wrist),
     ];
@@ -34,6 +37,7 @@ impl Condition {
             Condition::Normal => "unseen scenes",
             Condition::HeldOut => "held-out targets",
             Condition::WrongInstruction => "wrong instruction",
+            Condition::AnotherState => "another scene's state",
             Condition::Without(Eye::Top) => "without top camera",
             Condition::Without(Eye::Wrist) => "without wrist camera",
         }
@@ -83,6 +87,17 @@ impl Score {
     }
 }
 
+/// The joints at every step of the expert's way through a scene.
+fn states(scene: Scene) -> Vec<[f32; 4]> {
+    let mut world = World::new(scene);
+    let mut states = vec![world.gripper.state()];
+    while world.outcome().is_none() {
+        world.step(&expert::act(&world));
+        states.push(world.gripper.state());
+    }
+    states
+}
+
 /// Runs episodes with seeds from `seed` on under a condition.
 pub fn evaluate(
     actor: &mut dyn Actor,
@@ -96,10 +111,15 @@ pub fn evaluate(
         settings.without = Some(eye);
     }
     let begin = |i: usize| {
-        let scene = scene(seed + i as u64, condition);
+        let seed = seed.wrapping_add(i as u64);
+        let scene = scene(seed, condition);
         let wrong = Task { target: scene.objects[1].kind, ..scene.task };
         let episode = Episode::new(scene);
-        if condition == Condition::WrongInstruction { episode.told(&wrong) } else { episode }
+        match condition {
+            Condition::WrongInstruction => episode.told(&wrong),
+            Condition::AnotherState => episode.feeling(states(self::scene(seed.wrapping_add(1), condition))),
+            _ => episode,
+        }
     };
     let mut outcomes = Vec::new();
     // Side by side, but not so many that activations fill the memory.

@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 
+use pi0_demo::episode::{Episode, Settings};
 use pi0_demo::record::{KEEP, Recording, write};
 use pi0_demo::{Gripper, Kind, Outcome, Rng, Scene, Split, Task, Verb, World, expert, render};
 
@@ -83,6 +84,21 @@ fn instructions_can_be_read_back() {
     assert!("Put  the RED block in the bowl".parse::<Task>().is_ok());
     let why = "eat the red block".parse::<Task>().unwrap_err();
     assert!(why.contains("wedge") && why.contains("purple"), "{why}");
+}
+
+/// What another scene's state is, when an evaluation tells a policy of it.
+#[test]
+fn a_policy_is_told_of_the_joints_that_are_asked_for() {
+    let episode = Episode::new(world(3).scene);
+    let mut told = episode.clone().feeling(vec![[0.1, 0.0, 0.05, 0.06], [0.2, 0.0, 0.05, 0.06]]);
+    assert_eq!(episode.view(&Settings::DEFAULT).state, episode.world.gripper.state());
+    let mut states = Vec::new();
+    for _ in 0..3 {
+        states.push(told.view(&Settings::DEFAULT).state[0]);
+        told.world.step(&[0.0, 0.0, 0.0, 0.0]);
+    }
+    assert_eq!(states, [0.1, 0.2, 0.2], "one row a step, then the last");
+    assert_eq!(told.view(&Settings::DEFAULT).images[0].1, render::top(&told.world, 56));
 }
 
 #[test]

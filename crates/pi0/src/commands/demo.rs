@@ -1,4 +1,4 @@
-//! `pi0 demo`: the trained tiny π0 in its tabletop world.
+//! `pi0 demo`: the trained tiny π0 or π0.5 in its tabletop world.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -19,13 +19,14 @@ use crate::output;
 use crate::remote::Remote;
 use crate::weights::WeightsArgs;
 
-/// Watch a tiny trained π0 act on a simulated table: it sees two cameras, reads the instruction, moves a gripper
+/// Watch a tiny trained policy act on a simulated table: it sees two cameras, reads the instruction, moves a gripper
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
   pi0 demo
   pi0 demo --instruction 'put the red block in the bowl' --render terminal
   pi0 demo --episodes 200 --render none --dtype int8
   pi0 demo --report report.json
+  pi0 demo models/demo-pi05   a π0.5, which reads its joints in the prompt
   pi0 serve models/demo   and, elsewhere,   pi0 demo --server ws://robot-server:8000")]
 pub struct Args {
     /// Checkpoint directory [default: models/demo, here or where this program was built]
@@ -45,8 +46,8 @@ pub struct Args {
     /// Folder for pictures
     #[arg(long, value_name = "DIR", default_value = "demo")]
     out: PathBuf,
-    /// Instead of showing episodes, measure success on unseen scenes, held-out targets, with a wrong instruction and
-    /// without each camera, --episodes of each; - is standard output
+    /// Instead of showing episodes, measure success on unseen scenes, held-out targets, with a wrong instruction, with
+    /// the joints of another scene and without each camera, --episodes of each; - is standard output
     #[arg(long, value_name = "FILE.json", conflicts_with_all = ["instruction", "render", "out"])]
     report: Option<PathBuf>,
     /// Denoising steps [default: the checkpoint's]
