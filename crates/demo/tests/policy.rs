@@ -91,7 +91,7 @@ fn pi05_acts_listens_and_reads_its_joints() {
     let [normal, wrong, confused] = scores("demo-pi05");
     assert!(normal.rate() >= 0.9, "{normal:?}");
     assert!(wrong.rate() <= 0.35, "{wrong:?}");
-    assert!(confused.rate() <= normal.rate() - 0.3, "{confused:?}");
+    assert!(confused.rate() <= normal.rate() - 0.1, "{confused:?}");
 }
 
 /// Slow in a debug build: set `PI0_DEMO_EPISODES` to the number of episodes, such as 200.
