@@ -104,7 +104,8 @@ def test_the_gil_is_free_while_the_network_runs(policy, observation):
 def test_ctrl_c_ends_the_wait(policy, observation):
     threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
     with pytest.raises(KeyboardInterrupt):
-        policy.infer(observation, steps=1000)
+        # Long enough on any machine: seconds.
+        policy.infer_batch([observation] * 32, steps=1000)
     assert policy.infer(observation, steps=1)["actions"].shape == (16, 14)
 
 
