@@ -15,7 +15,8 @@ struct Half {
     buffer: Buffer,
     commands: vk::CommandBuffer,
     fence: vk::Fence,
-    busy: bool,
+    /// Where its bytes are on their way to: it must not be given back before they have arrived.
+    target: Option<Arc<Region>>,
 }
 
 /// The ring.
@@ -29,7 +30,7 @@ impl Ring {
     pub(crate) fn new(gpu: &Arc<Gpu>) -> Result<Self> {
         let half = || -> Result<Half> {
             let buffer = Buffer::staging(gpu, HALF as u64)?;
-            Ok(Half { buffer, commands: gpu.commands()?, fence: gpu.fence()?, busy: false })
+            Ok(Half { buffer, commands: gpu.commands()?, fence: gpu.fence()?, target: None })
         };
         Ok(Self { halves: [half()?, half()?], next: 0, gpu: gpu.clone() })
     }
@@ -37,7 +38,7 @@ impl Ring {
     /// Copies `size` bytes to `region`; `fill(start, out)` writes those from `start` on.
     pub(crate) fn send(
         &mut self,
-        region: &Region,
+        region: &Arc<Region>,
         size: usize,
         mut fill: impl FnMut(usize, &mut [u8]),
     ) -> Result<()> {
@@ -49,9 +50,9 @@ impl Ring {
             fill(start, bytes);
             let gpu = self.gpu.clone();
             let half = &mut self.halves[self.next];
-            if half.busy {
-                half.busy = false;
+            if half.target.is_some() {
                 gpu.wait(half.fence)?;
+                half.target = None;
             }
             half.buffer.write(0, bytes);
             let (from, to) = (half.buffer.raw, region.buffer);
@@ -66,7 +67,7 @@ impl Ring {
                 gpu.barrier(half.commands, false);
             })?;
             gpu.submit(half.commands, half.fence)?;
-            half.busy = true;
+            half.target = Some(region.clone());
             self.next = 1 - self.next;
             start += count;
         }
@@ -76,8 +77,9 @@ impl Ring {
     /// Waits until all that was sent has arrived.
     pub(crate) fn finish(&mut self) -> Result<()> {
         for half in &mut self.halves {
-            if std::mem::take(&mut half.busy) {
+            if half.target.is_some() {
                 self.gpu.wait(half.fence)?;
+                half.target = None;
             }
         }
         Ok(())

@@ -178,3 +178,17 @@ fn a_missing_barrier_is_seen_by_the_validation_layer() {
     let error = chain(Some(0)).unwrap().unwrap_err().to_string();
     assert!(error.to_lowercase().contains("hazard"), "{error}");
 }
+
+/// Bytes still on their way must not arrive in memory that was given to something else.
+#[test]
+fn a_weight_dropped_at_once_harms_nothing() {
+    let Some(device) = open() else { return };
+    let mut n = Numbers(6);
+    for _ in 0..20 {
+        let dropped = n.linear(&[300], 900, false);
+        drop(device.prepare(&dropped).unwrap());
+    }
+    let x = n.host(2, 40);
+    let y = device.gelu(&put(&device, &x)).unwrap();
+    assert_eq!(device.download(&y).unwrap().shape, [2, 40]);
+}
