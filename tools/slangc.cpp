@@ -30,6 +30,7 @@ int main(int argc, char **argv) {
         if (i + 1 < argc && a == "-target") target = argv[++i];
         else if (i + 1 < argc && a == "-profile") profile = argv[++i];
         else if (i + 1 < argc && a == "-o") output = argv[++i];
+        else if (i + 1 < argc && a == "-warnings-disable") i++; // warnings go to standard error, and fail nothing
         else if (a.rfind("-D", 0) == 0 && a.size() > 2) words.push_back(a.substr(2));
         else file = a;
     }

@@ -104,7 +104,10 @@ impl DeviceKind {
             DeviceKind::Cpu => args.cpu().map(|d| d.describe()).map_err(|e| e.to_string()),
             DeviceKind::Reference => Ok("plain scalar loops, one thread".into()),
             DeviceKind::Tensix => args.tensix().map(|d| d.describe().to_string()).map_err(|e| e.to_string()),
-            DeviceKind::Vulkan(n) => args.vulkan(n).map(|d| d.info().to_string()).map_err(|e| e.to_string()),
+            DeviceKind::Vulkan(n) => {
+                let detail = |d: Vulkan| format!("{}; products of {}", d.info(), d.products());
+                args.vulkan(n).map(detail).map_err(|e| e.to_string())
+            }
         }
     }
 }

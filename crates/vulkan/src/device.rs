@@ -15,12 +15,13 @@ use pi0_device::{
 use crate::error::{Result, VulkanError};
 use crate::gpu::Gpu;
 use crate::info::GpuInfo;
-use crate::kernels::{Kernel, Pipeline, Pipelines, Variant};
+use crate::kernels::{Kernel, Pipeline, Pipelines, Units, Variant};
 use crate::memory::{Buffer, Memory, Region};
 use crate::ops::Angles;
+use crate::plan::plan;
 use crate::recording::{Recording, Target};
 use crate::staging::Ring;
-use crate::tape::Tape;
+use crate::tape::{Launch, Tape};
 use crate::tensor::{Place, Tensor};
 use crate::weight::{Linear, NormWeight, Packing, Stored, Table, Weight};
 
@@ -69,6 +70,8 @@ pub struct VulkanOptions {
     pub shapes: usize,
     /// Bytes of device memory to use at most; all of it if none.
     pub memory: Option<u64>,
+    /// Whether products may use cooperative matrices, which round their operands to bf16 or f16.
+    pub matrices: bool,
     /// Leaves out the barrier of this number in each recording: to prove that the validation layer would see it.
     #[doc(hidden)]
     pub skip_barrier: Option<usize>,
@@ -82,6 +85,7 @@ impl Default for VulkanOptions {
             timeout: Duration::from_secs(600),
             shapes: 8,
             memory: None,
+            matrices: true,
             skip_barrier: None,
         }
     }
@@ -106,11 +110,28 @@ pub struct Stats {
     pub pipelines: usize,
 }
 
+/// One launch of a kernel, for estimates.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LaunchInfo {
+    /// Which kind of kernel.
+    pub kernel: &'static str,
+    /// Floating-point operations; a multiply and an add are two.
+    pub flop: u64,
+    /// Bytes read and written if each operand moves once.
+    pub bytes: u64,
+    /// Workgroups.
+    pub groups: u64,
+}
+
 /// A GPU as a device.
 pub struct Vulkan {
     state: Mutex<State>,
     pub(crate) memory: Arc<Memory>,
-    gpu: Arc<Gpu>,
+    /// None for a device that only plans.
+    gpu: Option<Arc<Gpu>>,
+    info: GpuInfo,
+    /// Cooperative matrices in use.
+    pub(crate) units: Option<Units>,
     options: VulkanOptions,
     /// Whether some embedding table is read on the host.
     host_tables: AtomicBool,
@@ -125,6 +146,8 @@ pub(crate) struct State {
     pub(crate) angles: Vec<Angles>,
     runs: u64,
     stats: Stats,
+    /// Launches of the tape recorded last.
+    last: Vec<LaunchInfo>,
 }
 
 impl State {
@@ -139,24 +162,50 @@ impl Vulkan {
     /// Opens a GPU.
     pub fn open(options: VulkanOptions) -> Result<Self> {
         let gpu = Gpu::open(options.index, options.timeout)?;
-        let memory = Memory::new(gpu.clone(), options.memory);
+        let device = Self::new(gpu.info.clone(), Some(gpu.clone()), options)?;
+        gpu.instance.complaint()?;
+        Ok(device)
+    }
+
+    /// A device that writes tapes as a GPU like `info` would get them, computes nothing, and gives zeros: for estimates.
+    pub fn plan(info: GpuInfo, options: VulkanOptions) -> Result<Self> {
+        Self::new(info, None, options)
+    }
+
+    fn new(info: GpuInfo, gpu: Option<Arc<Gpu>>, options: VulkanOptions) -> Result<Self> {
+        let memory = Memory::new(gpu.clone(), options.memory.unwrap_or(info.memory));
         let state = State {
             tape: Tape::default(),
             recordings: vec![],
-            pipelines: Pipelines::new(&gpu)?,
+            pipelines: Pipelines::new(gpu.as_ref())?,
             ring: None,
             angles: vec![],
             runs: 0,
             stats: Stats::default(),
+            last: vec![],
         };
-        gpu.instance.complaint()?;
+        let units = if options.matrices { Units::of(&info) } else { None };
         let host_tables = AtomicBool::new(false);
-        Ok(Self { state: Mutex::new(state), memory, gpu, options, host_tables })
+        Ok(Self { state: Mutex::new(state), memory, gpu, info, units, options, host_tables })
+    }
+
+    /// Launches of the tape that was recorded last.
+    pub fn launches(&self) -> Vec<LaunchInfo> {
+        self.lock().last.clone()
     }
 
     /// What the GPU offers.
     pub fn info(&self) -> &GpuInfo {
-        &self.gpu.info
+        &self.info
+    }
+
+    /// What products round their operands to, other than weights stored in 8 bits: `f32`, `bf16` or `f16`.
+    pub fn products(&self) -> &'static str {
+        match self.units {
+            None => "f32",
+            Some(u) if u.is_f16() => "f16",
+            Some(_) => "bf16",
+        }
     }
 
     /// Number format of packed weights.
@@ -170,6 +219,10 @@ impl Vulkan {
         Stats { kept: s.recordings.len(), pipelines: s.pipelines.count(), ..s.stats }
     }
 
+    fn alive(&self) -> Result<()> {
+        self.gpu.as_ref().map_or(Ok(()), |gpu| gpu.alive())
+    }
+
     pub(crate) fn lock(&self) -> MutexGuard<'_, State> {
         // A panic while the lock is held could only come from a bug; a tape half written is refused by its words.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
@@ -177,7 +230,7 @@ impl Vulkan {
 
     /// A value's bytes must be bound at once.
     pub(crate) fn bytes(&self, rows: usize, cols: usize) -> Result<u64> {
-        let most = self.gpu.info.max_binding.min(u64::from(u32::MAX));
+        let most = self.info.max_binding.min(u64::from(u32::MAX));
         match (rows as u64).checked_mul(cols as u64).and_then(|n| n.checked_mul(4)) {
             Some(bytes) if bytes <= most => Ok(bytes),
             bytes => Err(VulkanError::TooLarge { wanted: bytes.unwrap_or(u64::MAX), most }),
@@ -192,7 +245,7 @@ impl Vulkan {
     /// Runs what writes on the tape, and the tape where it has grown long.
     pub(crate) fn write<T>(&self, f: impl FnOnce(&mut State) -> Result<T>) -> pi0_device::Result<T> {
         let mut s = self.lock();
-        self.gpu.alive()?;
+        self.alive()?;
         let done = f(&mut s)?;
         if s.tape.launches.len() >= LONGEST_TAPE {
             self.run(&mut s, None)?;
@@ -220,6 +273,7 @@ impl Vulkan {
             s.tape.words.extend([t.start as u32, t.len as u32]);
         }
         s.runs += 1;
+        let Some(gpu) = &self.gpu else { return self.planned(s, &held, target) };
         let known = s.recordings.iter().position(|r| r.fits(&s.tape.words));
         let at = match known {
             Some(at) => {
@@ -233,10 +287,7 @@ impl Vulkan {
                     s.recordings.swap_remove(oldest);
                 }
                 let skip = self.options.skip_barrier;
-                let new = || {
-                    let (gpu, memory) = (&self.gpu, &self.memory);
-                    Recording::new(gpu, memory, &s.pipelines, &s.tape, &held, target, skip)
-                };
+                let new = || Recording::new(gpu, &self.memory, &s.pipelines, &s.tape, &held, target, skip);
                 let recording = match new() {
                     // Older recordings make room.
                     Err(VulkanError::OutOfMemory { .. }) if !s.recordings.is_empty() => {
@@ -246,13 +297,14 @@ impl Vulkan {
                     made => made?,
                 };
                 s.stats.recorded += 1;
+                s.last = summary(&s.pipelines, &s.tape);
                 s.recordings.push(recording);
                 s.recordings.len() - 1
             }
         };
         let recording = &mut s.recordings[at];
         recording.used = s.runs;
-        let ran = recording.run(&s.tape).and_then(|()| self.gpu.instance.complaint());
+        let ran = recording.run(&s.tape).and_then(|()| gpu.instance.complaint());
         if let Err(e) = ran {
             s.recordings.swap_remove(at);
             return Err(e);
@@ -269,9 +321,28 @@ impl Vulkan {
         Ok(recording.result(target.map_or(0, |t| t.len as usize / 4)))
     }
 
+    /// What a run would be, without a GPU.
+    fn planned(&self, s: &mut State, held: &[u32], target: Option<Target>) -> Result<Vec<f32>> {
+        let plan = plan(&s.tape, held);
+        let arena = self.memory.take(plan.size)?;
+        for &v in held {
+            let value = &s.tape.values[v as usize];
+            let region = self.memory.part(&arena, plan.offsets[v as usize], value.bytes);
+            if let Some(value) = value.handle.upgrade() {
+                value.set(Place::Ready(region));
+            }
+        }
+        s.last = summary(&s.pipelines, &s.tape);
+        s.stats.recorded += 1;
+        s.stats.launches = s.tape.launches.len();
+        s.stats.barriers = plan.barriers.iter().filter(|b| **b).count();
+        s.stats.arena_bytes = plan.size;
+        Ok(vec![0.0; target.map_or(0, |t| t.len as usize / 4)])
+    }
+
     /// Reads what is there already.
     fn fetch(&self, region: &Region, start: u64, len: u64) -> Result<Vec<f32>> {
-        let gpu = &self.gpu;
+        let Some(gpu) = &self.gpu else { return Ok(vec![0.0; len as usize / 4]) };
         let to = Buffer::readback(gpu, len.max(4))?;
         let (commands, fence) = (gpu.commands()?, gpu.fence()?);
         let copy = [ash::vk::BufferCopy { src_offset: region.offset + start, dst_offset: 0, size: len }];
@@ -295,7 +366,7 @@ impl Vulkan {
     fn read(&self, x: &Tensor) -> Result<HostTensor> {
         let (start, len) = (4 * x.offset as u64, 4 * x.span() as u64);
         let mut s = self.lock();
-        self.gpu.alive()?;
+        self.alive()?;
         let span = match x.value.place() {
             _ if len == 0 => vec![],
             Place::Ready(region) => self.fetch(&region, start, len)?,
@@ -319,13 +390,14 @@ impl Vulkan {
         size: usize,
         fill: impl FnMut(usize, &mut [u8]),
     ) -> Result<Arc<Region>> {
-        let most = self.gpu.info.max_binding;
+        let most = self.info.max_binding;
         if size as u64 > most {
             return Err(VulkanError::TooLarge { wanted: size as u64, most });
         }
         let region = self.memory.take(size as u64)?;
+        let Some(gpu) = &self.gpu else { return Ok(region) };
         if s.ring.is_none() {
-            s.ring = Some(Ring::new(&self.gpu)?);
+            s.ring = Some(Ring::new(gpu)?);
         }
         let ring = s.ring.as_mut().expect("made above");
         ring.send(&region, size, fill)?;
@@ -340,7 +412,7 @@ impl Vulkan {
 
     fn pack(&self, source: &WeightSource) -> Result<Weight> {
         let mut s = self.lock();
-        self.gpu.alive()?;
+        self.alive()?;
         // What was uploaded between weights has its place before the first inference.
         if s.tape.launches.is_empty() && !s.tape.uploads.is_empty() {
             self.run(&mut s, None)?;
@@ -348,10 +420,12 @@ impl Vulkan {
         let s = &mut *s;
         let weight = match source {
             WeightSource::Linear { parts, exact } => {
-                let p = Packing::new(source, parts, *exact, self.options.format);
-                let scales = p.scales();
-                let mut columns = p.biases();
-                let bias = !columns.is_empty();
+                let p = Packing::new(source, parts, *exact, self.options.format, self.units);
+                let (scales, mut columns) = match self.gpu {
+                    Some(_) => (p.scales(), p.biases()),
+                    None => (vec![], vec![]),
+                };
+                let bias = parts.iter().any(|p| p.bias.is_some());
                 if !scales.is_empty() {
                     columns.resize(p.outputs, 0.0);
                     columns.extend(&scales);
@@ -368,15 +442,15 @@ impl Vulkan {
                     }
                 })?;
                 let columns = if columns.is_empty() { None } else { Some(self.store_f32(s, &columns)?) };
-                let Packing { outputs, inputs, stored, stride, .. } = p;
-                Weight::Linear(Linear { outputs, inputs, stored, matrix, stride, columns, bias })
+                let Packing { outputs, inputs, stored, stride, units, .. } = p;
+                Weight::Linear(Linear { outputs, inputs, stored, matrix, stride, columns, bias, units })
             }
             WeightSource::Norm { kind, weight, bias, eps } => {
-                let mut values = weight.to_f32();
-                let width = values.len();
+                let width = weight.cols();
+                let mut values = if self.gpu.is_some() { weight.to_f32() } else { vec![0.0; width] };
                 match bias {
-                    Some(b) => values.extend(b.to_f32()),
-                    None => values.resize(2 * width, 0.0),
+                    Some(b) if self.gpu.is_some() => values.extend(b.to_f32()),
+                    _ => values.resize(2 * width, 0.0),
                 }
                 let values = self.store_f32(s, &values)?;
                 Weight::Norm(NormWeight { kind: *kind, width, eps: *eps, values })
@@ -393,10 +467,11 @@ impl Vulkan {
             pi0_device::Dtype::Bf16 => Stored::Bf16,
             pi0_device::Dtype::F16 => Stored::F16,
         };
-        let (bytes, row) = (source.bytes(), source.cols() * stored.bytes());
+        let row = source.cols() * stored.bytes();
         let stride = row.next_multiple_of(4);
         let size = source.rows() as u64 * stride as u64;
-        let region = if size <= self.gpu.info.max_binding && size <= self.memory.left() / 4 {
+        let region = if size <= self.info.max_binding && size <= self.memory.left() / 4 {
+            let bytes = if self.gpu.is_some() { source.bytes() } else { &[] };
             let copy = |start: usize, out: &mut [u8]| {
                 if stride == row {
                     return out.copy_from_slice(&bytes[start..start + out.len()]);
@@ -410,7 +485,9 @@ impl Vulkan {
             self.host_tables.store(true, Ordering::Relaxed);
             None
         };
-        Ok(Table { source: source.clone(), region, stored })
+        // What is on the device need not be kept on the host.
+        let source = if region.is_some() { source.unfetched() } else { source.clone() };
+        Ok(Table { source, region, stored })
     }
 
     /// What to say beside "out of memory" while weights are packed.
@@ -431,7 +508,7 @@ impl Vulkan {
 
 impl fmt::Debug for Vulkan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Vulkan({})", self.gpu.info)
+        write!(f, "Vulkan({})", self.info)
     }
 }
 
@@ -439,6 +516,16 @@ impl Drop for Vulkan {
     fn drop(&mut self) {
         self.lock().tape.clear(|_| Some(Place::Lost("its device was closed".into())));
     }
+}
+
+fn summary(pipelines: &Pipelines, tape: &Tape) -> Vec<LaunchInfo> {
+    let info = |l: &Launch| LaunchInfo {
+        kernel: pipelines.kernel(l.pipeline).name(),
+        flop: l.flop,
+        bytes: l.bytes,
+        groups: u64::from(l.groups[0]) * u64::from(l.groups[1]),
+    };
+    tape.launches.iter().map(info).collect()
 }
 
 /// What the lookup in a table on the host gives.
@@ -484,7 +571,10 @@ impl Device for Vulkan {
     }
 
     fn prepare(&self, source: &WeightSource) -> pi0_device::Result<Weight> {
-        source.check()?;
+        // Without a GPU nothing reads what weights hold.
+        if self.gpu.is_some() {
+            source.check()?;
+        }
         let packed = self.pack(source).map_err(|e| self.advise(e))?;
         // What stays on the host is read from its pages.
         if !matches!(&packed, Weight::Embedding(t) if t.region.is_none()) {
@@ -500,6 +590,9 @@ impl Device for Vulkan {
         operands::embed(ids, table.source.rows())?;
         match &table.region {
             Some(region) => self.write(|s| self.embed_on_device(s, table, region, ids, scale)),
+            None if self.gpu.is_none() => {
+                self.upload(ids.len(), table.source.cols(), &vec![0.0; ids.len() * table.source.cols()])
+            }
             None => self.upload(ids.len(), table.source.cols(), &looked_up(table, ids, scale)),
         }
     }

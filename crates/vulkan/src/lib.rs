@@ -22,7 +22,7 @@ mod tape;
 mod tensor;
 mod weight;
 
-pub use device::{Format, Stats, Vulkan, VulkanOptions};
+pub use device::{Format, LaunchInfo, Stats, Vulkan, VulkanOptions};
 pub use error::VulkanError;
 pub use info::{GpuInfo, MatrixShape, list};
 pub use tensor::Tensor;

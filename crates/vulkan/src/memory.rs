@@ -166,7 +166,9 @@ impl Drop for Region {
 
 struct Block {
     id: u64,
-    buffer: Buffer,
+    /// None where there is no GPU behind.
+    buffer: Option<Buffer>,
+    size: u64,
     /// Free ranges in order: offset and size.
     free: Vec<(u64, u64)>,
     _held: Held,
@@ -179,12 +181,13 @@ pub(crate) struct Memory {
     /// Bytes that may be held, to try what happens at the end of memory.
     limit: u64,
     next: AtomicU64,
-    gpu: Arc<Gpu>,
+    /// None plans only.
+    gpu: Option<Arc<Gpu>>,
 }
 
 impl Memory {
-    pub(crate) fn new(gpu: Arc<Gpu>, limit: Option<u64>) -> Arc<Self> {
-        let limit = limit.unwrap_or(gpu.info.memory);
+    /// Memory of `gpu`, at most `limit` bytes of it; without a GPU only the bookkeeping.
+    pub(crate) fn new(gpu: Option<Arc<Gpu>>, limit: u64) -> Arc<Self> {
         Arc::new(Self {
             blocks: Mutex::default(),
             meter: MemoryMeter::default(),
@@ -223,17 +226,22 @@ impl Memory {
         let roomy = (held / 8).next_multiple_of(ALIGNMENT).clamp(SMALLEST_BLOCK, LARGEST_BLOCK).max(size);
         let local = [vk::MemoryPropertyFlags::DEVICE_LOCAL];
         let sizes = if held + roomy > self.limit { [size, size] } else { [roomy, size] };
-        let made = Buffer::new(&self.gpu, sizes[0], &local).or_else(|e| match e {
-            VulkanError::OutOfMemory { .. } => Buffer::new(&self.gpu, sizes[1], &local),
-            e => Err(e),
-        });
-        let buffer = made.map_err(|e| match e {
-            VulkanError::OutOfMemory { .. } => full(self.limit, size, held),
-            e => e,
-        })?;
-        let size_made = buffer.size;
-        let _held = self.meter.hold(size_made as usize);
-        let mut block = Block { id: self.id(), buffer, free: vec![(0, size_made)], _held };
+        let buffer = match &self.gpu {
+            None => None,
+            Some(gpu) => {
+                let made = Buffer::new(gpu, sizes[0], &local).or_else(|e| match e {
+                    VulkanError::OutOfMemory { .. } => Buffer::new(gpu, sizes[1], &local),
+                    e => Err(e),
+                });
+                Some(made.map_err(|e| match e {
+                    VulkanError::OutOfMemory { .. } => full(self.limit, size, held),
+                    e => e,
+                })?)
+            }
+        };
+        let made = buffer.as_ref().map_or(sizes[0], |b| b.size);
+        let _held = self.meter.hold(made as usize);
+        let mut block = Block { id: self.id(), buffer, size: made, free: vec![(0, made)], _held };
         let region = self.cut(&mut block, 0, size);
         blocks.push(block);
         Ok(region)
@@ -247,7 +255,8 @@ impl Memory {
             block.free[i] = (offset + size, free - size);
         }
         let owner = Owner::Memory { memory: self.clone(), block: block.id };
-        Arc::new(Region { id: self.id(), buffer: block.buffer.raw, offset, size, owner })
+        let buffer = block.buffer.as_ref().map_or(vk::Buffer::null(), |b| b.raw);
+        Arc::new(Region { id: self.id(), buffer, offset, size, owner })
     }
 
     /// A part of a region.
@@ -271,7 +280,7 @@ impl Memory {
             free[at - 1].1 += free[at].1;
             free.remove(at);
         }
-        if blocks[i].free == [(0, blocks[i].buffer.size)] {
+        if blocks[i].free == [(0, blocks[i].size)] {
             blocks.remove(i);
         }
     }

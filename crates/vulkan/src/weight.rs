@@ -2,10 +2,11 @@
 
 use std::sync::Arc;
 
-use half::bf16;
+use half::{bf16, f16};
 use pi0_device::{Dtype, LinearPart, NormKind, TensorSource, WeightSource};
 
 use crate::device::Format;
+use crate::kernels::Units;
 use crate::memory::Region;
 
 /// How a matrix is stored, as the kernels number it.
@@ -51,6 +52,15 @@ pub struct Linear {
     /// The bias `[out]`, then the scales `[out]`, as far as there are any.
     pub(crate) columns: Option<Arc<Region>>,
     pub(crate) bias: bool,
+    /// Matrices that multiply it; none for f32 multiply-adds.
+    pub(crate) units: Option<Units>,
+}
+
+impl Linear {
+    /// Whether each row has a scale.
+    pub(crate) fn scaled(&self) -> bool {
+        self.stored == Stored::Int8 || self.stored == Stored::F16 && self.units.is_some()
+    }
 }
 
 /// A norm.
@@ -72,7 +82,7 @@ pub struct Table {
 }
 
 /// Inputs of a row are padded to this many, whole chunks of every kernel.
-pub(crate) const INPUT_CHUNK: usize = 64;
+pub(crate) const INPUT_CHUNK: usize = 128;
 
 /// A linear layer's shape and format before it is packed.
 pub(crate) struct Packing<'a> {
@@ -81,10 +91,17 @@ pub(crate) struct Packing<'a> {
     pub(crate) inputs: usize,
     pub(crate) stored: Stored,
     pub(crate) stride: usize,
+    pub(crate) units: Option<Units>,
 }
 
 impl<'a> Packing<'a> {
-    pub(crate) fn new(source: &WeightSource, parts: &'a [LinearPart], exact: bool, format: Format) -> Self {
+    pub(crate) fn new(
+        source: &WeightSource,
+        parts: &'a [LinearPart],
+        exact: bool,
+        format: Format,
+        units: Option<Units>,
+    ) -> Self {
         let [outputs, inputs] = source.dims();
         let all = |dtype| parts.iter().all(|p| p.weight.dtype == dtype);
         let stored = match format {
@@ -96,8 +113,14 @@ impl<'a> Packing<'a> {
             Format::Stored if all(Dtype::F16) => Stored::F16,
             Format::Stored => Stored::F32,
         };
+        // What is f32 stays so. Where matrices take f16, wider numbers are brought to its range row by row.
+        let units = units.filter(|_| stored != Stored::F32);
+        let stored = match units {
+            Some(u) if u.is_f16() && stored != Stored::Int8 => Stored::F16,
+            _ => stored,
+        };
         let stride = inputs.next_multiple_of(INPUT_CHUNK) * stored.bytes();
-        Self { parts, outputs, inputs, stored, stride }
+        Self { parts, outputs, inputs, stored, stride, units }
     }
 
     pub(crate) fn bytes(&self) -> usize {
@@ -115,9 +138,10 @@ impl<'a> Packing<'a> {
         unreachable!("the sum of the parts' outputs is the layer's")
     }
 
-    /// The scale of each output row; only of int8.
+    /// The scale of each output row: of int8, and of f16 for matrices, where it is a power of two.
     pub(crate) fn scales(&self) -> Vec<f32> {
-        if self.stored != Stored::Int8 {
+        let halves = self.stored == Stored::F16 && self.units.is_some();
+        if self.stored != Stored::Int8 && !halves {
             return vec![];
         }
         let mut row = vec![0.0; self.inputs];
@@ -126,7 +150,12 @@ impl<'a> Packing<'a> {
                 let (part, at) = self.part(i);
                 part.read_row(at, &mut row);
                 let largest = row.iter().fold(0f32, |m, x| m.max(x.abs()));
-                if largest > 0.0 { largest / 127.0 } else { 1.0 }
+                match (largest > 0.0 && largest.is_finite(), halves) {
+                    (false, _) => 1.0,
+                    (true, false) => largest / 127.0,
+                    // The largest value comes to between 256 and 512.
+                    (true, true) => (largest.log2().floor() - 8.0).clamp(-100.0, 100.0).exp2(),
+                }
             })
             .collect()
     }
@@ -152,7 +181,7 @@ impl<'a> Packing<'a> {
         let same = matches!(
             (self.stored, part.weight.dtype),
             (Stored::F32, Dtype::F32) | (Stored::Bf16, Dtype::Bf16) | (Stored::F16, Dtype::F16)
-        );
+        ) && (scales.is_empty() || self.stored != Stored::F16);
         out.fill(0);
         if same {
             let size = self.stored.bytes();
@@ -167,10 +196,16 @@ impl<'a> Packing<'a> {
             Stored::F32 => {
                 out.chunks_exact_mut(4).zip(&*values).for_each(|(o, v)| o.copy_from_slice(&v.to_le_bytes()))
             }
-            Stored::Bf16 | Stored::F16 => out
+            Stored::Bf16 => out
                 .chunks_exact_mut(2)
                 .zip(&*values)
                 .for_each(|(o, v)| o.copy_from_slice(&bf16::from_f32(*v).to_le_bytes())),
+            Stored::F16 => {
+                let inv = scales.get(i).map_or(1.0, |s| 1.0 / s);
+                out.chunks_exact_mut(2)
+                    .zip(&*values)
+                    .for_each(|(o, v)| o.copy_from_slice(&f16::from_f32(*v * inv).to_le_bytes()));
+            }
             Stored::Int8 => {
                 let inv = 1.0 / scales[i];
                 out.iter_mut().zip(&*values).for_each(|(o, v)| {

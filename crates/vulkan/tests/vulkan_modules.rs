@@ -1,17 +1,39 @@
-//! Every module of the network against the reference, with the thresholds of f32: products are summed in f32, and the
-//! random networks are stored in bf16, which is exact on both sides.
+//! Every module of both networks against the reference.
 
 mod common;
 
 use pi0_model::cases::Format;
 
+/// Opens a device, or leaves the test.
 macro_rules! device {
-    () => {
-        match common::open() {
+    ($open:expr) => {
+        match $open {
             Some(device) => device,
             None => return,
         }
     };
 }
 
-pi0_model::module_tests!(device!(), Format::F32);
+/// Products in f32, with the thresholds of f32: the random networks are stored in bf16, which is exact on both sides.
+mod multiply_adds {
+    use super::*;
+    pi0_model::module_tests!(device!(common::open()), Format::F32);
+}
+
+/// Products on cooperative matrices of f16, or bf16, with the thresholds of bf16.
+mod matrices {
+    use super::*;
+    pi0_model::module_tests!(
+        device!(common::open_both(pi0_vulkan::Format::Stored).into_iter().nth(1).map(|d| d.0)),
+        Format::Bf16
+    );
+}
+
+/// Weights in 8 bits.
+mod eight_bits {
+    use super::*;
+    pi0_model::module_tests!(
+        device!(common::open_both(pi0_vulkan::Format::Int8).into_iter().nth(1).map(|d| d.0)),
+        Format::Int8
+    );
+}

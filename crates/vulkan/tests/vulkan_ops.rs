@@ -2,12 +2,12 @@
 
 mod common;
 
-use common::{F32, INT8, Numbers, Work, agree, open, open_with, put};
+use common::{BF16, F32, Numbers, Work, agree, open, open_both, put};
 use pi0_device::{
     Activation, Attention, Dense, Device, HostTensor, KeyValue, Keys, Modulation, Norm, NormKind, Qkv,
     Result, Span, TensorSource, WeightSource,
 };
-use pi0_vulkan::{Format, VulkanOptions};
+use pi0_vulkan::Format;
 
 /// Rows around the tile of 64, and those of an inference.
 const ROWS: [usize; 7] = [1, 7, 51, 53, 63, 64, 65];
@@ -41,9 +41,12 @@ impl Work for Layer<'_> {
 
 #[test]
 fn products_of_all_sizes_and_formats() {
-    let formats = [(Format::Stored, F32), (Format::F32, F32), (Format::Int8, INT8)];
-    for (format, bound) in formats {
-        let Some(device) = open_with(VulkanOptions { format, ..Default::default() }) else { return };
+    for (format, (device, bound)) in [Format::F32, Format::Bf16, Format::Int8]
+        .into_iter()
+        .flat_map(|format| open_both(format).into_iter().map(move |d| (format, d)))
+    {
+        // The reference's weights are not rounded to bf16.
+        let bound = if format == Format::Bf16 { BF16 } else { bound };
         let mut n = Numbers(1);
         for (i, &rows) in ROWS.iter().enumerate() {
             for (inputs, outputs) in [(64, vec![64]), (65, vec![15, 18]), (33, vec![127, 1]), (200, vec![65])]
@@ -51,7 +54,12 @@ fn products_of_all_sizes_and_formats() {
                 let weight = n.linear(&outputs, inputs, i % 2 == 0);
                 let x = n.host(rows, inputs);
                 let layer = Layer { x, norm: None, weight: &weight, activation: None, residual: None };
-                agree(&format!("{rows} x {inputs} x {outputs:?} in {format:?}"), &device, &layer, bound);
+                agree(
+                    &format!("{rows} x {inputs} x {outputs:?} in {format:?} by {}", device.products()),
+                    &device,
+                    &layer,
+                    bound,
+                );
             }
         }
     }
@@ -59,13 +67,31 @@ fn products_of_all_sizes_and_formats() {
 
 #[test]
 fn many_columns_take_wide_tiles() {
-    let Some(device) = open() else { return };
-    let mut n = Numbers(3);
-    let weight = n.linear(&[3000, 3145], 70, true);
-    for rows in [3, 64, 70] {
-        let x = n.host(rows, 70);
-        let layer = Layer { x, norm: None, weight: &weight, activation: None, residual: None };
-        agree(&format!("{rows} rows"), &device, &layer, F32);
+    for (device, bound) in open_both(Format::Stored) {
+        let mut n = Numbers(3);
+        let weight = half_linear(&mut n, pi0_device::Dtype::Bf16, 6145, 150);
+        let norm = n.norm(NormKind::Rms, 147);
+        for rows in [3, 64, 70] {
+            let x = n.host(rows, 147);
+            let layer = Layer { x, norm: Some(&norm), weight: &weight, activation: None, residual: None };
+            agree(&format!("{rows} rows by {}", device.products()), &device, &layer, bound);
+        }
+    }
+}
+
+/// Rows far larger and smaller than f16 can hold, and weights too.
+#[test]
+fn what_f16_cannot_hold_is_scaled() {
+    for (device, bound) in open_both(Format::Stored) {
+        let mut n = Numbers(11);
+        let weight = half_linear(&mut n, pi0_device::Dtype::Bf16, 70, 150);
+        for scale in [1e-6f32, 3e5, 1e12] {
+            let mut x = n.host(9, 147);
+            x.data.iter_mut().for_each(|v| *v *= scale);
+            let layer = Layer { x, norm: None, weight: &weight, activation: None, residual: None };
+            let bound = common::Bound { max_abs: f64::INFINITY, ..bound };
+            agree(&format!("values of {scale} by {}", device.products()), &device, &layer, bound);
+        }
     }
 }
 
@@ -83,14 +109,15 @@ fn half_linear(n: &mut Numbers, dtype: pi0_device::Dtype, outputs: usize, inputs
 
 #[test]
 fn sixteen_bits_as_they_are_stored() {
-    let Some(device) = open() else { return };
-    let mut n = Numbers(4);
-    for dtype in [pi0_device::Dtype::Bf16, pi0_device::Dtype::F16] {
-        for rows in [1, 51, 65] {
-            let weight = half_linear(&mut n, dtype, 77, 70);
-            let x = n.host(rows, 67);
-            let layer = Layer { x, norm: None, weight: &weight, activation: None, residual: None };
-            agree(&format!("{rows} rows, {dtype:?}"), &device, &layer, F32);
+    for (device, bound) in open_both(Format::Stored) {
+        let mut n = Numbers(4);
+        for dtype in [pi0_device::Dtype::Bf16, pi0_device::Dtype::F16] {
+            for rows in ROWS {
+                let weight = half_linear(&mut n, dtype, 77, 270);
+                let x = n.host(rows, 267);
+                let layer = Layer { x, norm: None, weight: &weight, activation: None, residual: None };
+                agree(&format!("{rows} rows, {dtype:?} by {}", device.products()), &device, &layer, bound);
+            }
         }
     }
 }
@@ -98,14 +125,31 @@ fn sixteen_bits_as_they_are_stored() {
 #[test]
 fn dense_in_every_form() {
     let Some(device) = open() else { return };
+    every_form(&device, &[38, 66], &[None, Some(1), Some(2)], F32);
+}
+
+/// The same on matrices: weights of 8 bits there, so that their scales are seen too.
+#[test]
+fn dense_in_every_form_on_matrices() {
+    for (device, bound) in open_both(Format::Int8).into_iter().skip(1) {
+        every_form(&device, &[66], &[Some(2)], bound);
+    }
+}
+
+fn every_form(
+    device: &pi0_vulkan::Vulkan,
+    all_rows: &[usize],
+    repeats: &[Option<usize>],
+    bound: common::Bound,
+) {
     let mut n = Numbers(2);
     let inputs = 90;
     let norms = [None, Some(n.norm(NormKind::Layer, inputs)), Some(n.norm(NormKind::Rms, inputs))];
     let activations = [None, Some(Activation::Gelu), Some(Activation::Silu), Some(Activation::Geglu)];
-    for rows in [38, 66] {
+    for &rows in all_rows {
         for norm in &norms {
             for activation in activations {
-                for repeat in [None, Some(1), Some(2)] {
+                for &repeat in repeats {
                     let outputs = [34, 34];
                     let width = if activation == Some(Activation::Geglu) { 34 } else { 68 };
                     let weight = n.linear(&outputs, inputs, rows == 38);
@@ -113,7 +157,7 @@ fn dense_in_every_form() {
                     let x = n.host(rows, inputs);
                     let layer = Layer { x, norm: norm.as_ref(), weight: &weight, activation, residual };
                     let what = format!("{rows} rows, norm {}, {activation:?}, {repeat:?}", norm.is_some());
-                    agree(&what, &device, &layer, F32);
+                    agree(&format!("{what} by {}", device.products()), device, &layer, bound);
                 }
             }
         }
@@ -141,7 +185,11 @@ impl Work for Projection {
 
 #[test]
 fn projections_turn_their_heads() {
-    let Some(device) = open() else { return };
+    // The reference's weights are not rounded to bf16.
+    open_both(Format::Bf16).iter().for_each(|(device, _)| projections(device, BF16));
+}
+
+fn projections(device: &pi0_vulkan::Vulkan, bound: common::Bound) {
     let mut n = Numbers(5);
     for rows in [1, 51, 65] {
         for (heads, kv_heads, head_dim) in [(8, 1, 32), (4, 2, 14), (3, 3, 20), (2, 1, 128)] {
@@ -159,7 +207,7 @@ fn projections_turn_their_heads() {
                     heads: [heads, kv_heads, head_dim],
                     positions,
                 };
-                agree(&format!("{rows} rows, {heads} heads of {head_dim}, {turned}"), &device, &work, F32);
+                agree(&format!("{rows} rows, {heads} heads of {head_dim}, {turned}"), device, &work, bound);
             }
         }
     }
@@ -211,8 +259,15 @@ impl Work for Modulated {
 #[test]
 fn modulated_layers() {
     let Some(device) = open() else { return };
+    modulated(&device, &ROWS, F32);
+    for (device, bound) in open_both(Format::Int8).into_iter().skip(1) {
+        modulated(&device, &[51, 65], bound);
+    }
+}
+
+fn modulated(device: &pi0_vulkan::Vulkan, rows: &[usize], bound: common::Bound) {
     let mut n = Numbers(10);
-    for rows in ROWS {
+    for &rows in rows {
         let (width, inner) = (40, 27);
         let work = Modulated {
             x: n.host(rows, width),
@@ -221,7 +276,7 @@ fn modulated_layers() {
             up: n.linear(&[inner, inner], width, false),
             down: n.linear(&[width], inner, false),
         };
-        agree(&format!("{rows} rows"), &device, &work, F32);
+        agree(&format!("{rows} rows"), device, &work, bound);
     }
 }
 

@@ -4,7 +4,7 @@ mod common;
 
 use std::time::Duration;
 
-use common::{Numbers, open, open_with, put};
+use common::{Numbers, open, open_both, open_with, put};
 use pi0_device::{Device, Error};
 use pi0_model::cases::Setup;
 use pi0_model::{Extent, Pi0, SampleOptions};
@@ -17,9 +17,12 @@ fn setup() -> Setup {
 
 #[test]
 fn a_second_inference_replays_the_first_with_its_bits() {
-    let Some(device) = open() else { return };
+    open_both(Format::Stored).iter().for_each(|(device, _)| replays(device));
+}
+
+fn replays(device: &Vulkan) {
     let setup = setup();
-    let model = Pi0::load(&device, setup.checkpoint.clone(), Extent::Cache, &|_| ()).unwrap();
+    let model = Pi0::load(device, setup.checkpoint.clone(), Extent::Cache, &|_| ()).unwrap();
     let options = SampleOptions { steps: Some(3), ..Default::default() };
     let first = model.sample_actions(&setup.batch, &options).unwrap();
     let before = device.stats();

@@ -180,7 +180,8 @@ pub fn results(args: &Args) -> Result<CheckResults> {
 pub fn default_format(args: &DeviceArgs, checkpoint: Option<&Checkpoint>) -> Format {
     match args.device {
         DeviceKind::Reference => Format::F32,
-        DeviceKind::Cpu => match args.dtype {
+        // A GPU's matrices round operands to bf16 or, less, to f16.
+        DeviceKind::Cpu | DeviceKind::Vulkan(_) => match args.dtype {
             pi0_cpu::Format::F32 => Format::F32,
             pi0_cpu::Format::Bf16 => Format::Bf16,
             pi0_cpu::Format::Int8 => Format::Int8,
@@ -191,12 +192,6 @@ pub fn default_format(args: &DeviceArgs, checkpoint: Option<&Checkpoint>) -> For
             }
         },
         DeviceKind::Tensix => Format::Tf32,
-        // Products are summed in f32 from operands in f32; stored weights are what they are on both sides.
-        DeviceKind::Vulkan(_) => match args.dtype {
-            pi0_cpu::Format::F32 | pi0_cpu::Format::Stored => Format::F32,
-            pi0_cpu::Format::Bf16 => Format::Bf16,
-            pi0_cpu::Format::Int8 => Format::Int8,
-        },
     }
 }
 

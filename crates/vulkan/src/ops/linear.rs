@@ -11,7 +11,7 @@ use crate::error::Result;
 use crate::kernels::Kernel;
 use crate::tape::Builder;
 use crate::tensor::{Tensor, Value};
-use crate::weight::{Linear, Stored, Weight};
+use crate::weight::{Linear, Weight};
 
 /// Rows of a workgroup.
 const ROWS: usize = 64;
@@ -145,9 +145,11 @@ impl Vulkan {
         let gate = p.gate.map(|by| (by, s.tape.integers(by.rows)));
         let geglu = p.activation == Some(Activation::Geglu);
         let row_tiles = x.rows.div_ceil(ROWS);
-        let (kernel, columns) = match w.outputs >= WIDE {
-            true => (Kernel::Gemm64, 64),
-            false => (Kernel::Gemm16, 16),
+        let (kernel, columns) = match (w.outputs >= WIDE, w.units) {
+            (true, None) => (Kernel::Gemm64, 64),
+            (false, None) => (Kernel::Gemm16, 16),
+            (true, Some(units)) => (Kernel::Matrix64(units), 64),
+            (false, Some(units)) => (Kernel::Matrix16(units), 16),
         };
         // Columns stand in groups of two halves.
         let half = match p.turn {
@@ -170,7 +172,7 @@ impl Vulkan {
             u32::from(gate.is_some()),
             u32::from(w.bias),
             w.stored as u32,
-            u32::from(w.stored == Stored::Int8),
+            u32::from(w.scaled()),
         ];
         let pipeline = s.pipeline(kernel, &constants)?;
         let mut b = Builder::new(&mut s.tape, pipeline, [column_tiles as u32, row_tiles as u32])

@@ -3,10 +3,12 @@
 
 pub use pi0_device::Bound;
 use pi0_device::{Device, HostTensor, LinearPart, NormKind, Reference, TensorSource, WeightSource, compare};
-use pi0_vulkan::{Vulkan, VulkanError, VulkanOptions};
+use pi0_vulkan::{Format, Vulkan, VulkanError, VulkanOptions};
 
 /// Kernels in f32 differ from the reference by the rounding of f32 sums.
 pub const F32: Bound = Bound { pcc: 0.999_999, relative_l2: 2e-6, max_abs: 2e-4 };
+/// Weights rounded to 8 bits of precision.
+pub const BF16: Bound = Bound { pcc: 0.999_99, relative_l2: 5e-3, max_abs: 0.06 };
 /// Weights rounded to 127 steps of their row's largest value.
 pub const INT8: Bound = Bound { pcc: 0.999_5, relative_l2: 2.5e-2, max_abs: 0.5 };
 
@@ -23,8 +25,36 @@ pub fn open_with(options: VulkanOptions) -> Option<Vulkan> {
     }
 }
 
+/// Operands of products rounded to 11 bits of precision: each product is off by up to 2^-11, and the errors average out.
+pub const F16: Bound = Bound { pcc: 0.999_999, relative_l2: 1e-3, max_abs: 0.02 };
+
+/// Products in f32.
 pub fn open() -> Option<Vulkan> {
-    open_with(VulkanOptions::default())
+    open_with(VulkanOptions { matrices: false, ..Default::default() })
+}
+
+/// Products in f32, and on cooperative matrices where the driver has them, each with how far products may be off.
+pub fn open_both(format: Format) -> Vec<(Vulkan, Bound)> {
+    let mut devices = vec![];
+    for matrices in [false, true] {
+        let Some(device) = open_with(VulkanOptions { matrices, format, ..Default::default() }) else {
+            return devices;
+        };
+        let bound = match (format, device.products()) {
+            (Format::Int8, _) => INT8,
+            (Format::F32, _) | (_, "f32") => F32,
+            _ => F16,
+        };
+        match (matrices, device.products()) {
+            (true, "f32") => {
+                let wanted = std::env::var_os("PI0_REQUIRE_MATRICES").is_some();
+                assert!(!wanted, "PI0_REQUIRE_MATRICES is set, and {:?} has none", device);
+                eprintln!("skipped: the driver has no matrices");
+            }
+            _ => devices.push((device, bound)),
+        }
+    }
+    devices
 }
 
 /// Numbers around zero, the same each time.
