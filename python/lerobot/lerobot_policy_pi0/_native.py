@@ -1,11 +1,14 @@
 """What both policies share: lerobot's policy class around a network of the package `pi0`."""
 
 import json
+import tempfile
+from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any, NoReturn
 
 import pi0
 import torch
+from lerobot.configs import PreTrainedConfig
 from lerobot.policies.common.flow_matching import sample_noise
 from lerobot.policies.pretrained import PreTrainedPolicy
 from torch import Tensor, nn
@@ -64,11 +67,17 @@ class NativeModel(nn.Module):
         rtc = self.config.rtc_config
         if rtc is None or not rtc.enabled or previous is None:
             return
-        chunk = previous[robot] if previous.ndim == 3 else previous
+        chunk = previous if previous.ndim == 2 else previous[robot if previous.shape[0] > 1 else 0]
         # lerobot's chunks have the robot's width or the network's.
         chunk = nn.functional.pad(chunk.float().cpu(), (0, self.config.max_action_dim - chunk.shape[-1]))
+        chunk = chunk[: self.config.chunk_size]
+        # lerobot has this mode since 0.6.2; before, all chunking is guided.
+        if getattr(rtc, "mode", "guided") == "trained":
+            if delay:
+                inputs.continue_from(chunk, delay)
+            return
         inputs.follow(
-            chunk[: self.config.chunk_size],
+            chunk,
             delay=delay or 0,
             execution_horizon=execution_horizon or rtc.execution_horizon,
             max_guidance_weight=rtc.max_guidance_weight,
@@ -79,14 +88,42 @@ class NativeModel(nn.Module):
         raise NotImplementedError("pi0 runs networks and does not train them: train with lerobot's own pi0 or pi05")
 
 
+def config_of(path: Path, config_class: type[PreTrainedConfig]) -> PreTrainedConfig:
+    """What a checkpoint's `config.json` says, as another kind of configuration."""
+    given = json.loads((path / "config.json").read_text())
+    # A later lerobot writes options that this one lacks. Whether the network can do what they ask is checked when it is loaded.
+    known = {field.name for field in fields(config_class)}
+    given = {name: value for name, value in given.items() if name in known}
+    given["type"] = config_class.get_choice_name(config_class)
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "config.json").write_text(json.dumps(given))
+        return PreTrainedConfig.from_pretrained(folder)
+
+
+def adopt(config: Any, path: Path) -> None:
+    """With `--policy.type` lerobot fills a configuration with its own defaults and with the cameras of the environment. Where
+    nothing else was asked for, the checkpoint knows better; with `--policy.path` it was asked already."""
+    file = path / "config.json"
+    if not file.is_file() or json.loads(file.read_text()).get("type") == config.type:
+        return
+    its = config_of(path, type(config))
+    for field in fields(config):
+        default = field.default if field.default_factory is MISSING else field.default_factory()
+        if field.name not in ("device", "output_features") and getattr(config, field.name) == default:
+            setattr(config, field.name, getattr(its, field.name))
+    # Which image goes to which place is for the checkpoint to say, and for --rename_map.
+    config.input_features = its.input_features or config.input_features
+
+
 class NativePolicy:
     """Comes before lerobot's policy in the order of resolution, and replaces how the network is made and loaded."""
 
     def __init__(self, config: Any, *, checkpoint: str | Path | None = None, **_: Any) -> None:
         PreTrainedPolicy.__init__(self, config)
-        checkpoint = checkpoint or config.pretrained_path
+        checkpoint = config.native_checkpoint or checkpoint or config.pretrained_path
         if checkpoint is None:
             raise ValueError(f"{self.name} needs a checkpoint: --policy.pretrained_path=DIR")
+        adopt(config, Path(checkpoint))
         config.validate_features()
         options = {"dtype": config.native_dtype, "threads": config.native_threads}
         policy = pi0.load(checkpoint, device=config.native_device, robot="none", **options)
@@ -111,23 +148,10 @@ class NativePolicy:
         """Loads a checkpoint of lerobot's `pi0` or `pi05`, or of this policy."""
         path = Path(pretrained_name_or_path)
         if config is None:
-            config = cls.config_of(path)
+            config = config_of(path, cls.config_class)
         policy = cls(config, checkpoint=path)
         policy.eval()
         return policy
-
-    @classmethod
-    def config_of(cls, path: Path) -> Any:
-        """A checkpoint's configuration as this policy's."""
-        import tempfile
-
-        from lerobot.configs import PreTrainedConfig
-
-        given = json.loads((path / "config.json").read_text())
-        given["type"] = cls.name
-        with tempfile.TemporaryDirectory() as folder:
-            (Path(folder) / "config.json").write_text(json.dumps(given))
-            return PreTrainedConfig.from_pretrained(folder)
 
     def _save_pretrained(self, *_: Any, **__: Any) -> NoReturn:
         raise NotImplementedError("the weights are those of the checkpoint; copy its folder")
