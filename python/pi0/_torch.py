@@ -127,19 +127,17 @@ class _Hooks:
         self.calls.clear()
         self.step = -1
 
-    def finish(self, noise: Any, actions: Any) -> None:
-        """What follows from the velocities."""
-        steps = self.step + 1
-        self.recorder.num_steps = steps
-        x = noise.detach().float()
-        for step in range(steps - 1):
-            x = x - self.velocities[step] / steps
-            self.put(f"step{step}.x_next", x)
-        if steps:
-            self.put(f"step{steps - 1}.x_next", actions)
-        self.put("actions", actions)
+    def entered(self, x_t: Any) -> None:
+        """Another step begins at `x_t`, where the one before ended."""
+        if self.step > 0:
+            self.put(f"step{self.step - 1}.x_next", x_t)
 
-    velocities: "list[Any]" = []
+    def finish(self, actions: Any) -> None:
+        """The last step is done."""
+        self.recorder.num_steps = self.step + 1
+        if self.step >= 0:
+            self.put(f"step{self.step}.x_next", actions)
+        self.put("actions", actions)
 
     def __enter__(self) -> "_Hooks":
         self.install()
@@ -181,10 +179,9 @@ class _Openpi(_Hooks):
     def sample_actions(self, old: "Callable[..., Any]") -> "Callable[..., Any]":
         def sample(*args: Any, **kw: Any) -> Any:
             self.start()
-            self.velocities = []
             actions = old(*args, **kw)
             if "inputs.noise" in self.recorder:
-                self.finish(self.noise, actions)
+                self.finish(actions)
             return actions
 
         return sample
@@ -212,8 +209,7 @@ class _Openpi(_Hooks):
             if self.step == 0:
                 if given.get("state") is not None and hasattr(self.core, "state_proj"):
                     self.put("inputs.state", given["state"])
-                self.noise = given.get("noisy_actions", given.get("x_t"))
-                self.put("inputs.noise", self.noise)
+                self.put("inputs.noise", given.get("noisy_actions", given.get("x_t")))
             out = old(*args, **kw)
             if self.step == 0:
                 self.put("suffix.embs", out[0])
@@ -228,10 +224,11 @@ class _Openpi(_Hooks):
 
         def step(*args: Any, **kw: Any) -> Any:
             self.step += 1
-            self.put(f"step{self.step}.time", names.bind(*args, **kw).arguments["timestep"])
+            given = names.bind(*args, **kw).arguments
+            self.put(f"step{self.step}.time", given["timestep"])
+            self.entered(given["x_t"])
             velocity = old(*args, **kw)
             self.put(f"step{self.step}.v_t", velocity)
-            self.velocities.append(velocity.detach().float())
             return velocity
 
         return step
@@ -301,7 +298,6 @@ class _Transformers(_Hooks):
 
         def sample(*args: Any, **kw: Any) -> Any:
             self.start()
-            self.velocities = []
             given = names.bind(*args, **kw).arguments
             pixels, ids = given["pixel_values"], given["input_ids"]
             mask, pixel_mask = given.get("attention_mask"), given.get("pixel_attention_mask")
@@ -320,7 +316,7 @@ class _Transformers(_Hooks):
             self.put("inputs.state", given["state"])
             actions = old(*args, **kw)
             if "inputs.noise" in self.recorder:
-                self.finish(self.noise, actions)
+                self.finish(actions)
             return actions
 
         return sample
@@ -337,12 +333,11 @@ class _Transformers(_Hooks):
         def run(*args: Any, **kw: Any) -> Any:
             self.step += 1
             if self.step == 0:
-                self.noise = kw["noise"]
-                self.put("inputs.noise", self.noise)
+                self.put("inputs.noise", kw["noise"])
+            self.entered(kw["noise"])
             self.put(f"step{self.step}.time", kw["timestep"])
             out = old(*args, **kw)
             self.put(f"step{self.step}.v_t", out.logits)
-            self.velocities.append(out.logits.detach().float())
             return out
 
         return run

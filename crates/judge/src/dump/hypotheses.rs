@@ -8,7 +8,7 @@ use pi0_model::{Checkpoint, Config, Inputs, Kind, ModelError};
 
 use super::file::Dump;
 use super::mistakes::{self, Rotation};
-use super::mutated::{Plant, Repack, Reposition, Respan};
+use super::mutated::{Adaptive, Plant, Repack, Reposition, Respan};
 use super::order::{self, PREFIX, Rank, STEPS, SUFFIX, VISION};
 
 /// A mistake.
@@ -67,6 +67,11 @@ impl Variation {
         both.recompute_state |= other.recompute_state;
         both.times = other.times.or(self.times);
         both
+    }
+
+    /// Whether it rounds where the network does not, which no other computation repeats bit by bit.
+    pub fn rounds(&self) -> bool {
+        self.plants.iter().any(|p| matches!(p, Plant::RoundSoftmax(_)))
     }
 
     fn plant(plants: Vec<Plant>) -> Self {
@@ -304,7 +309,7 @@ fn masks(c: &Config, dump: &Dump, list: &mut List) -> Result<(), ModelError> {
             let mut next = 0;
             let mut give = |row: usize, real: bool| {
                 next += u32::from(real);
-                prefix[row] = next.saturating_sub(1);
+                prefix[row] = next.wrapping_sub(1);
             };
             let mut row = open.image_rows[robot].start;
             for camera in (0..batch[robot].images.len()).filter(|&c| batch[robot].images[c].is_some()) {
@@ -469,11 +474,12 @@ fn towers(c: &Config, list: &mut List) {
         list.plants("norm-one", &what, from, packed("", mistakes::norm_less_one));
         let what = format!("norms{whose} use eps 1e-5 where the network wants 1e-6");
         list.precision("norm-eps", &what, from, packed("", mistakes::norm_eps));
-        for (norm, what) in [
-            ("input_layernorm", "the norm before attention"),
-            ("post_attention_layernorm", "the norm before the MLP"),
+        for (norm, adaptive, what) in [
+            ("input_layernorm", Adaptive::Attention, "the norm before attention"),
+            ("post_attention_layernorm", Adaptive::Mlp, "the norm before the MLP"),
         ] {
-            let plants = layer_paths(weights, norm).map(Plant::SkipNorm).collect();
+            let mut plants: Vec<_> = layer_paths(weights, norm).map(Plant::SkipNorm).collect();
+            plants.extend(scopes.contains(&"suffix").then_some(Plant::SkipAdaptive(adaptive)));
             list.plants("norm-missing", &format!("{what}{whose} is missing"), from, plants);
         }
         for (linear, what) in [("self_attn.o_proj", "attention"), ("mlp.down_proj", "the MLP")] {
@@ -491,7 +497,7 @@ fn towers(c: &Config, list: &mut List) {
         "norm-missing",
         "the action expert's final norm is missing",
         (SUFFIX, u32::MAX, 0),
-        vec![Plant::SkipNorm("gemma_expert.model.norm".into())],
+        vec![Plant::SkipNorm("gemma_expert.model.norm".into()), Plant::SkipAdaptive(Adaptive::Final)],
     );
 }
 

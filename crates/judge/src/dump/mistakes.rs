@@ -6,6 +6,8 @@ use pi0_device::{Attention, HostTensor, LinearPart, NormKind, TensorSource, Weig
 /// A wrong rotary embedding.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Rotation {
+    /// As it should be; of rows whose position is before the first, too.
+    Right,
     /// Neighbours `(2i, 2i + 1)` in place of `(i, i + head_dim / 2)`.
     Neighbours,
     /// The other way round.
@@ -19,7 +21,7 @@ pub enum Rotation {
 }
 
 impl Rotation {
-    /// Rotates whole heads.
+    /// Rotates whole heads. Positions below 0 are written in two's complement.
     pub fn apply(self, mut x: HostTensor, positions: &[u32], dim: usize) -> HostTensor {
         let half = dim / 2;
         let base = if self == Rotation::LongPeriods { 1e6f32 } else { 1e4 };
@@ -28,7 +30,7 @@ impl Rotation {
                 for i in 0..half {
                     let pair = if self == Rotation::NextFrequency { i + 1 } else { i };
                     let (mut sin, cos) =
-                        (position as f32 / base.powf((2 * pair) as f32 / dim as f32)).sin_cos();
+                        (position as i32 as f32 / base.powf((2 * pair) as f32 / dim as f32)).sin_cos();
                     if self == Rotation::Backwards {
                         sin = -sin;
                     }

@@ -30,6 +30,8 @@ pub enum Plant {
     ScaleLinear(String, f32),
     /// A norm is left out: its input goes on as it is.
     SkipNorm(String),
+    /// One of the adaptive norms of each layer, or the last, is left out; its gate stays.
+    SkipAdaptive(Adaptive),
     /// Rows are rotated otherwise.
     Rotate(String, mistakes::Rotation),
     /// Rows are rotated by other positions.
@@ -52,6 +54,17 @@ pub enum Plant {
     GateTable(fn(&mut [f32], usize)),
     /// The Euler step goes the other way or too far.
     Step(f32),
+}
+
+/// π0.5's adaptive norms, whose weights have no name on the device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Adaptive {
+    /// Before attention.
+    Attention,
+    /// Before the MLP.
+    Mlp,
+    /// Behind the last layer.
+    Final,
 }
 
 /// `D` with what [`plant`](Mutated::plant) plants. Only base operations run, and what is tapped is kept where somebody
@@ -193,6 +206,15 @@ impl<D: Device> Mutated<D> {
         .is_some()
     }
 
+    /// Whether what was computed last goes on without its residual.
+    fn residual_missing(&self) -> bool {
+        self.find(|plant, _| match plant {
+            Plant::NoResidual(after) if self.last_linear.borrow().contains(after) => Some(()),
+            _ => None,
+        })
+        .is_some()
+    }
+
     /// Runs `f` by a table whose rows `change` changed.
     fn with_table<T>(
         &self,
@@ -291,6 +313,16 @@ impl<D: Device> Device for Mutated<D> {
         }
     }
     fn ada_rms_norm(&self, x: &D::Tensor, by: &Modulation<'_, D::Tensor>) -> Result<D::Tensor> {
+        let this = match (self.scope().contains("layer"), self.last_linear.borrow().contains("o_proj")) {
+            (false, _) => Adaptive::Final,
+            (true, true) => Adaptive::Mlp,
+            (true, false) => Adaptive::Attention,
+        };
+        let skipped =
+            |plant: &Plant, _: &str| matches!(plant, Plant::SkipAdaptive(a) if *a == this).then_some(());
+        if self.find(skipped).is_some() {
+            return Ok(x.clone());
+        }
         let change = self.find(|plant, _| match plant {
             Plant::AdaTable(change) => Some(*change),
             _ => None,
@@ -301,6 +333,10 @@ impl<D: Device> Device for Mutated<D> {
         }
     }
     fn gated_add(&self, x: &D::Tensor, y: &D::Tensor, by: &Modulation<'_, D::Tensor>) -> Result<D::Tensor> {
+        if self.residual_missing() {
+            let nothing = self.times(x, 0.0)?;
+            return self.inner.gated_add(&nothing, y, by);
+        }
         let change = self.find(|plant, scope| match plant {
             Plant::GateTable(change) if scope.starts_with("suffix") => Some(*change),
             _ => None,
@@ -321,7 +357,9 @@ impl<D: Device> Device for Mutated<D> {
             Plant::Rotate(scope, rotation) if here.starts_with(scope) => Some(*rotation),
             _ => None,
         });
-        match rotation {
+        // Masks give rows of padding before the first real one the position -1, which no device has.
+        let below = positions.iter().any(|&p| i32::try_from(p).is_err());
+        match rotation.or(below.then_some(mistakes::Rotation::Right)) {
             Some(rotation) => self.host(x, |x| rotation.apply(x, positions, head_dim)),
             None => self.inner.rope(x, positions, head_dim),
         }
@@ -367,15 +405,11 @@ impl<D: Device> Device for Mutated<D> {
         self.activation(OpKind::Geglu, x, |x| self.inner.geglu(x))
     }
     fn add(&self, x: &D::Tensor, y: &D::Tensor) -> Result<D::Tensor> {
-        let alone = self.find(|plant, _| match plant {
-            Plant::NoResidual(after) if self.last_linear.borrow().contains(after) => Some(()),
-            _ => None,
-        });
-        match alone {
+        match self.residual_missing() {
             // The layers put the residual first unless its rows repeat.
-            Some(()) if self.inner.shape(x)[0] > self.inner.shape(y)[0] => Ok(x.clone()),
-            Some(()) => Ok(y.clone()),
-            None => self.inner.add(x, y),
+            true if self.inner.shape(x)[0] > self.inner.shape(y)[0] => Ok(x.clone()),
+            true => Ok(y.clone()),
+            false => self.inner.add(x, y),
         }
     }
     fn add_scaled(&self, x: &D::Tensor, y: &D::Tensor, scale: f32) -> Result<D::Tensor> {

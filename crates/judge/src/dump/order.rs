@@ -53,7 +53,9 @@ pub fn of_tap(name: &str) -> Rank {
             let order = ["time", "time_emb", "cond", "v_t", "v_guided", "x_next"];
             let part = order.iter().position(|o| *o == what).unwrap_or(0) as u8;
             match (number(step), part) {
-                (0, 0..=2) => (SUFFIX, 0, 0),
+                (0, 0..=1) => (SUFFIX, 0, 0),
+                // Behind the time network.
+                (0, 2) => (SUFFIX, 0, 6),
                 (step, part) => (STEPS, step, part),
             }
         }
