@@ -6,11 +6,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use pi0_device::{
     Activation, Attention, Dense, Device, Error, HostTensor, KeyValue, MemoryMeter, Modulation, Norm, OpKind,
-    Qkv, Result, WeightSource, operands,
+    Preferred, Qkv, Result, WeightSource, operands,
 };
 
 use crate::epilogue::{Finish, Rotate, Target};
-use crate::kernels::{Kernel, Left, Packed};
+use crate::kernels::{Kernel, Left, Packed, pack};
 use crate::math::{fma, gelu, per_isa, silu};
 use crate::matmul::Engine;
 use crate::memory::{BlockPool, Pooled, Shared};
@@ -247,6 +247,15 @@ impl Device for Cpu {
             self.bf16_attention.store(true, Ordering::Relaxed);
         }
         Ok(weight)
+    }
+
+    fn preferred(&self) -> Preferred {
+        let round = pack::rounding(self.isa());
+        Preferred {
+            columns: true,
+            layers: (self.format == Format::Bf16).then_some(round),
+            table: matches!(self.format, Format::Bf16 | Format::Int8).then_some(round),
+        }
     }
 
     fn embed(&self, table: &Weight, ids: &[u32], scale: f32) -> Result<Tensor> {

@@ -1,6 +1,10 @@
 //! Weights in the layout of the kernel that will read them.
 
-use pi0_device::{Bytes, Dtype, Held, LinearPart, MemoryMeter, NormKind, Result, TensorSource, WeightSource};
+use std::ops::Range;
+
+use pi0_device::{
+    Bytes, Dtype, Held, LinearPart, MemoryMeter, NormKind, Order, Result, TensorSource, WeightSource,
+};
 
 use crate::kernels::{Kernel, Left, Packed, pack};
 use crate::math::to_bf16;
@@ -132,6 +136,67 @@ impl<'a> Origin<'a> {
     }
 }
 
+/// A strip of a matrix whose columns lie together: for each input, the values of the strip's columns in a row.
+struct Across<'a> {
+    bytes: &'a [u8],
+    /// Place of the strip's first value in the first part of the inputs, in bytes.
+    start: usize,
+    /// Bytes of the strip's values of one input.
+    width: usize,
+    /// Bytes from one input to the next.
+    stride: usize,
+    /// Inputs of one part, and bytes from one part to the next.
+    inputs: usize,
+    part: usize,
+    /// The inputs of the matrix that the layer uses.
+    first: usize,
+}
+
+impl<'a> Across<'a> {
+    /// None if the columns of `origin` do not lie together.
+    fn of(origin: &Origin<'a>) -> Option<Self> {
+        let w = &origin.part.weight;
+        let Order::Columns { splits, groups } = w.order() else { return None };
+        let size = w.dtype.size();
+        let (inputs, outputs) = (w.cols() / splits, w.rows() / groups);
+        let (group, column, count) = (origin.row / outputs, origin.row % outputs, origin.strip.count);
+        (column + count <= outputs).then(|| Self {
+            bytes: w.bytes(),
+            start: (group * inputs * outputs + column) * size,
+            width: count * size,
+            stride: outputs * size,
+            inputs,
+            part: groups * inputs * outputs * size,
+            first: origin.part.columns.as_ref().map_or(0, |c| c.start),
+        })
+    }
+
+    /// The strip's values of one of the layer's inputs.
+    fn row(&self, input: usize) -> &'a [u8] {
+        let input = self.first + input;
+        let at = self.start + input / self.inputs * self.part + input % self.inputs * self.stride;
+        &self.bytes[at..at + self.width]
+    }
+
+    /// Those of up to 64 inputs, as many of `rows` as `span` is long.
+    fn rows<'r>(&self, span: Range<usize>, rows: &'r mut [&'a [u8]; 64]) -> &'r [&'a [u8]] {
+        let (first, count) = (self.first + span.start, span.len());
+        if first / self.inputs == (first + count - 1) / self.inputs {
+            let mut at = self.start + first / self.inputs * self.part + first % self.inputs * self.stride;
+            for row in &mut rows[..count] {
+                *row = &self.bytes[at..at + self.width];
+                at += self.stride;
+            }
+        } else {
+            rows.iter_mut().zip(span).for_each(|(row, input)| *row = self.row(input));
+        }
+        &rows[..count]
+    }
+}
+
+/// Strips that are packed together where columns lie together: their values of one input fill whole cache lines.
+const TOGETHER: usize = 16;
+
 /// Packs a checked source on all threads and gives its pages back. `meter` counts what was packed.
 pub(crate) fn pack(
     source: &WeightSource,
@@ -222,12 +287,13 @@ fn pack_linear(
     let (at_right, at_scales, at_offsets) =
         (Shared::new(right.as_ptr()), Shared::new(scales.as_mut_ptr()), Shared::new(offsets.as_mut_ptr()));
     let (scaled, offset) = (scales.len() / origins.len(), offsets.len() / origins.len());
-    threads.run(origins.len(), &|i| {
-        let (step, half) = (kernel.right_tile(), kernel.right_tile() / 2);
+    let (step, half) = (kernel.right_tile(), kernel.right_tile() / 2);
+    // SAFETY: strip `i` alone writes this half of its panel's tiles, inside the block.
+    let tile = |i: usize, t: usize| unsafe {
         let start = i / 2 * tiles * step + i % 2 * half;
-        // SAFETY: strip `i` alone writes this half of its panel's tiles, inside the block.
-        let tile =
-            |t: usize| unsafe { std::slice::from_raw_parts_mut(at_right.get().add(start + t * step), half) };
+        std::slice::from_raw_parts_mut(at_right.get().add(start + t * step), half)
+    };
+    let one = |i: usize| {
         // SAFETY: strip `i` alone writes its columns, inside the vectors.
         let (scales, offsets) = unsafe {
             (
@@ -235,8 +301,25 @@ fn pack_linear(
                 std::slice::from_raw_parts_mut(at_offsets.get().add(i * offset), offset),
             )
         };
-        pack_strip(isa, &origins[i], kernel, tile, scales, offsets);
-    });
+        pack_strip(isa, &origins[i], kernel, |t| tile(i, t), scales, offsets);
+    };
+    let across: Option<Vec<Across<'_>>> = match integer {
+        true => None,
+        false => origins.iter().map(Across::of).collect(),
+    };
+    match across {
+        Some(across) => threads.run(origins.len().div_ceil(TOGETHER), &|block| {
+            let strips = block * TOGETHER..origins.len().min((block + 1) * TOGETHER);
+            for t in 0..tiles {
+                let span = t * kernel.depth()..inputs.min((t + 1) * kernel.depth());
+                for i in strips.clone() {
+                    let dtype = origins[i].part.weight.dtype;
+                    pack_across(isa, &across[i], dtype, kernel, span.clone(), tile(i, t));
+                }
+            }
+        }),
+        None => threads.run(origins.len(), &one),
+    }
     let strips = origins.iter().map(|o| o.strip).collect();
     let bytes = right.len() + size_of::<f32>() * (bias.len() + scales.len() + offsets.len());
     Linear {
@@ -263,7 +346,8 @@ fn pack_strip<'a>(
     offsets: &mut [i32],
 ) {
     let (inputs, depth, count) = (origin.part.inputs(), kernel.depth(), origin.strip.count);
-    if kernel.packed == Packed::Bf16 && origin.part.weight.dtype == Dtype::Bf16 {
+    let weight = &origin.part.weight;
+    if kernel.packed == Packed::Bf16 && weight.dtype == Dtype::Bf16 && weight.order() == Order::Rows {
         // The common case at full size needs no arithmetic: pairs of values change places.
         let rows: Vec<_> = (0..count).map(|c| origin.bytes(c)).collect();
         for t in 0..kernel.tiles(inputs) {
@@ -276,9 +360,21 @@ fn pack_strip<'a>(
         return;
     }
     let mut values = vec![0.0; count * inputs];
+    let across = Across::of(origin);
+    if let Some(across) = &across {
+        let mut row = [0.0; 16];
+        for k in 0..inputs {
+            weight.dtype.decode(across.row(k), &mut row);
+            for (c, x) in row[..count].iter().enumerate() {
+                values[c * inputs + k] = *x;
+            }
+        }
+    }
     let mut inverse = [0.0f32; 16];
     for (c, row) in values.chunks_exact_mut(inputs).enumerate() {
-        origin.part.read_row(origin.row + c, row);
+        if across.is_none() {
+            origin.part.read_row(origin.row + c, row);
+        }
         if kernel.packed == Packed::Int8 {
             let largest = row.iter().fold(0.0f32, |m, x| if x.abs() > m { x.abs() } else { m });
             scales[c] = largest / 127.0;
@@ -294,6 +390,123 @@ fn pack_strip<'a>(
         for (c, offset) in offsets.iter_mut().enumerate().take(count) {
             let column = (0..depth).map(|k| (k / 4 * kernel.strip + c) * 4 + k % 4);
             *offset += 128 * column.map(|at| i32::from(out[at] as i8)).sum::<i32>();
+        }
+    }
+}
+
+/// One depth tile of a strip whose columns lie together; not for integers.
+fn pack_across(
+    isa: Isa,
+    across: &Across<'_>,
+    dtype: Dtype,
+    kernel: &Kernel,
+    span: Range<usize>,
+    out: &mut [u8],
+) {
+    let mut rows: [&[u8]; 64] = [&[]; 64];
+    let rows = across.rows(span, &mut rows);
+    if kernel.packed == Packed::Bf16 && dtype == Dtype::Bf16 {
+        let mut pairs: [&[[u8; 2]]; 64] = [&[]; 64];
+        pairs.iter_mut().zip(rows).for_each(|(pairs, row)| *pairs = row.as_chunks().0);
+        return pack::copy_tile_across(isa, kernel, &pairs[..rows.len()], out);
+    }
+    let mut values = [[0.0f32; 16]; 64];
+    let mut floats: [&[f32]; 64] = [&[]; 64];
+    for ((floats, values), row) in floats.iter_mut().zip(&mut values).zip(rows) {
+        let count = row.len() / dtype.size();
+        // Where memory allows, f32 is used where it lies.
+        *floats = match bytemuck::try_cast_slice(row) {
+            Ok(row) if dtype == Dtype::F32 && cfg!(target_endian = "little") => row,
+            _ => {
+                dtype.decode(row, values);
+                &values[..count]
+            }
+        };
+    }
+    pack::right_tile_across(isa, kernel, &floats[..rows.len()], out);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A matrix as rows and as columns that lie together, in any number of parts.
+    fn both(out: usize, inputs: usize, splits: usize, groups: usize, dtype: Dtype) -> [TensorSource; 2] {
+        let value = |o: usize, i: usize| (((o * 7919 + i * 104_729) % 4001) as f32 - 2000.0) / 61.0;
+        let (ins, outs) = (inputs / splits, out / groups);
+        let rows = (0..out).flat_map(|o| (0..inputs).map(move |i| (o, i)));
+        let parts = (0..splits).flat_map(|s| (0..groups).map(move |g| (s, g)));
+        let columns = parts.flat_map(|(s, g)| {
+            (0..ins).flat_map(move |i| (0..outs).map(move |o| (g * outs + o, s * ins + i)))
+        });
+        let bytes = |places: Vec<(usize, usize)>| -> Vec<u8> {
+            let one = |(o, i)| match dtype {
+                Dtype::F32 => value(o, i).to_le_bytes().to_vec(),
+                Dtype::Bf16 => to_bf16(value(o, i)).to_le_bytes().to_vec(),
+                // Powers of two and values between them, by their upper bytes.
+                Dtype::F16 => vec![0, 0x3C + ((o + i) % 4) as u8],
+            };
+            places.into_iter().flat_map(one).collect()
+        };
+        let source = |places| {
+            TensorSource::new("w", dtype, vec![out, inputs], Bytes::Owned(bytes(places).into())).unwrap()
+        };
+        [
+            source(rows.collect()),
+            source(columns.collect()).in_order(Order::Columns { splits, groups }).unwrap(),
+        ]
+    }
+
+    #[test]
+    fn columns_that_lie_together_pack_to_the_same_bits() {
+        let (threads, meter) = (Threads::new(2).unwrap(), MemoryMeter::default());
+        let shapes = [
+            (vec![(96, 130, 1, 1), (96, 130, 2, 1)], "two equal parts"),
+            (vec![(64, 64, 2, 2), (32, 64, 1, 2), (32, 64, 4, 1)], "three parts"),
+            (vec![(600, 70, 1, 3)], "many strips"),
+            (vec![(24, 40, 1, 3)], "heads narrower than a strip"),
+            (vec![(5, 3, 1, 1)], "less than a tile"),
+        ];
+        for (shapes, what) in shapes {
+            for stored in [Dtype::F32, Dtype::Bf16, Dtype::F16] {
+                for isa in Isa::available() {
+                    for packed in [Packed::F32, Packed::Bf16, Packed::Int8] {
+                        let pick = |which: usize, range: Option<Range<usize>>| {
+                            let parts: Vec<LinearPart> = shapes
+                                .iter()
+                                .map(|&(out, inputs, splits, groups)| LinearPart {
+                                    weight: both(out, inputs, splits, groups, stored)[which].clone(),
+                                    bias: None,
+                                    columns: range.clone(),
+                                })
+                                .collect();
+                            pack_linear(&parts, isa, Kernel::of(isa, packed), &threads, &meter)
+                        };
+                        for range in [None, Some(1..3)] {
+                            let (rows, columns) = (pick(0, range.clone()), pick(1, range));
+                            let bytes = |l: &Linear| l.right.values::<u8>(l.right.len()).to_vec();
+                            assert!(
+                                bytes(&rows) == bytes(&columns),
+                                "{isa} {packed:?} of {stored:?}, {what}"
+                            );
+                            assert_eq!((rows.scales, rows.offsets), (columns.scales, columns.offsets));
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn rounding_is_the_packing_of_bf16() {
+        let odd = [f32::NAN, f32::INFINITY, -0.0, 1.0 + 1.0 / 256.0, 1.0 + 3.0 / 256.0, f32::MAX, -3.3e-5];
+        let values: Vec<f32> = (0..1000).map(|i| i as f32 / 77.7 - 5.0).chain(odd).collect();
+        let bytes: Vec<u8> = values.iter().flat_map(|x| x.to_le_bytes()).collect();
+        let want: Vec<u8> = values.iter().flat_map(|&x| to_bf16(x).to_le_bytes()).collect();
+        for isa in Isa::available() {
+            let mut got = vec![0; want.len()];
+            pack::rounding(isa)(&bytes, &mut got);
+            assert!(got == want, "{isa}");
         }
     }
 }

@@ -65,7 +65,7 @@ impl<D: Device> Device for Plain<D> {
     type Weight = D::Weight;
 
     pi0_device::forward! { D.0:
-        name memory shape on_host lacks upload download prepare
+        name memory preferred shape on_host lacks upload download prepare
         embed linear layer_norm rms_norm ada_rms_norm rope attention gelu silu geglu add add_scaled gated_add
         concat_rows slice_rows slice_cols
     }

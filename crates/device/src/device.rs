@@ -13,7 +13,7 @@
 use std::fmt;
 use std::ops::Range;
 
-use crate::{Error, HostTensor, MemoryMeter, Result, WeightSource};
+use crate::{Error, HostTensor, MemoryMeter, Preferred, Result, WeightSource};
 
 /// A machine that can hold matrices and multiply them.
 ///
@@ -174,7 +174,12 @@ pub trait Device {
         Err(self.lacks(OpKind::Qkv))
     }
 
-    // ---- for observers: nothing that computes ----
+    // ---- for readers and observers: nothing that computes ----
+
+    /// In which form weights are packed fastest, for readers that make their bytes anyway.
+    fn preferred(&self) -> Preferred {
+        Preferred::default()
+    }
 
     /// The count of the bytes that this device holds, where it keeps one.
     fn memory(&self) -> Option<MemoryMeter> {

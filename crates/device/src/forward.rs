@@ -13,7 +13,7 @@
 ///     type Weight = D::Weight;
 ///
 ///     pi0_device::forward! { D.0:
-///         name memory shape on_host lacks tap enter exit upload download prepare
+///         name memory preferred shape on_host lacks tap enter exit upload download prepare
 ///         embed linear layer_norm rms_norm ada_rms_norm rope attention gelu silu geglu add add_scaled gated_add
 ///         concat_rows slice_rows slice_cols
 ///     }
@@ -39,6 +39,7 @@ macro_rules! forward {
 
     (@name $($to:tt)*) => { $crate::forward! { @fn $($to)* name() -> &'static str } };
     (@memory $($to:tt)*) => { $crate::forward! { @fn $($to)* memory() -> Option<$crate::MemoryMeter> } };
+    (@preferred $($to:tt)*) => { $crate::forward! { @fn $($to)* preferred() -> $crate::Preferred } };
     (@shape $($to:tt)*) => { $crate::forward! { @fn $($to)* shape(x: &Self::Tensor) -> [usize; 2] } };
     (@on_host $($to:tt)*) => { $crate::forward! { @fn $($to)* on_host(op: $crate::OpKind) -> bool } };
     (@lacks $($to:tt)*) => { $crate::forward! { @fn $($to)* lacks(op: $crate::OpKind) -> $crate::Error } };

@@ -9,6 +9,7 @@
 #![deny(unsafe_code)]
 
 mod borrowed;
+mod bytes;
 mod compare;
 mod device;
 mod error;
@@ -24,6 +25,7 @@ mod source;
 mod tapped;
 mod traced;
 
+pub use bytes::{Buffer, Bytes, Lazy, MakeBytes, MappedFile};
 pub use compare::{Agreement, Bound, compare};
 pub use device::{
     ADA_EPS, Activation, Attention, Dense, Device, KeyValue, Keys, Modulation, Norm, OpKind, Qkv, Scope,
@@ -35,8 +37,6 @@ pub use memory::{Held, MemoryMeter};
 pub use parts::Part;
 pub use record::{Fusion, Kind, Place, Record};
 pub use reference::{Reference, ReferenceWeight};
-pub use source::{
-    Bytes, Dtype, Lazy, LinearPart, MakeBytes, MappedFile, NormKind, TensorSource, WeightSource,
-};
+pub use source::{Dtype, LinearPart, NormKind, Order, Preferred, Round, TensorSource, WeightSource};
 pub use tapped::Tapped;
 pub use traced::{Fallback, Traced, TracedWeight};

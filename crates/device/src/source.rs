@@ -1,13 +1,11 @@
 //! Where weights come from: tensors in a mapped file or in memory, in the number format they were stored in.
 
-use std::fs::File;
 use std::ops::Range;
-use std::path::Path;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
 use half::{bf16, f16};
 
-use crate::{Error, Result};
+use crate::{Bytes, Error, Lazy, Result};
 
 /// Number format of a stored tensor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -27,6 +25,27 @@ impl Dtype {
         }
     }
 
+    /// Values of this format, little endian, as f32, exactly: as many as there are places for.
+    pub fn decode(self, bytes: &[u8], out: &mut [f32]) {
+        match self {
+            Dtype::F32 => {
+                for (o, b) in out.iter_mut().zip(bytes.as_chunks().0) {
+                    *o = f32::from_le_bytes(*b);
+                }
+            }
+            Dtype::Bf16 => {
+                for (o, b) in out.iter_mut().zip(bytes.as_chunks().0) {
+                    *o = bf16::from_le_bytes(*b).to_f32();
+                }
+            }
+            Dtype::F16 => {
+                for (o, b) in out.iter_mut().zip(bytes.as_chunks().0) {
+                    *o = f16::from_le_bytes(*b).to_f32();
+                }
+            }
+        }
+    }
+
     /// The name used in safetensors headers.
     pub fn name(self) -> &'static str {
         match self {
@@ -37,83 +56,20 @@ impl Dtype {
     }
 }
 
-/// A file mapped read-only. Pages are read when touched and can be given back.
-#[derive(Debug)]
-pub struct MappedFile {
-    map: memmap2::Mmap,
-}
-
-impl MappedFile {
-    /// Maps the whole of `path`.
-    ///
-    /// The file must not be cut short while it is mapped: the system ends a process that reads a page that is
-    /// no longer there. Checkpoints are replaced by renaming, which is safe.
-    #[allow(unsafe_code)]
-    pub fn open(path: &Path) -> std::io::Result<Arc<Self>> {
-        let file = File::open(path)?;
-        // SAFETY: the map is private to this struct and only ever read as bytes, for which every bit pattern is
-        // valid; a change of the file by another process changes weights, not memory safety of typed data.
-        let map = unsafe { memmap2::Mmap::map(&file)? };
-        Ok(Arc::new(Self { map }))
-    }
-
-    /// The file's bytes.
-    pub fn bytes(&self) -> &[u8] {
-        &self.map
-    }
-
-    /// Gives the whole pages inside `range` back to the system; reading them again brings them back.
-    #[allow(unsafe_code)]
-    pub fn release(&self, range: Range<usize>) {
-        #[cfg(unix)]
-        {
-            const PAGE: usize = 4096;
-            let (start, end) = (range.start.next_multiple_of(PAGE), range.end / PAGE * PAGE);
-            if start < end {
-                // SAFETY: the map is file-backed, shared and read-only, so discarded pages are read again from
-                // the file; nothing can be lost. Failure only means that memory is freed later.
-                let _ = unsafe {
-                    self.map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, start, end - start)
-                };
-            }
-        }
-        #[cfg(not(unix))]
-        let _ = range;
-    }
-}
-
-/// Bytes that a tensor is read from: part of a mapped file, memory, or a maker of them. Cloning shares.
-#[derive(Debug, Clone)]
-pub enum Bytes {
-    /// A range of a mapped file.
-    Mapped(Arc<MappedFile>, Range<usize>),
-    /// Bytes in memory, for weights made by a program.
-    Owned(Arc<Vec<u8>>),
-    /// Bytes that are made when they are first wanted, and live as long as this value and its clones.
-    Lazy(Lazy),
-}
-
-/// Makes bytes that would be wasteful to keep: those of a compressed file, or of weights with adapters added.
-pub trait MakeBytes: std::fmt::Debug + Send + Sync {
-    /// How many there are.
-    fn count(&self) -> usize;
-
-    /// Makes them, or says why they cannot be had.
-    fn make(&self) -> std::result::Result<Vec<u8>, String>;
-}
-
-/// A maker, and what it made.
-#[derive(Debug, Clone)]
-pub struct Lazy {
-    maker: Arc<dyn MakeBytes>,
-    made: OnceLock<Arc<Vec<u8>>>,
-}
-
-impl Lazy {
-    /// Nothing made yet.
-    pub fn new(maker: Arc<dyn MakeBytes>) -> Self {
-        Self { maker, made: OnceLock::new() }
-    }
+/// How the values of a matrix `[out, in]` lie in its bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Order {
+    /// Output after output: C order, as PyTorch stores a matrix.
+    #[default]
+    Rows,
+    /// Input after input, as JAX stores one: `[splits, groups, in / splits, out / groups]`. A matrix that is stored in
+    /// several chunks, or by heads, is several matrices one behind the other.
+    Columns {
+        /// Parts of the inputs.
+        splits: usize,
+        /// Parts of the outputs.
+        groups: usize,
+    },
 }
 
 /// A stored tensor: name, format, shape and where its bytes are. Cloning shares.
@@ -126,12 +82,13 @@ pub struct TensorSource {
     /// Sizes, outermost first.
     pub shape: Vec<usize>,
     bytes: Bytes,
+    order: Order,
 }
 
 impl TensorSource {
     /// A tensor over `bytes`, which must be as long as `shape` and `dtype` say.
     pub fn new(name: impl Into<String>, dtype: Dtype, shape: Vec<usize>, bytes: Bytes) -> Result<Self> {
-        let source = Self { name: name.into(), dtype, shape, bytes };
+        let source = Self { name: name.into(), dtype, shape, bytes, order: Order::Rows };
         let wanted = source
             .shape
             .iter()
@@ -156,11 +113,29 @@ impl TensorSource {
         Self::new(name, Dtype::F32, shape, Bytes::Owned(Arc::new(bytemuck::cast_slice(data).to_vec())))
     }
 
+    /// The same bytes, which lie in this order.
+    pub fn in_order(mut self, order: Order) -> Result<Self> {
+        if let Order::Columns { splits, groups } = order {
+            let even = |n: usize, parts: usize| parts > 0 && n.is_multiple_of(parts);
+            if !matches!(self.shape[..], [out, inputs] if even(out, groups) && even(inputs, splits)) {
+                let what = format!("{splits} parts of inputs and {groups} of outputs, of {:?}", self.shape);
+                return Err(self.error(what));
+            }
+        }
+        self.order = order;
+        Ok(self)
+    }
+
+    /// How the values lie in the bytes.
+    pub fn order(&self) -> Order {
+        self.order
+    }
+
     fn error(&self, what: String) -> Error {
         Error::Source { name: self.name.clone(), what }
     }
 
-    /// The stored bytes, little-endian values in C order. Not necessarily aligned.
+    /// The stored bytes, little-endian values in their [`order`](Self::order). Not necessarily aligned.
     ///
     /// # Panics
     /// If they have to be made, [`fetch`](Self::fetch) was not called before, and making them fails.
@@ -170,7 +145,7 @@ impl TensorSource {
             Bytes::Owned(data) => data,
             Bytes::Lazy(lazy) => {
                 self.fetch().unwrap_or_else(|e| panic!("{e}"));
-                lazy.made.get().map_or(&[], |made| made)
+                lazy.get().unwrap_or_default()
             }
         }
     }
@@ -191,17 +166,10 @@ impl TensorSource {
 
     /// Makes bytes that have to be made; nothing for others. They are kept as long as this tensor and its clones.
     pub fn fetch(&self) -> Result<()> {
-        if let Bytes::Lazy(lazy) = &self.bytes
-            && lazy.made.get().is_none()
-        {
-            let made = lazy.maker.make().map_err(|what| self.error(what))?;
-            if made.len() != lazy.maker.count() {
-                return Err(self.error(format!("{} bytes were made", made.len())));
-            }
-            // Another thread may have been faster; its bytes are the same.
-            let _ = lazy.made.set(Arc::new(made));
+        match &self.bytes {
+            Bytes::Lazy(lazy) => lazy.fetch().map_err(|what| self.error(what)),
+            _ => Ok(()),
         }
-        Ok(())
     }
 
     /// The same tensor without bytes that were made for it.
@@ -219,7 +187,10 @@ impl TensorSource {
 
     /// The same bytes under another shape of as many values.
     pub fn reshaped(&self, shape: Vec<usize>) -> Result<Self> {
-        Self::new(self.name.clone(), self.dtype, shape, self.bytes.clone())
+        if self.order != Order::Rows && shape != self.shape {
+            return Err(self.error(format!("its columns lie together and do not fit {shape:?}")));
+        }
+        Self::new(self.name.clone(), self.dtype, shape, self.bytes.clone())?.in_order(self.order)
     }
 
     /// Rows, when the last dimension is the row's width.
@@ -232,30 +203,37 @@ impl TensorSource {
         self.shape.last().copied().unwrap_or(1)
     }
 
-    /// Reads values `start..start + out.len()` (in C order) as f32, exactly.
+    /// Where value `(row, col)` lies, counted in values.
+    fn position(&self, row: usize, col: usize) -> usize {
+        match self.order {
+            Order::Rows => row * self.cols() + col,
+            Order::Columns { splits, groups } => {
+                let (inputs, outputs) = (self.cols() / splits, self.rows() / groups);
+                let part = col / inputs * groups + row / outputs;
+                (part * inputs + col % inputs) * outputs + row % outputs
+            }
+        }
+    }
+
+    /// Reads values `start..start + out.len()` (in C order, whatever the order of the bytes) as f32, exactly.
     ///
     /// # Panics
     /// If the range lies outside the tensor.
     pub fn read(&self, start: usize, out: &mut [f32]) {
+        if self.order == Order::Rows {
+            return self.decode(start, out);
+        }
+        let cols = self.cols();
+        for (i, value) in (start..).zip(out) {
+            self.decode(self.position(i / cols, i % cols), std::slice::from_mut(value));
+        }
+    }
+
+    /// Reads values that lie together from place `start` on.
+    fn decode(&self, start: usize, out: &mut [f32]) {
         let size = self.dtype.size();
         let bytes = &self.bytes()[start * size..(start + out.len()) * size];
-        match self.dtype {
-            Dtype::F32 => {
-                for (o, b) in out.iter_mut().zip(bytes.chunks_exact(4)) {
-                    *o = f32::from_le_bytes([b[0], b[1], b[2], b[3]]);
-                }
-            }
-            Dtype::Bf16 => {
-                for (o, b) in out.iter_mut().zip(bytes.chunks_exact(2)) {
-                    *o = bf16::from_le_bytes([b[0], b[1]]).to_f32();
-                }
-            }
-            Dtype::F16 => {
-                for (o, b) in out.iter_mut().zip(bytes.chunks_exact(2)) {
-                    *o = f16::from_le_bytes([b[0], b[1]]).to_f32();
-                }
-            }
-        }
+        self.dtype.decode(bytes, out);
     }
 
     /// All values as f32.
@@ -271,6 +249,21 @@ impl TensorSource {
             file.release(range.clone());
         }
     }
+}
+
+/// Rounds f32, little endian, to half as many bytes of bf16: to the nearest, ties to even; NaN stays NaN.
+pub type Round = fn(&[u8], &mut [u8]);
+
+/// In which form a device packs weights fastest. A reader that makes bytes (see [`MakeBytes`](crate::MakeBytes)) may give
+/// them so; whatever it gives, the packed weight is the same.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Preferred {
+    /// Matrices of linear layers in [`Order::Columns`], where they are stored so.
+    pub columns: bool,
+    /// f32 matrices of linear layers that are not exact are rounded to bf16, by this function.
+    pub layers: Option<Round>,
+    /// Token embedding tables are.
+    pub table: Option<Round>,
 }
 
 /// What [`Device::prepare`](crate::Device::prepare) packs. Cloning shares the bytes.

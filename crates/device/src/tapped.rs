@@ -64,7 +64,7 @@ impl<D: Device> Device for Tapped<D> {
     }
 
     forward! { D.inner:
-        name memory shape on_host upload download prepare
+        name memory preferred shape on_host upload download prepare
         embed linear layer_norm rms_norm ada_rms_norm rope attention gelu silu geglu add add_scaled gated_add
         concat_rows slice_rows slice_cols
     }

@@ -215,7 +215,7 @@ impl<D: Device, H: Device> Device for Traced<D, H> {
     type Tensor = D::Tensor;
     type Weight = W<D, H>;
 
-    forward! { D.device: name memory shape on_host tap }
+    forward! { D.device: name memory preferred shape on_host tap }
 
     fn enter(&self, module: fmt::Arguments<'_>) {
         self.device.enter(module);

@@ -1,11 +1,11 @@
 //! Tensors whose bytes are made when they are wanted.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 
 use pi0_device::{
-    Bytes, Device, Dtype, Fallback, Lazy, LinearPart, MakeBytes, OpKind, Reference, TensorSource, Traced,
-    WeightSource,
+    Buffer, Bytes, Device, Dtype, Fallback, Lazy, LinearPart, MakeBytes, OpKind, Order, Reference,
+    TensorSource, Traced, WeightSource,
 };
 
 /// Makes the same values each time, and counts how often.
@@ -21,9 +21,9 @@ impl MakeBytes for Maker {
         4 * self.count
     }
 
-    fn make(&self) -> Result<Vec<u8>, String> {
+    fn make(&self) -> Result<Buffer, String> {
         self.made.fetch_add(1, Ordering::Relaxed);
-        if self.values.is_empty() { Err("the file is gone".into()) } else { Ok(bytes(&self.values)) }
+        if self.values.is_empty() { Err("the file is gone".into()) } else { Ok(bytes(&self.values).into()) }
     }
 }
 
@@ -75,4 +75,61 @@ fn what_cannot_be_made_is_an_error() {
     assert_eq!(e, "tensor w: the file is gone");
     let (short, _) = lazy(&[1.0], &[2, 2]);
     assert!(Reference.prepare(&linear(short)).is_err());
+}
+
+#[test]
+fn columns_that_lie_together_are_read_as_rows() {
+    let (out, inputs) = (6, 8);
+    let value = |o: usize, i: usize| (o * 100 + i) as f32;
+    let rows: Vec<f32> = (0..out * inputs).map(|at| value(at / inputs, at % inputs)).collect();
+    for (splits, groups) in [(1, 1), (2, 1), (1, 3), (4, 2), (8, 6)] {
+        let mut stored = Vec::new();
+        for (split, group) in (0..splits * groups).map(|part| (part / groups, part % groups)) {
+            let (ins, outs) = (inputs / splits, out / groups);
+            for (i, o) in (0..ins * outs).map(|at| (at / outs, at % outs)) {
+                stored.push(value(group * outs + o, split * ins + i));
+            }
+        }
+        let t = TensorSource::from_f32("w", vec![out, inputs], &stored).unwrap();
+        let t = t.in_order(Order::Columns { splits, groups }).unwrap();
+        assert_eq!(t.to_f32(), rows, "{splits} {groups}");
+        let mut some = [0.0; 5];
+        t.reshaped(vec![out, inputs]).unwrap().read(13, &mut some);
+        assert_eq!(some, rows[13..18]);
+        assert!(t.reshaped(vec![inputs, out]).is_err());
+    }
+    let t = TensorSource::from_f32("w", vec![out, inputs], &rows).unwrap();
+    for (splits, groups) in [(3, 1), (1, 4), (0, 1), (1, 0)] {
+        assert!(t.clone().in_order(Order::Columns { splits, groups }).is_err());
+    }
+}
+
+/// Takes back what it made.
+#[derive(Debug, Default)]
+struct Keeper(Mutex<Vec<usize>>);
+
+impl MakeBytes for Keeper {
+    fn count(&self) -> usize {
+        3 << 20
+    }
+    fn make(&self) -> Result<Buffer, String> {
+        Ok(Buffer::zeroed(4 << 20).unwrap().with_count(3 << 20))
+    }
+    fn take_back(&self, buffer: Buffer) {
+        self.0.lock().unwrap().push(buffer.capacity());
+    }
+}
+
+#[test]
+fn memory_goes_back_to_the_maker_with_the_last_tensor() {
+    let keeper = Arc::new(Keeper::default());
+    let bytes = Bytes::Lazy(Lazy::new(keeper.clone()));
+    let t = TensorSource::new("w", Dtype::F32, vec![3 << 18], bytes).unwrap();
+    t.fetch().unwrap();
+    let clone = t.clone();
+    drop(t);
+    assert!(keeper.0.lock().unwrap().is_empty());
+    assert_eq!(clone.to_f32(), vec![0.0; 3 << 18]);
+    drop(clone);
+    assert_eq!(*keeper.0.lock().unwrap(), [4 << 20]);
 }

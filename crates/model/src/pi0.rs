@@ -143,12 +143,12 @@ impl<D: Device> Pi0<D> {
         progress: &dyn Fn(u64),
     ) -> Result<Self, ModelError> {
         let c = &checkpoint.config;
-        let _reading = checkpoint.read_ahead(|name| extent == Extent::Whole || !unread(name, c.gemma.depth));
-        let w = Weights::new(&device, &checkpoint, progress);
+        let loading = checkpoint.preferring(&device.preferred())?;
+        let _reading = loading.read_ahead(|name| extent == Extent::Whole || !unread(name, c.gemma.depth));
+        let w = Weights::new(&device, &loading, progress).counting(&checkpoint);
         let width = c.expert.width;
         let vision = SigLip::load(&c.vision, &w.pp(VISION))?;
         let projector = w.linear_bias(&[PROJECTOR])?;
-        let embed_tokens = w.embedding(EMBED)?;
         let language = Gemma::load(&c.gemma, &w.pp(LANGUAGE), Norms::Rms, extent)?;
         let (norms, conditioning) = match c.kind {
             Kind::Pi0 => {
@@ -163,13 +163,15 @@ impl<D: Device> Pi0<D> {
             }
             Kind::Pi05 => {
                 let cache = ModulationCache::new();
-                cache.get(&device, &checkpoint, &c.schedule.times(c.num_steps))?;
+                cache.get(&device, &loading, &c.schedule.times(c.num_steps))?;
                 (Norms::Adaptive, Conditioning::Norms(cache))
             }
         };
         let expert = Gemma::load(&c.expert, &w.pp(EXPERT), norms, Extent::Whole)?;
         let action_in_proj = w.linear_exact("action_in_proj", true, None)?;
         let action_out_proj = w.linear_exact("action_out_proj", true, None)?;
+        // Last: where it is decompressed, that takes as long as much of the rest.
+        let embed_tokens = w.embedding(EMBED)?;
         Ok(Self {
             vision,
             projector,

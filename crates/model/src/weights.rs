@@ -103,6 +103,8 @@ pub fn expected_tensors(c: &Config) -> Vec<(String, Vec<usize>)> {
 pub(crate) struct Weights<'a, D> {
     device: &'a D,
     checkpoint: &'a Checkpoint,
+    /// Whose bytes progress counts.
+    stored: &'a Checkpoint,
     progress: &'a dyn Fn(u64),
     prefix: String,
 }
@@ -110,7 +112,12 @@ pub(crate) struct Weights<'a, D> {
 impl<'a, D: Device> Weights<'a, D> {
     /// The root. `progress` hears the bytes of each weight as it is packed.
     pub fn new(device: &'a D, checkpoint: &'a Checkpoint, progress: &'a dyn Fn(u64)) -> Self {
-        Self { device, checkpoint, progress, prefix: String::new() }
+        Self { device, checkpoint, stored: checkpoint, progress, prefix: String::new() }
+    }
+
+    /// Progress hears the bytes of `stored`, the same checkpoint in other formats.
+    pub fn counting(self, stored: &'a Checkpoint) -> Self {
+        Self { stored, ..self }
     }
 
     /// The module `name` below this one.
@@ -160,8 +167,9 @@ impl<'a, D: Device> Weights<'a, D> {
         let mut stored = 0;
         let mut parts = Vec::new();
         for name in names {
-            let weight = self.checkpoint.tensor(&self.name(&format!("{name}.weight")));
-            stored += weight.byte_count() as u64;
+            let full_name = self.name(&format!("{name}.weight"));
+            let weight = self.checkpoint.tensor(&full_name);
+            stored += self.stored.tensor(&full_name).byte_count() as u64;
             let [out, inputs] = [weight.shape[0], weight.shape[1..].iter().product()];
             parts.push(LinearPart {
                 // A convolution whose stride is its size is a linear layer over its patches.

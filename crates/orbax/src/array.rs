@@ -265,6 +265,47 @@ impl Reader {
         Ok(())
     }
 
+    /// Reads what one chunk holds of the sub-array at the leading coordinates `at`: the chunk whose coordinates along the
+    /// other axes are `part`, in its own C order, with `round` from four bytes a value to two. Several readers may read
+    /// the chunks of an array side by side, each some of them.
+    ///
+    /// # Panics
+    /// If there is no such chunk, the chunks do not divide the array, or `out` is not as large as the part.
+    pub fn read_part(
+        &mut self,
+        at: &[usize],
+        part: &[usize],
+        round: Option<fn(&[u8], &mut [u8])>,
+        out: &mut [u8],
+    ) -> Result<()> {
+        let array = self.array.clone();
+        let Layout { shape, chunk, dtype, .. } = &array.layout;
+        let whole = shape[at.len()..].iter().zip(&chunk[at.len()..]).zip(part);
+        assert_eq!(at.len() + part.len(), shape.len(), "chunk {part:?} at {at:?} of {shape:?}");
+        assert!(at.iter().zip(shape).all(|(i, n)| i < n), "{at:?} of {shape:?}");
+        for ((n, c), p) in whole {
+            assert!(n.is_multiple_of(*c) && p * c < *n, "chunk {part:?} at {at:?} of {shape:?} in {chunk:?}");
+        }
+        let values = chunk[at.len()..].iter().product::<usize>();
+        let size = if round.is_some() { dtype.size() / 2 } else { dtype.size() };
+        assert_eq!(out.len(), values * size, "bytes of a chunk's part");
+        let key: Vec<usize> = at.iter().zip(chunk).map(|(i, c)| i / c).chain(part.iter().copied()).collect();
+        let local = at.iter().zip(chunk).fold(0u64, |n, (i, c)| n * *c as u64 + (i % c) as u64);
+        let mut source = self.seek(&key, local * (values * dtype.size()) as u64)?;
+        match round {
+            None => source.fill(out)?,
+            Some(round) => {
+                for out in out.chunks_mut(BLOCK / 2) {
+                    let block = &mut source.scratch[..2 * out.len()];
+                    source.chunk.fill(source.pattern, block)?;
+                    round(block, out);
+                }
+            }
+        }
+        self.leave(&key);
+        Ok(())
+    }
+
     /// Reads the part of a chunk that starts at byte `start`.
     fn read_chunk(
         &mut self,
@@ -274,6 +315,21 @@ impl Reader {
         base: usize,
         out: &mut [u8],
     ) -> Result<()> {
+        let size = self.array.layout.dtype.size();
+        let mut source = self.seek(key, start)?;
+        let axes = merged(axes);
+        match size {
+            1 => copy::<1>(&mut source, &axes, base, out)?,
+            2 => copy::<2>(&mut source, &axes, base, out)?,
+            4 => copy::<4>(&mut source, &axes, base, out)?,
+            _ => copy::<8>(&mut source, &axes, base, out)?,
+        }
+        self.leave(key);
+        Ok(())
+    }
+
+    /// The chunk at `key`, its next byte the one at `start`.
+    fn seek(&mut self, key: &[usize], start: u64) -> Result<ChunkSource<'_>> {
         let layout = &self.array.layout;
         let length = layout.chunk.iter().product::<usize>() as u64 * layout.dtype.size() as u64;
         let fresh = match self.chunks.get(key) {
@@ -293,45 +349,50 @@ impl Reader {
             };
             self.chunks.insert(key.into(), chunk);
         }
+        self.scratch.resize(self.scratch.len().max(BLOCK), 0);
         let chunk = self.chunks.get_mut(key).expect("inserted above");
-        let mut source = ChunkSource { chunk, pattern: layout.fill.as_deref().unwrap_or(&[]) };
-        if let Chunk::Stored(stream) = source.chunk {
-            self.scratch.resize(self.scratch.len().max(BLOCK), 0);
+        if let Chunk::Stored(stream) = chunk {
             while stream.position() < start {
                 let n = (start - stream.position()).min(BLOCK as u64) as usize;
                 stream.fill(&mut self.scratch[..n])?;
             }
         }
-        let axes = merged(axes);
-        match layout.dtype.size() {
-            1 => copy::<1>(&mut source, &axes, base, out, &mut self.scratch)?,
-            2 => copy::<2>(&mut source, &axes, base, out, &mut self.scratch)?,
-            4 => copy::<4>(&mut source, &axes, base, out, &mut self.scratch)?,
-            _ => copy::<8>(&mut source, &axes, base, out, &mut self.scratch)?,
-        }
-        if matches!(&self.chunks[key], Chunk::Stored(stream) if stream.position() == length) {
+        let pattern = self.array.layout.fill.as_deref().unwrap_or(&[]);
+        Ok(ChunkSource { chunk, pattern, scratch: &mut self.scratch })
+    }
+
+    /// Forgets a chunk that was read to its end.
+    fn leave(&mut self, key: &[usize]) {
+        if matches!(self.chunks.get(key), Some(Chunk::Stored(stream)) if stream.is_over()) {
             self.chunks.remove(key);
         }
-        Ok(())
     }
 }
 
+/// A chunk, what it holds where it is not stored, and memory to decode it into.
 struct ChunkSource<'a> {
     chunk: &'a mut Chunk,
     pattern: &'a [u8],
+    scratch: &'a mut Vec<u8>,
 }
 
-impl ChunkSource<'_> {
-    fn fill(&mut self, out: &mut [u8]) -> Result<()> {
-        match self.chunk {
+impl Chunk {
+    fn fill(&mut self, pattern: &[u8], out: &mut [u8]) -> Result<()> {
+        match self {
             Chunk::Stored(stream) => stream.fill(out),
             Chunk::Fill => {
-                for value in out.chunks_exact_mut(self.pattern.len()) {
-                    value.copy_from_slice(self.pattern);
+                for value in out.chunks_exact_mut(pattern.len()) {
+                    value.copy_from_slice(pattern);
                 }
                 Ok(())
             }
         }
+    }
+}
+
+impl ChunkSource<'_> {
+    fn fill(&mut self, out: &mut [u8]) -> Result<()> {
+        self.chunk.fill(self.pattern, out)
     }
 }
 
@@ -361,7 +422,6 @@ fn copy<const N: usize>(
     axes: &[Axis],
     base: usize,
     out: &mut [u8],
-    scratch: &mut Vec<u8>,
 ) -> Result<()> {
     let (outer, [rows, cols]) = axes.split_at(axes.len() - 2) else { unreachable!("two axes at least") };
     let width = cols.stored * N;
@@ -381,9 +441,9 @@ fn copy<const N: usize>(
         for first in (direct..rows.stored).step_by(step) {
             // Padding and wide rows that go elsewhere pass through the scratch memory.
             let n = step.min(rows.stored - first);
-            scratch.resize(scratch.len().max(n * width), 0);
-            let block = &mut scratch[..n * width];
-            source.fill(block)?;
+            source.scratch.resize(source.scratch.len().max(n * width), 0);
+            let block = &mut source.scratch[..n * width];
+            source.chunk.fill(source.pattern, block)?;
             let used = n.min(valid_rows.saturating_sub(first));
             let place = base + first * rows.stride;
             let (values, _) = block.as_chunks::<N>();

@@ -64,6 +64,11 @@ impl Stream {
         self.position
     }
 
+    /// Whether everything was handed out.
+    pub fn is_over(&self) -> bool {
+        self.position == self.length
+    }
+
     /// Reads the next stored bytes, if any are left.
     fn refill(&mut self) -> Result<()> {
         let n = (self.end - self.read).min(PART);

@@ -35,6 +35,71 @@ fn compare(params: &Path, truth: &Truth) {
     }
 }
 
+/// The upper halves of f32s.
+fn upper(from: &[u8], to: &mut [u8]) {
+    for (from, to) in from.chunks_exact(4).zip(to.chunks_exact_mut(2)) {
+        to.copy_from_slice(&from[2..]);
+    }
+}
+
+/// Reads every chunk by itself, below each index of the first axis and all at once, and compares with the whole.
+/// How many chunks there were.
+fn parts(params: &Path) -> usize {
+    let mut count = 0;
+    for (name, array) in &Tree::open(params).unwrap().arrays {
+        let (shape, chunk, size) = (array.shape(), array.chunk(), array.dtype().size());
+        if shape.iter().zip(chunk).any(|(n, c)| !n.is_multiple_of(*c)) {
+            continue;
+        }
+        let whole = array.read().unwrap();
+        for leading in 0..=shape.len().min(1) {
+            let (outer, inner) = shape.split_at(leading);
+            let grid: Vec<usize> = inner.iter().zip(&chunk[leading..]).map(|(n, c)| n / c).collect();
+            let values: usize = chunk[leading..].iter().product();
+            let mut reader = Reader::new(array.clone());
+            for (index, number) in (0..outer.iter().product())
+                .flat_map(|i: usize| (0..grid.iter().product()).map(move |n: usize| (i, n)))
+            {
+                let mut part = vec![0; grid.len()];
+                let mut rest = number;
+                for (p, n) in part.iter_mut().zip(&grid).rev() {
+                    (*p, rest) = (rest % n, rest / n);
+                }
+                let at = if leading == 0 { vec![] } else { vec![index] };
+                let mut got = vec![0; values * size];
+                reader.read_part(&at, &part, None, &mut got).unwrap_or_else(|e| panic!("{name}: {e}"));
+                // Value by value from the whole.
+                let mut want = Vec::with_capacity(got.len());
+                for value in 0..values {
+                    let (mut rest, mut place, mut stride) = (value, 0, 1);
+                    for ((n, c), p) in inner.iter().zip(&chunk[leading..]).zip(&part).rev() {
+                        place += (p * c + rest % c) * stride;
+                        (rest, stride) = (rest / c, stride * n);
+                    }
+                    want.extend_from_slice(&whole[(index * stride + place) * size..][..size]);
+                }
+                assert!(got == want, "{name} at {at:?}, chunk {part:?}");
+                if size == 4 {
+                    let (mut half, mut rounded) = (vec![0; 2 * values], vec![0; 2 * values]);
+                    upper(&want, &mut half);
+                    reader.read_part(&at, &part, Some(upper), &mut rounded).unwrap();
+                    assert!(half == rounded, "{name} at {at:?}, chunk {part:?}");
+                }
+                count += 1;
+            }
+        }
+    }
+    count
+}
+
+#[test]
+fn chunks_are_read_by_themselves() {
+    let chunks: Vec<usize> = ["deep", "missing_chunks", "pi05_base", "pi0_base", "pi0_lora"]
+        .map(|n| parts(&golden().join(n).join("params")))
+        .into();
+    assert!(chunks.iter().all(|n| *n > 60), "{chunks:?}");
+}
+
 #[test]
 fn every_fixture_is_read_bit_for_bit() {
     let text = std::fs::read_to_string(golden().join("truth.json")).unwrap();

@@ -1,5 +1,7 @@
 //! Writes operands in the layouts of the kernels.
 
+use pi0_device::Round;
+
 use super::{Kernel, Left, Packed};
 use crate::Isa;
 use crate::math::{per_isa, to_bf16};
@@ -206,21 +208,39 @@ pub(crate) fn copy_tile(isa: Isa, kernel: &Kernel, rows: &[&[u8]], out: &mut [u8
 
 /// Two neighbours in depth.
 #[inline(always)]
-fn pair(first: f32, second: f32) -> u32 {
-    u32::from(to_bf16(first)) | u32::from(to_bf16(second)) << 16
+fn pair(first: u16, second: u16) -> u32 {
+    u32::from(first) | u32::from(second) << 16
 }
 
 #[inline(always)]
 fn right_tile_across_body<const FMA: bool>(kernel: &Kernel, rows: &[&[f32]], out: &mut [u8]) {
-    match kernel.group {
-        8 => across::<2>(kernel, rows, out),
-        _ => across::<1>(kernel, rows, out),
+    match kernel.packed {
+        Packed::F32 => across(kernel, rows, |x, _: Option<f32>| x.to_bits(), out),
+        _ => across(kernel, rows, |x, y| pair(to_bf16(x), y.map_or(0, to_bf16)), out),
     }
 }
 
-/// For groups of `WORDS` times 4 bytes.
 #[inline(always)]
-fn across<const WORDS: usize>(kernel: &Kernel, rows: &[&[f32]], out: &mut [u8]) {
+fn copy_tile_across_body<const FMA: bool>(kernel: &Kernel, rows: &[&[[u8; 2]]], out: &mut [u8]) {
+    across(kernel, rows, |x, y| pair(u16::from_le_bytes(x), y.map_or(0, u16::from_le_bytes)), out);
+}
+
+#[inline(always)]
+fn across<T: Copy>(kernel: &Kernel, rows: &[&[T]], word: impl Fn(T, Option<T>) -> u32, out: &mut [u8]) {
+    match kernel.group {
+        8 => across_groups::<2, T>(kernel, rows, word, out),
+        _ => across_groups::<1, T>(kernel, rows, word, out),
+    }
+}
+
+/// For groups of `WORDS` times 4 bytes; `word` makes one of a value, or of two neighbours in depth.
+#[inline(always)]
+fn across_groups<const WORDS: usize, T: Copy>(
+    kernel: &Kernel,
+    rows: &[&[T]],
+    make: impl Fn(T, Option<T>) -> u32,
+    out: &mut [u8],
+) {
     let out: &mut [u32] = bytemuck::cast_slice_mut(out);
     let values = 4 / kernel.packed.size();
     for (g, out) in out.as_chunks_mut::<WORDS>().0.chunks_exact_mut(kernel.strip).enumerate() {
@@ -231,10 +251,11 @@ fn across<const WORDS: usize>(kernel: &Kernel, rows: &[&[f32]], out: &mut [u8]) 
                 out.iter_mut().for_each(|o| o[word] = 0);
             }
             let out = out.iter_mut().map(|o| &mut o[word]).zip(first);
-            match kernel.packed {
-                Packed::F32 => out.for_each(|(o, x)| *o = x.to_bits()),
-                _ if row(1).is_empty() => out.for_each(|(o, &x)| *o = pair(x, 0.0)),
-                _ => out.zip(row(1)).for_each(|((o, &x), &y)| *o = pair(x, y)),
+            match row(1) {
+                second if values == 2 && !second.is_empty() => {
+                    out.zip(second).for_each(|((o, &x), &y)| *o = make(x, Some(y)));
+                }
+                _ => out.for_each(|(o, &x)| *o = make(x, None)),
             }
         }
     }
@@ -245,7 +266,7 @@ per_isa! {
 }
 
 /// The same as [`right_tile`] where depth runs across rows: `rows[k]` holds value `k` of every column of the strip.
-/// Keys and values of attention are never integers.
+/// Integers are not made so.
 pub(crate) fn right_tile_across(isa: Isa, kernel: &Kernel, rows: &[&[f32]], out: &mut [u8]) {
     #[cfg(target_arch = "x86_64")]
     if kernel.packed == Packed::Bf16 && kernel.strip == STRIP && isa >= Isa::Avx512Bf16 {
@@ -256,6 +277,35 @@ pub(crate) fn right_tile_across(isa: Isa, kernel: &Kernel, rows: &[&[f32]], out:
         }
     }
     any_right_tile_across(isa, kernel, rows, out);
+}
+
+per_isa! {
+    fn any_copy_tile_across(kernel: &Kernel, rows: &[&[[u8; 2]]], out: &mut [u8]) = copy_tile_across_body
+}
+
+/// The same from stored bf16, little endian, for a kernel that packs that.
+pub(crate) fn copy_tile_across(isa: Isa, kernel: &Kernel, rows: &[&[[u8; 2]]], out: &mut [u8]) {
+    any_copy_tile_across(isa, kernel, rows, out);
+}
+
+#[inline(always)]
+fn round_body<const FMA: bool>(from: &[u8], to: &mut [u8]) {
+    for (from, to) in from.as_chunks().0.iter().zip(to.as_chunks_mut().0) {
+        *to = to_bf16(f32::from_le_bytes(*from)).to_le_bytes();
+    }
+}
+
+per_isa! {
+    fn round(from: &[u8], to: &mut [u8]) = round_body
+}
+
+/// Rounds stored f32 to stored bf16, with the instructions of `isa`.
+pub(crate) fn rounding(isa: Isa) -> Round {
+    match isa {
+        Isa::Avx512 | Isa::Avx512Vnni | Isa::Avx512Bf16 | Isa::Amx => |from, to| round(Isa::Avx512, from, to),
+        Isa::Avx2 | Isa::Avx2Vnni => |from, to| round(Isa::Avx2, from, to),
+        Isa::Portable | Isa::Neon | Isa::NeonDot | Isa::NeonBf16 => |from, to| round(Isa::Portable, from, to),
+    }
 }
 
 #[cfg(test)]
@@ -323,6 +373,15 @@ mod tests {
                 let mut out = vec![0xaa; want.len()];
                 right_tile_across(isa, kernel, &rows, &mut out);
                 assert!(out == want, "{isa} {packed:?} depth {depth}, {columns} columns");
+                if packed == Packed::Bf16 {
+                    let bytes: Vec<u8> = data.iter().flatten().flat_map(|x| x.to_le_bytes()).collect();
+                    let mut stored = vec![0; bytes.len() / 2];
+                    rounding(isa)(&bytes, &mut stored);
+                    let rows: Vec<_> = stored.as_chunks().0.chunks(columns.max(1)).collect();
+                    out.fill(0xaa);
+                    copy_tile_across(isa, kernel, &rows, &mut out);
+                    assert!(out == want, "{isa} stored, depth {depth}, {columns} columns");
+                }
             }
         }
     }

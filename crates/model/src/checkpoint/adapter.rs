@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
-use pi0_device::{Bytes, Dtype, Lazy, MakeBytes, TensorSource};
+use pi0_device::{Buffer, Bytes, Dtype, Lazy, MakeBytes, TensorSource};
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -186,7 +186,7 @@ impl MakeBytes for Merged {
         self.base.count() * Dtype::F32.size()
     }
 
-    fn make(&self) -> Result<Vec<u8>, String> {
+    fn make(&self) -> Result<Buffer, String> {
         let base = self.base.unfetched();
         base.fetch().map_err(|e| e.to_string())?;
         let (rank, inputs) = (self.a.rows(), self.a.cols());
@@ -208,6 +208,6 @@ impl MakeBytes for Merged {
             }
         }
         base.release();
-        Ok(out)
+        Ok(out.into())
     }
 }

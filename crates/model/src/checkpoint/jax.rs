@@ -6,13 +6,13 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use half::{bf16, f16};
-use pi0_device::{Bytes, Dtype, Lazy};
+use pi0_device::{Buffer, Bytes, Dtype, Lazy, Order, Preferred};
 use pi0_orbax::{Array, Reader, Tree};
 
-use super::ahead::{Ahead, Tensors};
+use super::ahead::{Ahead, Form, Tensors};
 use super::sizes::Heads;
 use super::stored::Stored;
 use crate::ModelError;
@@ -25,6 +25,9 @@ const SAME: Axes = &[&[0]];
 const MATRIX: Axes = &[&[0], &[1]];
 const TRANSPOSED: Axes = &[&[1], &[0]];
 const FLAT: Axes = &[&[0, 1]];
+
+/// Arrays in more chunks than this are read one chunk after the other.
+const MOST_CHUNKS: usize = 64;
 
 /// A tensor for each layer: the array, the module's leaf, the index behind the layer if there is one, and the axes.
 type Row = (&'static str, &'static str, &'static [usize], Axes);
@@ -181,9 +184,72 @@ struct Part {
     stored: pi0_orbax::Dtype,
     /// Adapters that are added to it.
     adapters: Option<(Arc<Array>, Arc<Array>)>,
+    /// How its chunks lie one behind the other, if that is an order that tensors can have.
+    as_stored: Option<AsStored>,
+}
+
+/// A sub-array as its chunks hold it.
+#[derive(Debug)]
+struct AsStored {
+    /// Chunks along each axis.
+    grid: Vec<usize>,
+    /// What they are one behind the other.
+    order: Order,
+}
+
+impl AsStored {
+    /// For a sub-array of the sizes `shape` in chunks of the sizes `chunk`, whose `axes` are those of the tensor.
+    fn of(shape: &[usize], chunk: &[usize], axes: Axes) -> Option<Self> {
+        if shape.iter().zip(chunk).any(|(n, c)| !n.is_multiple_of(*c)) {
+            return None;
+        }
+        let grid: Vec<usize> = shape.iter().zip(chunk).map(|(n, c)| n / c).collect();
+        if grid.iter().product::<usize>() > MOST_CHUNKS {
+            return None;
+        }
+        // Chunks along an axis are parts of the whole if the axes before it are cut into single values.
+        let outermost = |axes: &[usize]| {
+            axes.iter().enumerate().all(|(i, &a)| grid[a] == 1 || axes[..i].iter().all(|&b| chunk[b] == 1))
+        };
+        let parts = |axes: &[usize]| axes.iter().map(|&a| grid[a]).product::<usize>();
+        let order = match axes {
+            [[0], [1]] if outermost(&[0, 1]) => Order::Rows,
+            // Inputs before outputs.
+            [out, inputs] if inputs.iter().all(|i| out.iter().all(|o| i < o)) => (outermost(out)
+                && outermost(inputs))
+            .then(|| Order::Columns { splits: parts(inputs), groups: parts(out) })?,
+            // Heads, inputs, outputs of a head.
+            [[0, 2], [1]] if shape[0] == 1 => Order::Columns { splits: grid[1], groups: grid[2] },
+            [[0, 2], [1]] if grid[2] == 1 && (grid[0] == 1 || grid[1] == 1) => {
+                Order::Columns { splits: grid[1], groups: shape[0] }
+            }
+            _ => return None,
+        };
+        Some(Self { grid, order })
+    }
+
+    /// Coordinates of a chunk.
+    fn chunk(&self, mut number: usize) -> Vec<usize> {
+        let mut at = vec![0; self.grid.len()];
+        for (at, n) in at.iter_mut().zip(&self.grid).rev() {
+            (*at, number) = (number % n, number / n);
+        }
+        at
+    }
+
+    fn chunks(&self) -> usize {
+        self.grid.iter().product()
+    }
 }
 
 impl Part {
+    /// Whether it is a matrix of a linear layer that the references do not keep in f32.
+    fn layer(&self) -> bool {
+        let linear = self.name.contains(".layers.") && !self.name.contains(".dense.")
+            || self.name.starts_with(PROJECTOR);
+        linear && self.shape.len() == 2
+    }
+
     /// Its format, adapters added.
     fn dtype(&self) -> Result<Dtype, String> {
         match self.stored {
@@ -259,8 +325,13 @@ impl Plan {
             _ => None,
         };
         let place: String = at.iter().map(|i| format!("[{i}]")).collect();
+        let as_stored = match adapters {
+            None => AsStored::of(rest, &array.chunk()[at.len()..], axes),
+            Some(_) => None,
+        };
         self.parts.push(Part {
             name,
+            as_stored,
             original: format!("{from}{place}"),
             array: number,
             at,
@@ -274,7 +345,14 @@ impl Plan {
     fn finish(mut self, tree: &Tree, heads: Heads) -> Result<(Vec<Stored>, Heads, Arc<Ahead>), ModelError> {
         self.parts.sort_by_key(Part::order);
         let mut stored: Vec<Stored> = Vec::with_capacity(self.parts.len());
-        let readers = self.arrays.iter().map(|a| Mutex::new(Reader::new(a.clone()))).collect();
+        // One for each chunk of a tensor.
+        let mut readers: Vec<Vec<Mutex<Reader>>> = self.arrays.iter().map(|_| Vec::new()).collect();
+        for part in &self.parts {
+            let (readers, chunks) =
+                (&mut readers[part.array], part.as_stored.as_ref().map_or(1, AsStored::chunks));
+            let more = readers.len()..chunks.max(readers.len());
+            readers.extend(more.map(|_| Mutex::new(Reader::new(self.arrays[part.array].clone()))));
+        }
         let facts: Vec<_> = self
             .parts
             .iter()
@@ -282,7 +360,7 @@ impl Plan {
             .collect();
         let ahead = Ahead::new(Box::new(Parts { parts: self.parts, readers }));
         for (index, (original, name, dtype, shape)) in facts.into_iter().enumerate() {
-            let bytes = Bytes::Lazy(Lazy::new(ahead.tensor(index)));
+            let bytes = Bytes::Lazy(Lazy::new(ahead.tensor(index, Form::default())));
             stored.push(Stored { original, name, dtype, shape, bytes });
         }
         // Arrays that nothing was made of are not hidden.
@@ -317,7 +395,8 @@ fn fit(w: &[usize], a: &[usize], b: &[usize]) -> bool {
 #[derive(Debug)]
 struct Parts {
     parts: Vec<Part>,
-    readers: Vec<Mutex<Reader>>,
+    /// Of each array.
+    readers: Vec<Vec<Mutex<Reader>>>,
 }
 
 impl Tensors for Parts {
@@ -325,9 +404,10 @@ impl Tensors for Parts {
         self.parts.len()
     }
 
-    fn bytes(&self, index: usize) -> usize {
+    fn bytes(&self, index: usize, form: Form) -> usize {
         let part = &self.parts[index];
-        part.count() * part.dtype().map_or(part.stored.size(), Dtype::size)
+        let size = part.dtype().map_or(part.stored.size(), Dtype::size);
+        part.count() * if form.round.is_some() { size / 2 } else { size }
     }
 
     fn stream(&self, index: usize) -> usize {
@@ -338,16 +418,82 @@ impl Tensors for Parts {
         self.parts[index].name == EMBED
     }
 
-    fn read(&self, index: usize) -> Result<Vec<u8>, String> {
+    fn form(&self, index: usize, preferred: &Preferred) -> (Form, Order) {
         let part = &self.parts[index];
-        let mut out = vec![0; part.count() * part.stored.size()];
-        let mut reader = self.readers[part.array].lock().unwrap_or_else(PoisonError::into_inner);
-        reader.read(&part.at, &part.strides, &mut out).map_err(|e| e.to_string())?;
+        let f32 = part.stored == pi0_orbax::Dtype::F32;
+        match &part.as_stored {
+            Some(AsStored { order: Order::Rows, .. }) if part.name == EMBED && f32 => {
+                (Form { columns: false, round: preferred.table }, Order::Rows)
+            }
+            Some(AsStored { order: order @ Order::Columns { .. }, .. })
+                if part.layer() && preferred.columns =>
+            {
+                (Form { columns: true, round: preferred.layers.filter(|_| f32) }, *order)
+            }
+            _ => (Form::default(), Order::Rows),
+        }
+    }
+
+    fn read(&self, index: usize, form: Form, mut into: Buffer) -> Result<Buffer, String> {
+        let part = &self.parts[index];
+        if form.columns || form.round.is_some() {
+            let as_stored = part.as_stored.as_ref().ok_or("this form was not offered")?;
+            self.read_chunks(part, as_stored, form, &mut into).map_err(|e| e.to_string())?;
+            return Ok(into);
+        }
+        let stored = part.count() * part.stored.size();
+        if into.len() != stored {
+            into = vec![0; stored].into();
+        }
+        let mut reader = self.reader(part, 0);
+        reader.read(&part.at, &part.strides, &mut into).map_err(|e| e.to_string())?;
         drop(reader);
         match &part.adapters {
-            Some((a, b)) => merge(part, a, b, &out).map_err(|e| e.to_string()),
-            None => Ok(out),
+            Some((a, b)) => Ok(merge(part, a, b, &into).map_err(|e| e.to_string())?.into()),
+            None => Ok(into),
         }
+    }
+}
+
+impl Parts {
+    fn reader(&self, part: &Part, chunk: usize) -> MutexGuard<'_, Reader> {
+        self.readers[part.array][chunk].lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Reads a tensor chunk behind chunk, several at a time.
+    fn read_chunks(
+        &self,
+        part: &Part,
+        as_stored: &AsStored,
+        form: Form,
+        into: &mut [u8],
+    ) -> pi0_orbax::Result<()> {
+        let chunks = as_stored.chunks();
+        let each = into.len() / chunks;
+        let one = |(chunk, into): (usize, &mut [u8])| {
+            self.reader(part, chunk).read_part(&part.at, &as_stored.chunk(chunk), form.round, into)
+        };
+        let threads = std::thread::available_parallelism().map_or(1, usize::from).min(chunks);
+        let queue = Mutex::new(into.chunks_exact_mut(each.max(1)).enumerate());
+        let work = || loop {
+            let next = queue.lock().unwrap_or_else(PoisonError::into_inner).next();
+            match next {
+                Some(next) => one(next)?,
+                None => return Ok(()),
+            }
+        };
+        std::thread::scope(|scope| {
+            let others: Vec<_> = (1..threads)
+                .filter_map(|_| {
+                    std::thread::Builder::new().name("pi0-read".into()).spawn_scoped(scope, work).ok()
+                })
+                .collect();
+            let first = work();
+            others.into_iter().fold(first, |result, other| {
+                let other = other.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+                result.and(other)
+            })
+        })
     }
 }
 

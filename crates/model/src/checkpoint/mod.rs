@@ -14,9 +14,9 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use pi0_device::{Dtype, TensorSource};
+use pi0_device::{Bytes, Dtype, Lazy, Preferred, TensorSource};
 
-use self::ahead::{Ahead, Reading};
+use self::ahead::{Ahead, Form, Reading};
 use self::folder::{Found, Weights};
 use crate::weights::expected_tensors;
 use crate::{Config, Kind, ModelError};
@@ -33,8 +33,20 @@ pub struct Checkpoint {
     /// Where everything was found.
     pub origin: Origin,
     tensors: BTreeMap<String, TensorSource>,
-    /// Names in the order of loading, and their reader, where tensors are decompressed.
-    ahead: Option<(Arc<Vec<String>>, Arc<Ahead>)>,
+    /// Where tensors are decompressed.
+    compressed: Option<Compressed>,
+}
+
+/// Tensors that are decompressed when they are wanted.
+#[derive(Debug, Clone)]
+struct Compressed {
+    /// Their names in the order of loading.
+    order: Arc<Vec<String>>,
+    ahead: Arc<Ahead>,
+    /// Of each, the form in which it is wanted.
+    forms: Vec<Form>,
+    /// Whether a PEFT adapter is added to some of them, which wants them as they are.
+    adapted: bool,
 }
 
 /// What was found where: for people.
@@ -124,18 +136,22 @@ impl Checkpoint {
             origin.sizes = format!("{}, given with --arch", arch.display());
             config.check().map_err(|what| ModelError::config(arch, what))?;
         }
-        let order: Vec<String> = match &ahead {
-            Some(_) => stored.iter().map(|s| names::of_kind(s.name.clone(), config.kind)).collect(),
-            None => Vec::new(),
-        };
+        let mut compressed = ahead.map(|ahead| {
+            let order =
+                stored.iter().take(ahead.count()).map(|s| names::of_kind(s.name.clone(), config.kind));
+            let forms = vec![Form::default(); ahead.count()];
+            Compressed { order: Arc::new(order.collect()), ahead, forms, adapted: false }
+        });
         let mut tensors = check::check(&config, stored, &path)?;
         let beside = directory.join(adapter::CONFIG).exists().then(|| directory.clone());
         if let Some(adapter) = options.adapter.clone().or(beside) {
             let count = adapter::add(&mut tensors, &adapter, config.kind)?;
+            if let Some(compressed) = &mut compressed {
+                compressed.adapted = true;
+            }
             origin.notes.push(format!("{count} adapters of {} are added to the weights", adapter.display()));
         }
-        let ahead = ahead.map(|ahead| (Arc::new(order), ahead));
-        Ok(Self { config, path, directory, origin, tensors, ahead })
+        Ok(Self { config, path, directory, origin, tensors, compressed })
     }
 
     /// Tensors that a program made, in the table's own names.
@@ -150,7 +166,7 @@ impl Checkpoint {
         if faults.is_empty() {
             let (directory, origin) =
                 (PathBuf::new(), Origin { layout: "memory".into(), ..Origin::default() });
-            Ok(Self { config, path, directory, origin, tensors, ahead: None })
+            Ok(Self { config, path, directory, origin, tensors, compressed: None })
         } else {
             Err(ModelError::Tensors { path, faults })
         }
@@ -164,17 +180,38 @@ impl Checkpoint {
         self.tensors.get(name).unwrap_or_else(|| panic!("{name} is not in the table of weights")).clone()
     }
 
+    /// Names of all tensors of the network.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.tensors.keys().map(String::as_str)
+    }
+
     /// All tensors of the network, by name.
     pub fn tensors(&self) -> impl Iterator<Item = &TensorSource> {
         self.tensors.values()
     }
 
+    /// The same checkpoint, where compressed tensors come in the form that a device packs fastest.
+    pub(crate) fn preferring(&self, preferred: &Preferred) -> Result<Self, ModelError> {
+        let mut formed = self.clone();
+        let Some(compressed) = formed.compressed.as_mut().filter(|c| !c.adapted) else { return Ok(formed) };
+        for (index, name) in compressed.order.iter().enumerate() {
+            let (form, order) = compressed.ahead.tensors().form(index, preferred);
+            let Some(t) = formed.tensors.get_mut(name) else { continue };
+            let dtype = if form.round.is_some() { Dtype::Bf16 } else { t.dtype };
+            let bytes = Bytes::Lazy(Lazy::new(compressed.ahead.tensor(index, form)));
+            *t = TensorSource::new(t.name.clone(), dtype, t.shape.clone(), bytes)?.in_order(order)?;
+            compressed.forms[index] = form;
+        }
+        Ok(formed)
+    }
+
     /// Decompresses tensors on threads of its own as long as the result lives, in the order of loading; none where
     /// they lie in their files as they are. `wanted` says of a name whether it will be loaded.
     pub(crate) fn read_ahead(&self, wanted: impl Fn(&str) -> bool) -> Option<Reading> {
-        let (order, ahead) = self.ahead.as_ref()?;
+        let compressed = self.compressed.as_ref()?;
         let used = |name: &String| self.tensors.contains_key(name) && wanted(name);
-        Some(ahead.start(order.iter().take(ahead.count()).map(used).collect()))
+        let forms = compressed.order.iter().zip(&compressed.forms);
+        Some(compressed.ahead.start(forms.map(|(name, form)| used(name).then_some(*form)).collect()))
     }
 
     /// Number of parameters.
@@ -213,8 +250,8 @@ impl Checkpoint {
 
     /// The tensors in the order in which they are cheapest to read.
     fn in_order(&self) -> Vec<&TensorSource> {
-        match &self.ahead {
-            Some((order, _)) => order.iter().filter_map(|name| self.tensors.get(name)).collect(),
+        match &self.compressed {
+            Some(c) => c.order.iter().filter_map(|name| self.tensors.get(name)).collect(),
             None => self.tensors.values().collect(),
         }
     }
