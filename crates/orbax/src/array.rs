@@ -48,6 +48,9 @@ impl Dtype {
     }
 }
 
+/// Makes values of half as many bytes of the first argument's.
+pub type Round = fn(&[u8], &mut [u8]);
+
 /// Where the chunks of a shard are: offsets and lengths.
 type ShardIndex = Vec<(u64, u64)>;
 
@@ -275,7 +278,7 @@ impl Reader {
         &mut self,
         at: &[usize],
         part: &[usize],
-        round: Option<fn(&[u8], &mut [u8])>,
+        round: Option<Round>,
         out: &mut [u8],
     ) -> Result<()> {
         let array = self.array.clone();

@@ -25,6 +25,6 @@ mod tree;
 pub mod writer;
 mod zarr;
 
-pub use array::{Array, Dtype, Reader};
+pub use array::{Array, Dtype, Reader, Round};
 pub use error::{Error, Result};
 pub use tree::{Tree, is_params};
