@@ -7,7 +7,7 @@ use pi0_device::{Activation, Modulation};
 
 use crate::Isa;
 use crate::math::{fma, gelu, per_isa, silu};
-use crate::memory::Shared;
+use crate::memory::{Shared, fetch};
 use crate::rope::Rope;
 use crate::tensor::Tensor;
 use crate::weight::Linear;
@@ -63,7 +63,7 @@ impl Finish<'_> {
         let strips = &weight.strips[2 * place.panel..2 * place.panel + 2];
         for r in place.count * step / steps..place.count * (step + 1) / steps {
             let row = residual.row((place.row + r) % residual.rows());
-            strips.iter().filter_map(|strip| row.get(strip.column)).for_each(fetch);
+            strips.iter().filter_map(|strip| row.get(strip.column)).for_each(|value| fetch(value));
         }
     }
 
@@ -189,20 +189,6 @@ fn finish_strips<const FMA: bool, const W: usize, const C: usize>(
             }
         }
     }
-}
-
-/// Asks for the cache line of a value, which a later instruction will read.
-#[inline(always)]
-fn fetch(value: &f32) {
-    #[cfg(target_arch = "x86_64")]
-    // SAFETY: every x86-64 processor has this instruction, which changes nothing but the caches.
-    unsafe {
-        std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(
-            std::ptr::from_ref(value).cast(),
-        );
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = value;
 }
 
 /// Writes a whole strip past the caches, where the processor can.

@@ -1,24 +1,34 @@
 //! Every operation against the scalar reference, on every instruction set of this machine and in every format.
 
+use std::convert::Infallible;
+use std::sync::Arc;
+
 use pi0_cpu::{Cpu, CpuOptions, Format, Isa};
 use pi0_device::{
-    Activation, Attention, Bound, Dense, Device, Dtype, KeyValue, Keys, LinearPart, Modulation, Norm,
-    NormKind, Qkv, Reference, Span, TensorSource, WeightSource, compare, dense, qkv,
+    Activation, Attention, Bound, Dense, Device, Dtype, HostTensor, KeyValue, Keys, LinearPart, Modulation,
+    Norm, NormKind, Qkv, Reference, Span, TensorSource, WeightSource, compare, dense, qkv,
 };
+use pi0_model::cases::{self, Rounded};
 
-/// f32 kernels differ from the reference by the rounding of f32 sums.
-const F32: Bound = Bound { pcc: 0.999_999, relative_l2: 2e-6, max_abs: 2e-4 };
-/// Both operands rounded to 8 bits of precision: each product is off by up to 2^-8, and the errors average out.
-const BF16: Bound = Bound { pcc: 0.999_98, relative_l2: 5e-3, max_abs: 0.12 };
-/// Both operands rounded to 127 steps of their row's largest value.
-const INT8: Bound = Bound { pcc: 0.999_5, relative_l2: 2.5e-2, max_abs: 0.5 };
+const FORMATS: [Format; 3] = [Format::F32, Format::Bf16, Format::Int8];
 
-fn bound(format: Format) -> Bound {
-    match format {
-        Format::Stored | Format::F32 => F32,
-        Format::Bf16 => BF16,
-        Format::Int8 => INT8,
-    }
+/// What the results of `run` must reach in `format`, as close as that format's roundings allow.
+fn bounds(
+    format: Format,
+    want: &[Arc<HostTensor>],
+    run: impl Fn(&Rounded<Reference>) -> Vec<Arc<HostTensor>>,
+) -> Vec<Bound> {
+    let rounds = match format {
+        Format::Stored | Format::F32 => cases::Format::F32,
+        Format::Bf16 => cases::Format::Bf16,
+        Format::Int8 => cases::Format::Int8,
+    };
+    let named = |all: &[Arc<HostTensor>]| -> cases::Outputs {
+        all.iter().enumerate().map(|(i, t)| (i.to_string(), HostTensor::clone(t))).collect()
+    };
+    let draw = |seed| Ok::<_, Infallible>(named(&run(&Rounded::new(Reference, rounds, seed))));
+    let Ok(bounds) = cases::bounds(&named(want), draw);
+    bounds
 }
 
 /// Numbers around zero, the same each time: a product of uniform values has a long tail, as activations have.
@@ -91,21 +101,17 @@ fn linear_of_odd_sizes() {
         (165, 600, vec![70]),
         (150, 2100, vec![33]),
     ];
+    fn run<D: Device>(d: &D, x: &[f32], inputs: usize, source: &WeightSource) -> D::Tensor {
+        d.linear(&d.upload(x.len() / inputs, inputs, x).unwrap(), &d.prepare(source).unwrap()).unwrap()
+    }
     for (rows, inputs, outputs) in shapes {
         let (source, x) = (n.linear(&outputs, inputs, rows % 2 == 1), n.values(rows * inputs));
-        let want = {
-            let d = Reference;
-            d.linear(&d.upload(rows, inputs, &x).unwrap(), &d.prepare(&source).unwrap()).unwrap()
-        };
-        for format in [Format::F32, Format::Bf16, Format::Int8] {
-            // So few products do not average out.
-            if inputs < 32 && format != Format::F32 {
-                continue;
-            }
+        let want = [run(&Reference, &x, inputs, &source)];
+        for format in FORMATS {
+            let bound = bounds(format, &want, |d| vec![run(d, &x, inputs, &source)])[0];
             for d in devices(format) {
-                let got =
-                    d.linear(&d.upload(rows, inputs, &x).unwrap(), &d.prepare(&source).unwrap()).unwrap();
-                agree(&format!("{rows} x {inputs} x {outputs:?}"), &d, &got, &want, bound(format));
+                let got = run(&d, &x, inputs, &source);
+                agree(&format!("{rows} x {inputs} x {outputs:?}"), &d, &got, &want[0], bound);
             }
         }
     }
@@ -146,12 +152,14 @@ fn dense_in_every_form() {
                 dense(d, &call).unwrap()
             }
             let (x, sources) = ((x.as_slice(), rows, inputs), (&source, norm_source.as_ref()));
-            let want = run(&Reference, x, sources, activation, (&residual, width));
-            for format in [Format::F32, Format::Bf16, Format::Int8] {
+            let want = [run(&Reference, x, sources, activation, (&residual, width))];
+            for format in FORMATS {
+                let draw = |d: &_| vec![run(d, x, sources, activation, (&residual, width))];
+                let bound = bounds(format, &want, draw)[0];
                 for d in devices(format) {
                     let got = run(&d, x, sources, activation, (&residual, width));
                     let what = format!("{norm:?} {activation:?} {outputs:?} residual {residual_rows}");
-                    agree(&what, &d, &got, &want, bound(format));
+                    agree(&what, &d, &got, &want[0], bound);
                 }
             }
         }
@@ -196,13 +204,12 @@ fn qkv_splits_and_rotates() {
             let (x, sources, geometry) =
                 ((x.as_slice(), rows, inputs), (&source, &norm), (heads, kv_heads, head_dim));
             let want = run(&Reference, x, sources, geometry, positions);
-            for format in [Format::F32, Format::Bf16, Format::Int8] {
+            for format in FORMATS {
+                let bounds = bounds(format, &want, |d| run(d, x, sources, geometry, positions).into());
                 for d in devices(format) {
                     let got = run(&d, x, sources, geometry, positions);
-                    for (i, (got, want)) in got.iter().zip(&want).enumerate() {
-                        // Angles of large positions amplify the last bit of their sine.
-                        let bound = Bound { relative_l2: bound(format).relative_l2 + 1e-6, ..bound(format) };
-                        agree(&format!("part {i} of {geometry:?}"), &d, got, want, bound);
+                    for (i, ((got, want), bound)) in got.iter().zip(&want).zip(&bounds).enumerate() {
+                        agree(&format!("part {i} of {geometry:?}"), &d, got, want, *bound);
                     }
                 }
             }
@@ -308,17 +315,20 @@ fn adaptive_norms_and_gates() {
     for (rows, inputs, outputs, geglu) in shapes {
         let case = Driven::new(&mut n, rows, inputs, &outputs, geglu);
         let of_heads = outputs.len() == 3;
-        let want = (case.dense(&Reference), of_heads.then(|| case.qkv(&Reference)));
-        for format in [Format::F32, Format::Bf16, Format::Int8] {
+        fn both<D: Device>(case: &Driven, d: &D, of_heads: bool) -> Vec<[Vec<f32>; 2]> {
+            [case.dense(d)].into_iter().chain(of_heads.then(|| case.qkv(d))).collect()
+        }
+        let fused = |results: Vec<[Vec<f32>; 2]>| -> Vec<_> {
+            results.into_iter().map(|[fused, _]| Arc::new(HostTensor::new([fused.len()], fused))).collect()
+        };
+        let want = fused(both(&case, &Reference, of_heads));
+        for format in FORMATS {
+            let bounds = bounds(format, &want, |d| fused(both(&case, d, of_heads)));
             for d in devices(format) {
-                let same = |what: &str, [fused, parts]: [Vec<f32>; 2], want: &[Vec<f32>; 2]| {
-                    let agreement = compare(&fused, &want[0]);
-                    assert!(bound(format).holds(&agreement), "{what} {outputs:?} on {d:?}: {agreement}");
+                for (i, [fused, parts]) in both(&case, &d, of_heads).iter().enumerate() {
+                    let (agreement, what) = (compare(fused, &want[i].data), ["dense", "qkv"][i]);
+                    assert!(bounds[i].holds(&agreement), "{what} {outputs:?} on {d:?}: {agreement}");
                     assert!(fused == parts, "{what} {outputs:?} on {d:?}: fused and in parts differ");
-                };
-                same("dense", case.dense(&d), &want.0);
-                if let Some(want) = &want.1 {
-                    same("qkv", case.qkv(&d), want);
                 }
             }
         }
@@ -397,14 +407,12 @@ fn attention_over_ragged_spans() {
             let parts: Vec<_> = kv.iter().map(|(k, v)| KeyValue { k, v }).collect();
             d.attention(&q, &parts, spec).unwrap()
         }
-        let want = run(&Reference, &q, &kv, &spec);
+        let want = [run(&Reference, &q, &kv, &spec)];
         for format in [Format::F32, Format::Bf16] {
+            let bound = bounds(format, &want, |d| vec![run(d, &q, &kv, &spec)])[0];
             for d in devices(format) {
                 let got = run(&d, &q, &kv, &spec);
-                // Scores up to about 10, rounded in bf16, move weights by a few parts in 256.
-                let loose = Bound { pcc: 0.9998, relative_l2: 2e-2, max_abs: 5e-2 };
-                let bound = if format == Format::F32 { F32 } else { loose };
-                agree(&format!("attention {heads} {kv_heads} {head_dim}"), &d, &got, &want, bound);
+                agree(&format!("attention {heads} {kv_heads} {head_dim}"), &d, &got, &want[0], bound);
             }
         }
     }
@@ -445,10 +453,11 @@ fn the_rest() {
         ]
     }
     let want = run(&Reference, &x, &y, &norms, &table, &positions);
+    let bounds = bounds(Format::F32, &want, |d| run(d, &x, &y, &norms, &table, &positions));
     for d in devices(Format::F32) {
         let got = run(&d, &x, &y, &norms, &table, &positions);
-        for (i, (got, want)) in got.iter().zip(&want).enumerate() {
-            agree(&format!("operation {i}"), &d, got, want, F32);
+        for (i, ((got, want), bound)) in got.iter().zip(&want).zip(&bounds).enumerate() {
+            agree(&format!("operation {i}"), &d, got, want, *bound);
         }
     }
 }

@@ -1,15 +1,20 @@
-//! The one table of thresholds: how far each module may be from the judge, by number format.
+//! How far a result may be from the judge's: [`SAFETY`] times what a right device of the format is off by.
 //!
-//! A bound is a unit roundoff times a growth that belongs to the module: how many such errors its result carries, in
-//! root mean square. The growths are three to four times what was measured (`docs/accuracy.md`).
+//! What that is nobody measures on a device: the judge's own run with random roundings says it ([`Rounded`], where the
+//! variances are derived from the number format, the depth of the sums and the sizes of the operands). One such run is a
+//! draw `d` of the error, a right device's error `e` another one, and the variance of `e` is at most that of `d`, in
+//! whatever order the device sums. With `ν` directions in which either may go, each alike, `|e|² / |d|²` has an
+//! F-distribution of `ν` and `ν` degrees of freedom, or is smaller. That it is above `SAFETY²` has a probability of 4e-4
+//! for `ν = 8`, 3e-7 for 16 and 6e-13 for 32. Results of fewer than [`VALUES`] values are drawn several times.
+//!
+//! [`Rounded`]: super::Rounded
 
 use std::fmt;
 use std::str::FromStr;
 
-use pi0_device::Bound;
+use pi0_device::{Agreement, Bound, HostTensor, compare};
 
-use super::{Module, Part};
-use crate::Config;
+use super::Outputs;
 
 /// Where a device rounds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -66,61 +71,54 @@ impl FromStr for Format {
     }
 }
 
-/// Errors that a module's result carries.
-struct Growth {
-    /// Of rounding to f32.
-    f32: f64,
-    /// Of rounding the operands of products, beside those.
-    products: f64,
-    /// Of cutting off the operands of all products, beside those.
-    cut: f64,
-}
+/// How many times as large as a draw an error may be.
+pub const SAFETY: f64 = 4.0;
 
-/// The growth of a module; of one made of layers, in proportion to their number.
-fn growth(module: Module, config: &Config) -> Growth {
-    use Module::*;
-    let (vision, language) = (config.vision.num_hidden_layers, config.gemma.depth);
-    let (layers, (f32, products, cut)) = match module {
-        Positions => (1, (0.0, 0.0, 0.0)),
-        TimeEmbedding => (1, (8.0, 0.0, 2.0)),
-        Modulations => (1, (12.0, 0.0, 4.0)),
-        Masks => (1, (15.0, 5.0, 8.0)),
-        PatchEmbedding => (1, (25.0, 0.0, 2.0)),
-        VisionAttention => (1, (12.0, 5.0, 4.0)),
-        VisionMlp => (1, (8.0, 5.0, 2.0)),
-        VisionBlock => (1, (15.0, 8.0, 5.0)),
-        Projector => (1, (10.0, 6.0, 2.0)),
-        VisionTower | Prefix => (vision, (15.0, 5.0, 4.0)),
-        Gemma(_, Part::RmsNorm) => (1, (5.0, 0.0, 0.0)),
-        Gemma(_, Part::GatedAdd) => (1, (3.0, 0.0, 0.0)),
-        Gemma(_, Part::Rope) => (1, (4.0, 0.0, 0.0)),
-        Gemma(_, Part::Attention) => (1, (20.0, 12.0, 8.0)),
-        Gemma(_, Part::Mlp) => (1, (8.0, 6.0, 2.0)),
-        Gemma(_, Part::Block) => (1, (22.0, 14.0, 32.0)),
-        Gemma(_, Part::Stack) => (language, (30.0, 14.0, 12.0)),
-        Suffix => (1, (14.0, 0.0, 5.0)),
-        Denoise => (language, (40.0, 10.0, 12.0)),
-        PaliGemma => (vision + language, (12.0, 5.0, 3.0)),
-        Pi0 => (vision + language, (10.0, 3.0, 2.5)),
-    };
-    let layers = layers as f64;
-    Growth { f32: layers * f32, products: layers * products, cut: layers * cut }
-}
+/// Values that the draws of one result should have together.
+pub const VALUES: usize = 256;
 
-/// What `module` of a network of these sizes must reach in `format`, where the wanted values are `want`.
-pub fn bound(module: Module, format: Format, config: &Config, want: &[f32]) -> Bound {
-    let growth = growth(module, config);
-    let rounding = growth.f32 * Format::F32.unit();
-    let relative_l2 = match format {
-        Format::F32 => rounding,
-        Format::Bf16 | Format::Int8 => rounding + growth.products * format.unit(),
-        Format::Tf32 => rounding + growth.cut * format.unit(),
-    };
-    let largest = want.iter().fold(0.0f64, |m, &x| m.max(f64::from(x).abs()));
-    Bound {
-        // An error of relative size r, orthogonal to the values, costs r² / 2 of correlation.
-        pcc: 1.0 - (2.0 * relative_l2).powi(2).max(1e-12),
-        relative_l2,
-        max_abs: 4.0 * relative_l2 * largest,
+/// Draws of one result at most.
+const MOST: usize = 16;
+
+/// What each of `want` must reach, where `draw(seed)` computes the same with random roundings. A result that no rounding
+/// changes must be equal.
+///
+/// # Errors
+/// Those of `draw`.
+///
+/// # Panics
+/// If `draw` makes other results than `want`: both come of the same operations.
+pub fn bounds<E>(
+    want: &[(String, HostTensor)],
+    mut draw: impl FnMut(u64) -> Result<Outputs, E>,
+) -> Result<Vec<Bound>, E> {
+    let mut draws: Vec<Vec<Agreement>> = vec![vec![]; want.len()];
+    let mut wanted = 1;
+    for seed in 0..MOST as u64 {
+        if seed as usize >= wanted {
+            break;
+        }
+        let drawn = draw(seed + 1)?;
+        assert_eq!(drawn.len(), want.len(), "the judge gave other results the second time");
+        for (((name, want), (_, drawn)), draws) in want.iter().zip(&drawn).zip(&mut draws) {
+            assert_eq!(drawn.shape, want.shape, "{name}");
+            let agreement = compare(&drawn.data, &want.data);
+            if agreement.max_abs > 0.0 {
+                wanted = wanted.max(VALUES.div_ceil(agreement.count));
+            }
+            draws.push(agreement);
+        }
     }
+    Ok(draws.iter().map(|draws| bound(draws)).collect())
+}
+
+/// What a result must reach whose draws were these: each as it compares with the wanted values.
+pub fn bound(draws: &[Agreement]) -> Bound {
+    let most = |f: fn(&Agreement) -> f64| draws.iter().map(f).fold(0.0, f64::max);
+    let mean = draws.iter().map(|a| a.relative_l2.powi(2)).sum::<f64>() / draws.len() as f64;
+    let relative_l2 = SAFETY * mean.sqrt();
+    // An error of relative size r, orthogonal to the values, costs r² / 2 of correlation, and more where the values hardly
+    // vary around their mean; sums of squares in f64 leave 1e-12.
+    let lost = (SAFETY * SAFETY * most(|a| 1.0 - a.pcc)).max(relative_l2 * relative_l2).max(1e-12);
+    Bound { pcc: 1.0 - lost, relative_l2, max_abs: SAFETY * most(|a| a.max_abs) }
 }

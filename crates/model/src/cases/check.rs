@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use pi0_device::{Agreement, Bound, Device, HostTensor, Tapped, compare};
 
-use super::{Format, Module, Outputs, Setup, bound};
+use super::{Format, Module, Outputs, Rounded, Setup, bounds};
 use crate::ModelError;
 
 /// One tensor against what it should be.
@@ -18,22 +18,17 @@ pub struct Comparison {
     pub bound: Bound,
 }
 
-/// Where a comparison's bound comes from.
-#[derive(Clone, Copy)]
-struct Rule<'a> {
-    module: Module,
-    setup: &'a Setup,
-    format: Format,
-}
-
-impl Rule<'_> {
-    fn bound(self, want: &[f32]) -> Bound {
-        bound(self.module, self.format, self.setup.config(), want)
-    }
+/// What a module must give, and how closely.
+#[derive(Debug, Clone)]
+pub struct Wanted {
+    /// Its results.
+    pub outputs: Outputs,
+    /// For each what a device must reach.
+    pub bounds: Vec<Bound>,
 }
 
 impl Comparison {
-    fn new(name: &str, got: Option<&HostTensor>, want: &HostTensor, rule: Rule<'_>) -> Self {
+    fn new(name: &str, got: Option<&HostTensor>, want: &HostTensor, bound: Bound) -> Self {
         let agreement = match got {
             None => Err("was not produced".into()),
             Some(got) if got.shape != want.shape => {
@@ -41,7 +36,7 @@ impl Comparison {
             }
             Some(got) => Ok(compare(&got.data, &want.data)),
         };
-        Self { name: name.into(), agreement, bound: rule.bound(&want.data) }
+        Self { name: name.into(), agreement, bound }
     }
 
     /// Whether it is within its bound.
@@ -110,12 +105,20 @@ impl Checked {
     }
 }
 
-/// What `module` must give: by a definition of its own where it has one, else by the judge.
-pub fn wanted<J: Device>(judge: &J, module: Module, setup: &Setup) -> Result<Outputs, ModelError> {
-    match module.expected(setup)? {
-        Some(known) => Ok(known),
-        None => module.run(judge, setup),
-    }
+/// What `module` must give, by a definition of its own where it has one, else by the judge; and how closely a device of
+/// `format` must give it, by the judge with that format's roundings.
+pub fn wanted<J: Device>(
+    judge: &J,
+    module: Module,
+    setup: &Setup,
+    format: Format,
+) -> Result<Wanted, ModelError> {
+    let outputs = match module.expected(setup)? {
+        Some(known) => known,
+        None => module.run(judge, setup)?,
+    };
+    let bounds = bounds(&outputs, |seed| module.run(&Rounded::new(judge, format, seed), setup))?;
+    Ok(Wanted { outputs, bounds })
 }
 
 /// Runs `module` alone on `d` and on `judge` and compares. Where it fails, runs it again op by op to find the first
@@ -128,12 +131,12 @@ pub fn check<D: Device, J: Device>(
     format: Format,
 ) -> Checked {
     let start = Instant::now();
-    let want = wanted(judge, module, setup);
+    let want = wanted(judge, module, setup, format);
     let judge_time = start.elapsed();
-    let mut done = check_against(d, want.as_ref(), module, setup, format);
+    let mut done = check_against(d, want.as_ref(), module, setup);
     done.judge_time = judge_time;
     if done.error.is_none() && !done.passed() {
-        done.first_tap = Some(match first_divergence(d, judge, module, setup, format) {
+        done.first_tap = Some(match first_divergence(d, judge, want.as_ref().ok(), module, setup, format) {
             Ok(Some(tap)) => tap,
             Ok(None) => "none, op by op it is right: the fault is in a fused operation".into(),
             Err(e) => format!("unknown: {e}"),
@@ -145,16 +148,15 @@ pub fn check<D: Device, J: Device>(
 /// Runs `module` on `d` and compares with what [`wanted`] gave.
 pub fn check_against<D: Device>(
     d: &D,
-    want: Result<&Outputs, &ModelError>,
+    want: Result<&Wanted, &ModelError>,
     module: Module,
     setup: &Setup,
-    format: Format,
 ) -> Checked {
     let start = Instant::now();
     let got = module.run(d, setup);
     let time = start.elapsed();
     let (outputs, error) = match (got, want) {
-        (Ok(got), Ok(want)) => (compare_all(&got, want, Rule { module, setup, format }), None),
+        (Ok(got), Ok(want)) => (compare_all(&got, want), None),
         (Err(e), _) => (vec![], Some(e.to_string())),
         (_, Err(e)) => (vec![], Some(format!("the judge: {e}"))),
     };
@@ -162,9 +164,10 @@ pub fn check_against<D: Device>(
     Checked { module, setup, outputs, error, time, judge_time, first_tap }
 }
 
-fn compare_all(got: &Outputs, want: &Outputs, rule: Rule<'_>) -> Vec<Comparison> {
+fn compare_all(got: &Outputs, want: &Wanted) -> Vec<Comparison> {
     let find = |name: &str| got.iter().find(|(n, _)| n == name).map(|(_, t)| t);
-    want.iter().map(|(name, want)| Comparison::new(name, find(name), want, rule)).collect()
+    let wanted = want.outputs.iter().zip(&want.bounds);
+    wanted.map(|((name, want), bound)| Comparison::new(name, find(name), want, *bound)).collect()
 }
 
 /// Every intermediate of `module` on both devices, op by op, in the order that the model makes them. The outputs
@@ -176,37 +179,36 @@ pub fn compare_taps<D: Device, J: Device>(
     setup: &Setup,
     format: Format,
 ) -> Result<Vec<Comparison>, ModelError> {
-    let (got, got_outputs) = taps(d, module, setup)?;
-    let (want, want_outputs) = taps(judge, module, setup)?;
+    let (got, want) = (taps(d, module, setup)?, taps(judge, module, setup)?);
+    let bounds = bounds(&want, |seed| taps(&Rounded::new(judge, format, seed), module, setup))?;
     // Names repeat where a module runs more than once, so taps are matched by their order.
-    let mut lines: Vec<_> = want
-        .iter()
-        .enumerate()
-        .map(|(i, (name, want))| {
-            let got = got.get(i).filter(|(n, _)| n == name).map(|(_, t)| t);
-            Comparison::new(name, got, want, Rule { module, setup, format })
-        })
-        .collect();
-    lines.extend(compare_all(&got_outputs, &want_outputs, Rule { module, setup, format }));
-    Ok(lines)
+    let line = |(i, ((name, want), bound)): (usize, (&(String, HostTensor), Bound))| {
+        let got = got.get(i).filter(|(n, _)| n == name).map(|(_, t)| t);
+        Comparison::new(name, got, want, bound)
+    };
+    Ok(want.iter().zip(bounds).enumerate().map(line).collect())
 }
 
-fn taps<D: Device>(d: &D, module: Module, setup: &Setup) -> Result<(Outputs, Outputs), ModelError> {
+/// Every intermediate, and the outputs behind them.
+fn taps<D: Device>(d: &D, module: Module, setup: &Setup) -> Result<Outputs, ModelError> {
     let tapped = Tapped::new(d);
     let outputs = module.run(&tapped, setup)?;
-    Ok((tapped.take()?, outputs))
+    let mut all = tapped.take()?;
+    all.extend(outputs);
+    Ok(all)
 }
 
 fn first_divergence<D: Device, J: Device>(
     d: &D,
     judge: &J,
+    want: Option<&Wanted>,
     module: Module,
     setup: &Setup,
     format: Format,
 ) -> Result<Option<String>, ModelError> {
     // Judged by definitions of their own, of which the output is the only tap.
-    if let Some(want) = module.expected(setup)? {
-        let outputs = compare_all(&module.run(d, setup)?, &want, Rule { module, setup, format });
+    if let (Some(_), Some(want)) = (module.expected(setup)?, want) {
+        let outputs = compare_all(&module.run(d, setup)?, want);
         return Ok(outputs.into_iter().find(|c| !c.passed()).map(|c| c.name));
     }
     let lines = compare_taps(d, judge, module, setup, format)?;

@@ -13,12 +13,14 @@ pub mod check;
 mod inputs;
 mod layers;
 mod padded;
+mod rounded;
 mod whole;
 
 use pi0_device::{Device, HostTensor};
 
-pub use bounds::{Format, bound};
+pub use bounds::{Format, SAFETY, VALUES, bound, bounds};
 pub use inputs::{LayerChoice, Setup, random_inputs};
+pub use rounded::{Rounded, RoundedWeight};
 
 use crate::{Kind, ModelError};
 

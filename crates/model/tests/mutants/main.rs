@@ -6,20 +6,23 @@ mod mutant;
 
 use mutant::{Mutant, Plant};
 use pi0_device::Reference;
-use pi0_model::cases::check::{Checked, check_against, culprits, wanted};
-use pi0_model::cases::{Format, Module, Outputs, Setup};
+use pi0_model::cases::check::{Checked, Wanted, check_against, culprits, wanted};
+use pi0_model::cases::{Format, Module, Setup};
 use pi0_model::{Kind, ModelError};
 
 /// The small setups that errors are planted in: π0's first, π0.5's last.
 struct Bench {
     setup: Setup,
-    wanted: Vec<(Module, Result<Outputs, ModelError>)>,
+    /// In f32 and in bf16.
+    wanted: [Vec<(Module, Result<Wanted, ModelError>)>; 2],
 }
 
 impl Bench {
     fn new(kind: Kind) -> Self {
         let setup = Setup::small().unwrap().into_iter().find(|s| s.config().kind == kind).unwrap();
-        let wanted = Module::all(kind).into_iter().map(|m| (m, wanted(&Reference, m, &setup))).collect();
+        let wanted = [Format::F32, Format::Bf16].map(|format| {
+            Module::all(kind).into_iter().map(|m| (m, wanted(&Reference, m, &setup, format))).collect()
+        });
         Self { setup, wanted }
     }
 
@@ -28,10 +31,11 @@ impl Bench {
     }
 
     fn check_some(&self, mutant: &Mutant, format: Format, pick: impl Fn(Module) -> bool) -> Vec<Checked> {
-        let one = |(m, want): &(Module, Result<Outputs, ModelError>)| {
-            check_against(mutant, want.as_ref(), *m, &self.setup, format)
+        let one = |(m, want): &(Module, Result<Wanted, ModelError>)| {
+            check_against(mutant, want.as_ref(), *m, &self.setup)
         };
-        self.wanted.iter().filter(|(m, _)| pick(*m)).map(one).collect()
+        let wanted = &self.wanted[usize::from(format == Format::Bf16)];
+        wanted.iter().filter(|(m, _)| pick(*m)).map(one).collect()
     }
 }
 

@@ -43,6 +43,27 @@ impl Limits {
         }))
     }
 
+    /// The larger of each limit here and in `other`, measured at another time; and of products in `format` at least
+    /// `gflops`, what an operation did.
+    pub fn or_more(self, other: &Self, format: Format, gflops: f64) -> Self {
+        let more = |a: Option<f64>, b: Option<f64>| a.zip(b).map(|(a, b)| a.max(b)).or(a).or(b);
+        let mut limits = Self {
+            f32: more(self.f32, other.f32),
+            bf16: more(self.bf16, other.bf16),
+            bf16_dot: more(self.bf16_dot, other.bf16_dot),
+            int8: more(self.int8, other.int8),
+            int8_dot: more(self.int8_dot, other.int8_dot),
+            memory: self.memory.max(other.memory),
+        };
+        let limit = match format {
+            Format::F32 => &mut limits.f32,
+            Format::Bf16 | Format::Tf32 => &mut limits.bf16,
+            Format::Int8 => &mut limits.int8,
+        };
+        *limit = limit.map(|limit| limit.max(gflops));
+        limits
+    }
+
     /// The limit of products in `format`.
     pub fn of(&self, format: Format) -> Option<f64> {
         match format {

@@ -126,14 +126,6 @@ pub struct Timed {
     pub records: Vec<Record>,
 }
 
-/// What one value of a packed weight takes, and the peak that its products can reach.
-pub struct Yardstick {
-    /// Bytes of one weight.
-    pub weight_bytes: usize,
-    /// GFLOP/s.
-    pub peak: Option<f64>,
-}
-
 /// The lines of the tables.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Tables {
@@ -145,6 +137,19 @@ pub struct Tables {
     pub operations: Vec<Line>,
 }
 
+impl Tables {
+    /// GFLOP/s of the fastest operation.
+    pub fn fastest(&self) -> f64 {
+        self.operations.iter().map(|line| line.gflops).fold(0.0, f64::max)
+    }
+
+    /// Says of every line which share of `peak`, GFLOP/s, it reached.
+    pub fn measure_by(&mut self, peak: Option<f64>) {
+        let lines = self.stages.iter_mut().chain(&mut self.operations).chain([&mut self.total]);
+        lines.for_each(|line| line.share = peak.map(|p| line.gflops / p));
+    }
+}
+
 /// Work of one line, and its time in each repeat.
 struct Sum {
     key: Key,
@@ -154,8 +159,9 @@ struct Sum {
     ms: Vec<f64>,
 }
 
-/// Sums up the repeats, which all ran the same operations.
-pub fn tables(runs: &[Timed], yardstick: &Yardstick) -> Tables {
+/// Sums up the repeats, which all ran the same operations; one value of a packed weight takes `weight_bytes`. Shares are
+/// unknown yet.
+pub fn tables(runs: &[Timed], weight_bytes: usize) -> Tables {
     let mut sums: Vec<Sum> = Vec::new();
     for (i, run) in runs.iter().enumerate() {
         for r in &run.records {
@@ -169,7 +175,7 @@ pub fn tables(runs: &[Timed], yardstick: &Yardstick) -> Tables {
             if i == 0 {
                 sum.calls += 1;
                 sum.flop += r.flop();
-                sum.bytes += bytes(r, yardstick.weight_bytes);
+                sum.bytes += bytes(r, weight_bytes);
             }
         }
     }
@@ -189,7 +195,7 @@ pub fn tables(runs: &[Timed], yardstick: &Yardstick) -> Tables {
             ms,
             flop,
             gflops,
-            share: yardstick.peak.map(|p| gflops / p),
+            share: None,
             bytes,
             gbs: bytes as f64 / ms.median / 1e6,
         }
@@ -253,12 +259,15 @@ mod tests {
             }
             Timed { wall: Duration::from_secs(1), records: d.take() }
         };
-        let t = tables(&[run(), run()], &Yardstick { weight_bytes: 2, peak: Some(1.0) });
+        let mut t = tables(&[run(), run()], 2);
+        t.measure_by(Some(t.fastest()));
+        let shares: Vec<f64> = t.operations.iter().filter_map(|o| o.share).collect();
+        assert_eq!(shares.iter().copied().fold(0.0, f64::max), 1.0, "{shares:?}");
         assert_eq!(t.stages.iter().map(|s| s.calls).collect::<Vec<_>>(), [2, 0, 2, 1]);
         assert_eq!(t.stages.iter().map(|s| s.flop).sum::<u64>(), t.total.flop);
         assert_eq!(t.total.flop, 2 * (9 + 1) * 6);
         // Of one run: the shortest times of two need not be of the same one.
-        let alone = tables(&[run()], &Yardstick { weight_bytes: 2, peak: Some(1.0) });
+        let alone = tables(&[run()], 2);
         let sum: f64 = alone.stages.iter().map(|s| s.ms.min).sum();
         assert!((sum - 1000.0).abs() < 0.01, "{sum} ms of 1000");
         let gelu = t.operations.iter().find(|o| o.name == "gelu").unwrap();

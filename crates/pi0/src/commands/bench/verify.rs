@@ -5,9 +5,9 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 use pi0_device::{Agreement, Bound, Device, HostTensor, OpKind, Reference, Traced, compare};
-use pi0_model::cases::{Format, Module, Part, Tower, bound};
+use pi0_model::cases::{Format, Rounded, bounds};
 use pi0_model::golden::read_tensors;
-use pi0_model::{Checkpoint, Config, Extent, Inputs, Pi0, SampleOptions};
+use pi0_model::{Checkpoint, Extent, Inputs, Pi0, SampleOptions};
 use serde::{Deserialize, Serialize};
 
 use super::audit::{Audited, Finding, Findings};
@@ -18,7 +18,7 @@ pub type Model<D> = Pi0<Traced<Audited<D>, Reference>>;
 /// Up to this many operations, the reference runs the whole inference: some ten seconds of scalar loops.
 const WHOLE: u64 = 10_000_000_000;
 
-/// Correlation that actions must reach in any number format.
+/// Correlation that actions must reach in any number format: where rounding alone could cost more, it is too coarse.
 const LEAST_PCC: f64 = 0.995;
 
 /// How the actions were checked, and what was found.
@@ -124,10 +124,23 @@ fn whole(subject: &Subject<'_>, want: &[f32]) -> Result<Compared> {
     if got.len() != want.len() {
         bail!("{} action values to compare with {}", got.len(), want.len());
     }
-    let mut bound = bound(Module::Pi0, subject.format, &subject.checkpoint.config, want);
-    // Through all layers of the full size, int8's bound grows past any meaning.
-    bound.pcc = bound.pcc.max(LEAST_PCC);
+    // An error of relative size r, orthogonal to the values, costs r² / 2 of correlation.
+    let least =
+        Bound { pcc: LEAST_PCC, relative_l2: (2.0 * (1.0 - LEAST_PCC)).sqrt(), max_abs: f64::INFINITY };
+    let bound = if subject.flop > WHOLE { least } else { of_roundings(subject, want)? };
+    let bound = Bound { pcc: bound.pcc.max(least.pcc), ..bound };
     Ok(Compared::new("actions", 1, &compare(&got, want), &bound, None))
+}
+
+/// How far off the reference is with the roundings of the subject's format.
+fn of_roundings(subject: &Subject<'_>, want: &[f32]) -> Result<Bound> {
+    let named = |values: Vec<f32>| vec![("actions".to_string(), HostTensor::new([values.len()], values))];
+    let draw = |seed| -> Result<_> {
+        let device = Rounded::new(Reference, subject.format, seed);
+        let model = Pi0::load(device, subject.checkpoint.clone(), Extent::Cache, &|_| ())?;
+        Ok(named(flat(&model.sample_actions(subject.batch, subject.options)?)))
+    };
+    Ok(bounds(&named(want.to_vec()), draw)?[0])
 }
 
 fn against_golden(subject: &Subject<'_>, path: &Path) -> Result<Compared> {
@@ -144,13 +157,13 @@ fn against_reference(subject: &Subject<'_>) -> Result<Compared> {
 /// Runs the inference again, every operation checked on sampled rows, and sees that it gives the same actions.
 fn operations<D: Device>(model: &Model<D>, subject: &Subject<'_>) -> Result<Vec<Compared>> {
     let run = || model.sample_actions(subject.batch, subject.options);
-    let (again, findings) = model.device().device().audit(in_two_steps, run);
+    let (again, findings) = model.device().device().audit(in_two_steps, subject.format, run);
     model.device().take();
-    same(&subject.checkpoint.config, &flat(&again?), &flat(subject.actions))?;
+    same(&flat(&again?), &flat(subject.actions))?;
     if findings.is_empty() {
         bail!("no operation could be checked");
     }
-    Ok(summary(&findings, subject))
+    Ok(summary(&findings))
 }
 
 /// Vision, prefix and the two forms of a denoising step: the first with the state rows, and the later ones, which do
@@ -159,23 +172,17 @@ fn in_two_steps(module: &str) -> bool {
     !module.starts_with("step") || module.starts_with("step0.") || module.starts_with("step1.")
 }
 
-fn summary(findings: &Findings, subject: &Subject<'_>) -> Vec<Compared> {
+fn summary(findings: &Findings) -> Vec<Compared> {
     let line = |(op, f): (&OpKind, &Finding)| {
-        // The module that is little more than this operation: attention alone, or linear layers and what is fused
-        // around them, up to the product of two of them.
-        let mlp = Module::Gemma(Tower::Expert, Part::Mlp);
-        let module = if *op == OpKind::Attention { Module::Masks } else { mlp };
-        let bound = bound(module, subject.format, &subject.checkpoint.config, &[f.largest]);
-        Compared::new(op.name(), f.count, &f.worst, &bound, Some(f.module.clone()))
+        Compared::new(op.name(), f.count, &f.worst, &f.bound, Some(f.module.clone()))
     };
     findings.iter().map(line).collect()
 }
 
-/// An error unless two inferences on the same device agree as f32 results do.
-pub fn same(config: &Config, got: &[f32], want: &[f32]) -> Result<()> {
-    let agreement = compare(got, want);
-    if !bound(Module::Pi0, Format::F32, config, want).holds(&agreement) {
-        bail!("the same inputs gave other actions the second time: {agreement}");
+/// An error unless two inferences on the same device gave the same bits: no device here sums in an order left to chance.
+pub fn same(got: &[f32], want: &[f32]) -> Result<()> {
+    if got.len() != want.len() || got.iter().zip(want).any(|(a, b)| a.to_bits() != b.to_bits()) {
+        bail!("the same inputs gave other actions the second time: {}", compare(got, want));
     }
     Ok(())
 }
