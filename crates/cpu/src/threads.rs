@@ -1,14 +1,23 @@
 //! The thread pool: workers that wait a moment for the next operation before they sleep, because operations
 //! follow each other within microseconds.
+//!
+//! Robots' computers run other programs, too, and any thread may lose its core for milliseconds. So tasks are small and
+//! each thread takes the next one when it has time; an operation is over when its tasks are, whichever threads ran them, and
+//! waits for no thread that took none.
 
+use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 /// How long a worker watches for work before it sleeps.
 const WATCH: Duration = Duration::from_micros(100);
+
+/// How long the calling thread watches for the end of the others' last tasks before it sleeps: then the system can give
+/// its core to one of them that lost its own.
+const PATIENCE: Duration = Duration::from_micros(50);
 
 /// Runs the tasks of one operation on all threads; the calling thread is one of them.
 pub(crate) struct Threads {
@@ -21,39 +30,54 @@ pub(crate) struct Threads {
 type Task<'a> = dyn Fn(usize) + Sync + 'a;
 
 struct State {
-    /// Counts operations; a change announces work.
-    epoch: AtomicU64,
+    /// The number of the operation in the upper half, a change of which announces work, and the next task to claim in
+    /// the lower: a claim for an operation that is over fails.
+    next: AtomicU64,
     job: Mutex<Option<Job>>,
-    /// The next task to claim.
-    next: AtomicUsize,
-    /// Workers that have not finished the current operation.
-    busy: AtomicUsize,
-    sleepers: AtomicUsize,
+    /// Tasks of the operation that have ended.
+    done: AtomicUsize,
     sleep: Mutex<()>,
+    /// Workers that sleep, until there is work.
+    sleepers: AtomicUsize,
     wake: Condvar,
+    /// Whether the caller sleeps, until all tasks have ended.
+    waiting: AtomicBool,
+    ended: Condvar,
     stop: AtomicBool,
-    panicked: AtomicBool,
+    /// What the first task that panicked had to say.
+    panic: Mutex<Option<Box<dyn Any + Send>>>,
 }
 
 #[derive(Clone, Copy)]
 struct Job {
-    task: &'static Task<'static>,
-    count: usize,
+    operation: u32,
+    /// Alive as long as a task of the operation is left to claim or has not ended.
+    task: *const Task<'static>,
+    count: u32,
+}
+
+// SAFETY: the task is `Sync`, so any thread may call it; when it may be called, its field says.
+unsafe impl Send for Job {}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // Nothing is left half done where a panic could poison a lock.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Threads {
     /// A pool of `count` threads in all, the caller included.
     pub(crate) fn new(count: usize) -> std::io::Result<Self> {
         let state = Arc::new(State {
-            epoch: AtomicU64::new(0),
+            next: AtomicU64::new(0),
             job: Mutex::new(None),
-            next: AtomicUsize::new(0),
-            busy: AtomicUsize::new(0),
-            sleepers: AtomicUsize::new(0),
+            done: AtomicUsize::new(0),
             sleep: Mutex::new(()),
+            sleepers: AtomicUsize::new(0),
             wake: Condvar::new(),
+            waiting: AtomicBool::new(false),
+            ended: Condvar::new(),
             stop: AtomicBool::new(false),
-            panicked: AtomicBool::new(false),
+            panic: Mutex::new(None),
         });
         let workers = (1..count.max(1))
             .map(|i| {
@@ -70,33 +94,32 @@ impl Threads {
     }
 
     /// Calls `task` once for each of `0..count`, on any thread and in any order, and waits for all.
+    ///
+    /// # Panics
+    /// If a task does, after all others have run.
     pub(crate) fn run(&self, count: usize, task: &Task<'_>) {
         if self.workers.is_empty() || count <= 1 {
             (0..count).for_each(task);
             return;
         }
-        let _one = self.gate.lock().unwrap_or_else(PoisonError::into_inner);
+        let _one = lock(&self.gate);
         let state = &*self.state;
-        // SAFETY: only the lifetime changes. Workers call the task only between the epoch's change and their
-        // decrement of `busy`, and this function returns or unwinds only after `busy` is zero.
-        let task_for_workers = unsafe { std::mem::transmute::<&Task<'_>, &'static Task<'static>>(task) };
-        *state.job.lock().unwrap_or_else(PoisonError::into_inner) =
-            Some(Job { task: task_for_workers, count });
-        state.next.store(0, Ordering::Relaxed);
-        state.busy.store(self.workers.len(), Ordering::Relaxed);
-        state.epoch.fetch_add(1, Ordering::SeqCst);
-        state.wake_sleepers();
-        let mine = catch_unwind(AssertUnwindSafe(|| state.claim(task, count)));
-        let mut spins = 0u32;
-        while state.busy.load(Ordering::Acquire) > 0 {
-            spins += 1;
-            // A worker may have lost its processor to someone else: let it run.
-            if spins.is_multiple_of(1024) { std::thread::yield_now() } else { std::hint::spin_loop() }
-        }
-        let theirs = state.panicked.swap(false, Ordering::Relaxed);
-        match mine {
-            Err(panic) => resume_unwind(panic),
-            Ok(()) => assert!(!theirs, "a worker thread panicked"),
+        let count = u32::try_from(count).expect("fewer tasks than 2^32");
+        let operation = ((state.next.load(Ordering::Relaxed) >> 32) as u32).wrapping_add(1);
+        // Only the lifetime changes, and only in name: see `Job`.
+        let task = std::ptr::from_ref(task);
+        // SAFETY: pointers to the same trait object, but for its lifetime.
+        let task = unsafe { std::mem::transmute::<*const Task<'_>, *const Task<'static>>(task) };
+        let job = Job { operation, task, count };
+        state.done.store(0, Ordering::Relaxed);
+        *lock(&state.job) = Some(job);
+        state.announce(operation);
+        state.take_part(job);
+        state.await_end(count as usize);
+        *lock(&state.job) = None;
+        let panic = lock(&state.panic).take();
+        if let Some(panic) = panic {
+            resume_unwind(panic);
         }
     }
 
@@ -111,8 +134,8 @@ impl Threads {
 impl Drop for Threads {
     fn drop(&mut self) {
         self.state.stop.store(true, Ordering::SeqCst);
-        self.state.epoch.fetch_add(1, Ordering::SeqCst);
-        self.state.wake_sleepers();
+        let operation = (self.state.next.load(Ordering::Relaxed) >> 32) as u32;
+        self.state.announce(operation.wrapping_add(1));
         for worker in self.workers.drain(..) {
             // A worker catches every panic of a task, so joining cannot fail.
             let _ = worker.join();
@@ -121,75 +144,127 @@ impl Drop for Threads {
 }
 
 impl State {
-    fn wake_sleepers(&self) {
+    fn announce(&self, operation: u32) {
+        self.next.store(u64::from(operation) << 32, Ordering::SeqCst);
         if self.sleepers.load(Ordering::SeqCst) > 0 {
-            let _held = self.sleep.lock().unwrap_or_else(PoisonError::into_inner);
+            let _held = lock(&self.sleep);
             self.wake.notify_all();
         }
     }
 
-    fn claim(&self, task: &Task<'_>, count: usize) {
-        loop {
-            let i = self.next.fetch_add(1, Ordering::Relaxed);
-            if i >= count {
-                return;
+    /// The next task of an operation, if one is left.
+    fn claim(&self, job: Job) -> Option<usize> {
+        let mine = |next: u64| (next >> 32) as u32 == job.operation && (next as u32) < job.count;
+        let claim = |next| mine(next).then_some(next + 1);
+        let before = self.next.fetch_update(Ordering::AcqRel, Ordering::Acquire, claim);
+        before.ok().map(|next| next as u32 as usize)
+    }
+
+    /// Runs tasks of an operation as long as some are left.
+    fn take_part(&self, job: Job) {
+        while let Some(i) = self.claim(job) {
+            // SAFETY: task `i` is claimed and has not ended, and `run` returns only when all have.
+            let task = unsafe { &*job.task };
+            if let Err(panic) = catch_unwind(AssertUnwindSafe(|| task(i))) {
+                lock(&self.panic).get_or_insert(panic);
             }
-            task(i);
+            let done = self.done.fetch_add(1, Ordering::SeqCst) + 1;
+            if done == job.count as usize && self.waiting.load(Ordering::SeqCst) {
+                let _held = lock(&self.sleep);
+                self.ended.notify_all();
+            }
         }
+    }
+
+    /// Waits until `count` tasks have ended.
+    fn await_end(&self, count: usize) {
+        let ended = || self.done.load(Ordering::SeqCst) == count;
+        if watch(PATIENCE, ended) {
+            return;
+        }
+        let mut held = lock(&self.sleep);
+        self.waiting.store(true, Ordering::SeqCst);
+        while !ended() {
+            held = self.ended.wait(held).unwrap_or_else(PoisonError::into_inner);
+        }
+        self.waiting.store(false, Ordering::SeqCst);
     }
 
     fn work(&self) {
         let mut seen = 0;
         loop {
-            self.await_change(seen);
-            seen += 1;
+            seen = self.await_change(seen);
             if self.stop.load(Ordering::SeqCst) {
                 return;
             }
-            let job = *self.job.lock().unwrap_or_else(PoisonError::into_inner);
-            if let Some(Job { task, count }) = job
-                && catch_unwind(AssertUnwindSafe(|| self.claim(task, count))).is_err()
-            {
-                self.panicked.store(true, Ordering::Relaxed);
+            // Over already, if it was a short one.
+            let job = *lock(&self.job);
+            if let Some(job) = job {
+                seen = job.operation;
+                self.take_part(job);
             }
-            self.busy.fetch_sub(1, Ordering::Release);
         }
     }
 
-    fn await_change(&self, seen: u64) {
-        let start = Instant::now();
-        while start.elapsed() < WATCH {
-            for _ in 0..64 {
-                if self.epoch.load(Ordering::SeqCst) != seen {
-                    return;
-                }
-                std::hint::spin_loop();
+    /// Waits until the operation is another than `seen`, and says which.
+    fn await_change(&self, seen: u32) -> u32 {
+        let now = || (self.next.load(Ordering::SeqCst) >> 32) as u32;
+        if !watch(WATCH, || now() != seen) {
+            let mut held = lock(&self.sleep);
+            self.sleepers.fetch_add(1, Ordering::SeqCst);
+            while now() == seen {
+                held = self.wake.wait(held).unwrap_or_else(PoisonError::into_inner);
             }
+            self.sleepers.fetch_sub(1, Ordering::SeqCst);
         }
-        let mut held = self.sleep.lock().unwrap_or_else(PoisonError::into_inner);
-        self.sleepers.fetch_add(1, Ordering::SeqCst);
-        while self.epoch.load(Ordering::SeqCst) == seen {
-            held = self.wake.wait(held).unwrap_or_else(PoisonError::into_inner);
-        }
-        self.sleepers.fetch_sub(1, Ordering::SeqCst);
+        now()
     }
 }
 
-/// The number of physical cores that this process may use, as far as the system tells.
-pub(crate) fn physical_cores() -> usize {
-    let logical = std::thread::available_parallelism().map_or(1, |n| n.get());
-    let Ok(text) = std::fs::read_to_string("/proc/cpuinfo") else { return logical };
-    let (mut cores, mut package) = (std::collections::HashSet::new(), "");
-    for line in text.lines() {
-        match line.split_once(':').map(|(k, v)| (k.trim(), v.trim())) {
-            Some(("physical id", id)) => package = id,
-            Some(("core id", id)) => {
-                cores.insert((package, id));
+/// Looks for `what` for a while, without sleeping; whether it came.
+fn watch(length: Duration, what: impl Fn() -> bool) -> bool {
+    let start = Instant::now();
+    loop {
+        for _ in 0..64 {
+            if what() {
+                return true;
             }
-            _ => {}
+            std::hint::spin_loop();
+        }
+        if start.elapsed() >= length {
+            return false;
         }
     }
-    if cores.is_empty() { logical } else { cores.len().min(logical) }
+}
+
+/// The number of physical cores that this process may use, as far as the system tells: those of its affinity mask, of
+/// whatever kind, each once, and no more than its control group grants the time of.
+pub(crate) fn physical_cores() -> usize {
+    let logical = std::thread::available_parallelism().map_or(1, |n| n.get());
+    let siblings = |cpu: &usize| {
+        let path = format!("/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list");
+        std::fs::read_to_string(path).ok()
+    };
+    let cores: Option<std::collections::HashSet<String>> = allowed().iter().map(siblings).collect();
+    cores.filter(|cores| !cores.is_empty()).map_or(logical, |cores| cores.len().min(logical))
+}
+
+/// The logical processors that this thread may run on; none where the system does not tell.
+fn allowed() -> Vec<usize> {
+    #[cfg(target_os = "linux")]
+    {
+        // SAFETY: all zeros is an empty set.
+        let mut set: libc::cpu_set_t = unsafe { std::mem::zeroed() };
+        // SAFETY: the set is as large as said; 0 is the calling thread.
+        let told = unsafe { libc::sched_getaffinity(0, size_of::<libc::cpu_set_t>(), &mut set) } == 0;
+        let is_in = |&cpu: &usize| {
+            // SAFETY: below `CPU_SETSIZE`.
+            told && unsafe { libc::CPU_ISSET(cpu, &set) }
+        };
+        (0..libc::CPU_SETSIZE as usize).filter(is_in).collect()
+    }
+    #[cfg(not(target_os = "linux"))]
+    Vec::new()
 }
 
 #[cfg(test)]
@@ -217,10 +292,45 @@ mod tests {
     }
 
     #[test]
+    fn an_operation_waits_for_no_thread_that_has_no_task() {
+        let pool = Threads::new(3).unwrap();
+        let start = Instant::now();
+        // One thread keeps another operation's worth of time; the other tasks must not wait for it, and it must be waited
+        // for.
+        let slow = AtomicUsize::new(0);
+        pool.run(20, &|i| {
+            if i == 0 {
+                std::thread::sleep(Duration::from_millis(50));
+            }
+            slow.fetch_add(1, Ordering::SeqCst);
+        });
+        assert_eq!(slow.into_inner(), 20);
+        assert!(start.elapsed() >= Duration::from_millis(50));
+        // Many short operations, of which sleeping workers miss some.
+        let sum = AtomicUsize::new(0);
+        for round in 0..2000 {
+            if round % 500 == 0 {
+                std::thread::sleep(2 * WATCH);
+            }
+            pool.run(2, &|i| {
+                sum.fetch_add(i + 1, Ordering::Relaxed);
+            });
+        }
+        assert_eq!(sum.into_inner(), 6000);
+    }
+
+    #[test]
+    fn cores_are_those_that_the_process_may_use() {
+        let cores = physical_cores();
+        assert!(cores >= 1 && cores <= std::thread::available_parallelism().unwrap().get());
+    }
+
+    #[test]
     fn a_panic_reaches_the_caller_and_the_pool_survives() {
         let pool = Threads::new(3).unwrap();
-        let caught = catch_unwind(AssertUnwindSafe(|| pool.run(50, &|i| assert!(i != 20))));
-        assert!(caught.is_err());
+        let caught = catch_unwind(AssertUnwindSafe(|| pool.run(50, &|i| assert!(i != 20, "task {i}"))));
+        let message = caught.unwrap_err().downcast::<String>().unwrap();
+        assert_eq!(*message, "task 20");
         let sum = AtomicUsize::new(0);
         pool.run(10, &|i| {
             sum.fetch_add(i, Ordering::Relaxed);
