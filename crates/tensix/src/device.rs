@@ -69,7 +69,9 @@ pub(crate) struct Constants {
     pub(crate) ones_bf16: u32,
     /// Base address of the identity.
     pub(crate) identity: u32,
-    _regions: [Region; 3],
+    /// The same as bf16.
+    pub(crate) identity_bf16: u32,
+    _regions: [Region; 4],
 }
 
 struct State {
@@ -220,10 +222,16 @@ impl Tensix {
             self.region(&bytes, format)
         };
         let ones = |_, c| c < 3;
-        let regions =
-            [tile(Format::F32, ones)?, tile(Format::Bf16, ones)?, tile(Format::F32, |r, c| r == c)?];
-        let [ones, ones_bf16, identity] = regions.each_ref().map(Region::base);
-        Ok(self.constants.get_or_init(|| Constants { ones, ones_bf16, identity, _regions: regions }))
+        let identity = |r, c| r == c;
+        let regions = [
+            tile(Format::F32, ones)?,
+            tile(Format::Bf16, ones)?,
+            tile(Format::F32, identity)?,
+            tile(Format::Bf16, identity)?,
+        ];
+        let [ones, ones_bf16, identity, identity_bf16] = regions.each_ref().map(Region::base);
+        let constants = Constants { ones, ones_bf16, identity, identity_bf16, _regions: regions };
+        Ok(self.constants.get_or_init(|| constants))
     }
 
     // ---- kernels ----

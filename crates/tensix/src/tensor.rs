@@ -7,7 +7,7 @@ use pi0_device::{NormKind, WeightSource};
 use crate::dram::Region;
 use crate::layout::{Format, TILE, tiles};
 
-/// An activation: f32 tiles in device memory, interleaved over the banks; a part of a larger one if it is a
+/// An activation: tiles in device memory, interleaved over the banks; a part of a larger one if it is a
 /// slice. Cloning shares.
 ///
 /// Rows that fill the last tile hold anything finite; columns that fill it hold zeros.
@@ -22,7 +22,8 @@ pub struct Tensor {
     pub(crate) cols: usize,
     /// How its heads are stored, if each has tiles of its own.
     pub(crate) heads: Option<Heads>,
-    /// How values are stored: f32 but for what a norm hands to a linear layer inside one operation.
+    /// How values are stored: f32, but bf16 where a linear layer with such weights comes next: behind norms, attention and
+    /// activations. Every other operation takes f32 from it first.
     pub(crate) format: Format,
     /// Tiles in a row of tiles of the memory it lies in.
     pub(crate) pitch: usize,

@@ -29,6 +29,9 @@ pub(crate) struct AttentionKernel {
     pub(crate) banks: Banks,
 }
 
+/// How the result is stored: only a linear layer reads it, whose matrix unit keeps little more.
+pub(crate) const ATTENDED: Format = Format::Bf16;
+
 /// What a mask adds to a score (before the scale) that must not count: finite, so that no infinity ever meets
 /// another.
 pub(crate) const MASKED: f32 = -1.0e30;
@@ -75,7 +78,7 @@ impl AttentionKernel {
             queries: Ring::new(&mut plan, 0, self.depth() << F32_SHIFT, 2),
             keys: Ring::new(&mut plan, 1, self.depth() << F32_SHIFT, 2),
             values: Ring::new(&mut plan, 2, GROUP << F32_SHIFT, 3),
-            output: Ring::new(&mut plan, 3, 1 << F32_SHIFT, WRITE_SLOTS),
+            output: Ring::new(&mut plan, 3, ATTENDED.tile_bytes() as u32, WRITE_SLOTS),
             strip: 0,
             strip_ring: Ring::new(&mut plan, 4, self.keys << F32_SHIFT, 1),
         };
@@ -312,11 +315,15 @@ impl AttentionKernel {
                     a.sw(STORED, Reg::T6, 0);
                 });
             }
+            pack::switch(a, ATTENDED);
             for (_, n) in self.groups() {
                 let slots: Vec<u32> = (0..n).collect();
                 pack::half(a, p.output, QUERIES, HALF, &slots);
             }
+            pack::switch(a, Format::F32);
         });
+        // The next kernel configures the packers anew.
+        unpack::sync(&mut t2);
         t2
     }
 

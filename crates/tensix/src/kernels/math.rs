@@ -30,7 +30,7 @@ const THREAD_ADDR_MOD_BASE: u32 = 2;
 /// Once a kernel: f32 accumulation over TF32 sources, packed as values of a format.
 pub(super) fn init(a: &mut Asm, output: Format) {
     config(a, 0, 0);
-    config(a, 1, TF32 << 17 | TF32 << 21 | number(output) << 25 | 1 << 29 | 1 << 30);
+    config(a, 1, formats(output));
     config(a, 2, 0);
     config_fence(a);
     a.tt(isa::setc16(0, 0)); // configuration state 0
@@ -48,6 +48,11 @@ pub(super) fn init(a: &mut Asm, output: Format) {
     a.tt(isa::setrwc_zero(false, false));
     a.tt(isa::zeroacc_all());
     a.tt(isa::sfpencc_all());
+}
+
+/// Configuration word 1: f32 accumulation over TF32 sources; only the packers read the output's format.
+pub(super) fn formats(output: Format) -> u32 {
+    TF32 << 17 | TF32 << 21 | number(output) << 25 | 1 << 29 | 1 << 30
 }
 
 /// Address modifier `i`: steps of the SrcA, SrcB and Dst rows and of the fidelity phase.

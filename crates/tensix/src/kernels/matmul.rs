@@ -52,6 +52,8 @@ pub(crate) struct Matmul {
     pub(crate) weight: Format,
     pub(crate) bias: bool,
     pub(crate) epilogue: Epilogue,
+    /// How the result is stored; partial sums stay f32.
+    pub(crate) output: Format,
     pub(crate) banks: Banks,
 }
 
@@ -141,7 +143,16 @@ impl Matmul {
     /// Bytes of L1 that the kernel's buffers take.
     pub(crate) fn l1_bytes(&self) -> u32 {
         let chunk = self.x_bytes() + ((self.chunk * self.panel_cols) << self.weight_shift());
-        2 * chunk + self.sums_bytes() + (self.output_slots() << F32_SHIFT) + 4 * 64
+        2 * chunk + self.sums_bytes() + self.output_slots() * self.output_bytes() + 4 * 64
+    }
+
+    fn output_bytes(&self) -> u32 {
+        self.output.tile_bytes() as u32
+    }
+
+    /// Whether the packers change their format between partial sums and results.
+    fn switches(&self) -> bool {
+        self.partial && self.output != Format::F32
     }
 
     /// Two blocks, one of them being packed, and what is on its way to memory.
@@ -160,7 +171,7 @@ impl Matmul {
         let p = Plan {
             inputs: Ring::new(&mut plan, 0, chunk, 2),
             sums: Ring::new(&mut plan, 1, self.sums_bytes(), 1),
-            output: Ring::new(&mut plan, 2, F32_BYTES, self.output_slots()),
+            output: Ring::new(&mut plan, 2, self.output_bytes(), self.output_slots()),
         };
         let programs = [self.reader(&p), self.unpacker(&p), self.math(), self.packer(&p), self.writer(&p)];
         let name = format!(
@@ -272,7 +283,7 @@ impl Matmul {
     fn math(&self) -> Asm {
         const FIRST: Reg = Reg::S7;
         let mut t1 = Asm::new();
-        math::init(&mut t1, Format::F32);
+        math::init(&mut t1, self.first_packed());
         math::matmul_init(&mut t1, Product::Plain);
         sfpu::init(&mut t1);
         arg(&mut t1, Reg::S3, 0);
@@ -352,7 +363,7 @@ impl Matmul {
         const COUNT: Reg = Reg::S7;
         let all: Vec<u32> = (0..self.tiles()).collect();
         let mut t2 = Asm::new();
-        pack::init(&mut t2, Format::F32);
+        pack::init(&mut t2, self.first_packed());
         p.output.start(&mut t2, INPUTS);
         t2.li(HALF, 0);
         t2.li(COUNT, 0);
@@ -362,6 +373,13 @@ impl Matmul {
             let chunk = a.here();
             self.chunk_size(a, Reg::S5, Reg::S4);
             a.sub(Reg::S4, Reg::S4, Reg::S5);
+            if self.switches() {
+                // The last of several chunks: T1 has handed over the sums of those before.
+                let sums = a.label();
+                a.bne(Reg::S4, Reg::Zero, sums);
+                pack::switch(a, self.output);
+                a.bind(sums);
+            }
             a.li(Reg::S9, p.sums.base);
             a.repeat(Reg::S8, self.blocks(), |a| {
                 if !self.partial {
@@ -379,8 +397,18 @@ impl Matmul {
                 a.bind(on);
             });
             a.bne(Reg::S4, Reg::Zero, chunk);
+            if self.switches() {
+                pack::switch(a, Format::F32);
+            }
         });
+        // The next kernel configures the packers anew.
+        unpack::sync(&mut t2);
         t2
+    }
+
+    /// The format in which the packers start.
+    fn first_packed(&self) -> Format {
+        if self.partial { Format::F32 } else { self.output }
     }
 
     fn writer(&self, p: &Plan) -> Asm {

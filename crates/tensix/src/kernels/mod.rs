@@ -24,7 +24,7 @@ use crate::error::Fault;
 use crate::hazards;
 use crate::rv::{Asm, Reg};
 
-pub(crate) use attention::{AttentionKernel, MASKED};
+pub(crate) use attention::{ATTENDED, AttentionKernel, MASKED};
 pub(crate) use eltwise::{Eltwise, EltwiseOp};
 #[cfg(test)]
 pub(crate) use firmware::RESET_ADDRESSES;
@@ -259,10 +259,11 @@ mod tests {
             for epilogue in
                 [Epilogue::None, Epilogue::Residual, Epilogue::Gelu, Epilogue::Silu, Epilogue::Geglu]
             {
-                for (x, weight, bias, partial) in [
-                    (Format::Bf16, Format::Bf16, true, true),
-                    (Format::F32, Format::Bf16, false, false),
-                    (Format::F32, Format::F32, true, false),
+                for (x, weight, bias, partial, output) in [
+                    (Format::Bf16, Format::Bf16, true, true, Format::F32),
+                    (Format::Bf16, Format::Bf16, true, true, Format::Bf16),
+                    (Format::F32, Format::Bf16, false, false, Format::Bf16),
+                    (Format::F32, Format::F32, true, false, Format::F32),
                 ] {
                     if epilogue == Epilogue::Geglu && cols % 2 == 1 {
                         continue;
@@ -278,6 +279,7 @@ mod tests {
                         weight,
                         bias,
                         epilogue,
+                        output,
                         banks: BANKS,
                     };
                     sizes.build(L1).unwrap();

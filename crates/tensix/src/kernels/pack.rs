@@ -1,6 +1,6 @@
-//! Packing (T2): f32 tiles from Dst to L1.
+//! Packing (T2): tiles from f32 in Dst to L1.
 
-use super::math::{HALF_ROWS, SEM_DST, TILE_ROWS};
+use super::math::{HALF_ROWS, SEM_DST, TILE_ROWS, formats};
 use super::ring::{Cursor, Ring};
 use super::unpack::{CONFIG, config, config_fence, number, sync};
 use crate::isa::{self, Adc, Block, Wait};
@@ -15,8 +15,6 @@ const FACE_BYTES: u32 = 1024;
 
 /// Once a kernel: each packer packs one face, as values of a format. The matrix unit must be told the same.
 pub(super) fn init(a: &mut Asm, output: Format) {
-    let face = output.tile_bytes() as u32 / 4;
-    let format = number(output);
     config(a, 8, 4 | 64 << 12); // strides of a datum and a row, in bytes
     config(a, 9, FACE_BYTES); // of a face
     config(a, 14, 1); // 32-bit Dst
@@ -25,17 +23,34 @@ pub(super) fn init(a: &mut Asm, output: Format) {
     for (i, base) in (0u32..).zip(PACKERS) {
         config(a, 24 + i, 16 << 8); // rows of a face
         config(a, base, 0);
-        // Packers 1 to 3 write relative to packer 0.
-        config(a, base + 1, (face / 16 * i).wrapping_sub(1));
-        config(a, base + 2, 1 | format << 4 | format << 8); // uncompressed, rounded on the way out of Dst
         config(a, base + 3, 0);
         config(a, DST_OFFSET + i, 16 * i);
         a.tt(isa::setc16(31 + i, 0)); // address modifiers: none
     }
+    packers(a, output);
     a.tt(isa::setc16(0, 0));
     a.tt(isa::setadcxy_zero(Adc::PACKERS));
     a.tt(isa::setadczw_zero(Adc::PACKERS));
     a.tt(isa::setadcxx(Adc::PACKERS, 255, 0));
+    config_fence(a);
+}
+
+/// What depends on the format: the faces' addresses, and the conversion.
+fn packers(a: &mut Asm, output: Format) {
+    let (face, format) = (output.tile_bytes() as u32 / 4, number(output));
+    for (i, base) in (0u32..).zip(PACKERS) {
+        // Packers 1 to 3 write relative to packer 0.
+        config(a, base + 1, (face / 16 * i).wrapping_sub(1));
+        config(a, base + 2, 1 | format << 4 | format << 8); // uncompressed, rounded on the way out of Dst
+    }
+}
+
+/// Between two tiles: what follows is packed as values of another format. T1, whose word of configuration is changed too,
+/// must have handed over a half of Dst before, so that its own start is past. Clobbers `t5`, `t6`.
+pub(super) fn switch(a: &mut Asm, output: Format) {
+    sync(a);
+    config(a, 1, formats(output));
+    packers(a, output);
     config_fence(a);
 }
 

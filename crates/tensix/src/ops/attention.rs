@@ -5,7 +5,7 @@ use pi0_device::{Attention, Error, KeyValue, OpKind, Result, Span};
 use super::{NAME, failed};
 use crate::device::{Key, Tensix};
 use crate::dram::Region;
-use crate::kernels::{AttentionKernel, MASKED};
+use crate::kernels::{ATTENDED, AttentionKernel, MASKED};
 use crate::layout::{Format, TILE, push_tile, tiles};
 use crate::tensor::{Heads, Tensor};
 
@@ -133,7 +133,7 @@ impl Tensix {
             scale: spec.scale.to_bits(),
             banks: self.banks,
         };
-        let y = self.tensor(q.rows, spec.heads * width * TILE).map_err(failed(OP))?;
+        let y = self.tensor_of(q.rows, spec.heads * width * TILE, ATTENDED).map_err(failed(OP))?;
         let identity = self.constants().map_err(failed(OP))?.identity;
         let head = [y.base(), q.base(), plan.tiles.as_ref().map_or(0, Region::base), identity];
         let mut items = Vec::new();
@@ -168,7 +168,7 @@ impl Tensix {
         let heads = Heads { width: spec.head_dim };
         let pad = |x: &Tensor| {
             if x.heads == Some(heads) {
-                return Ok(x.as_stored());
+                return Ok(self.in_f32(OP, x)?.as_stored());
             }
             let x = self.plain(OP, x)?;
             if spec.head_dim.is_multiple_of(TILE) {

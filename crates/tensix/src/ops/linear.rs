@@ -101,9 +101,41 @@ impl Tensix {
         Ok(fits.map(|(_, _, packed)| packed))
     }
 
-    /// `x` with its columns side by side.
+    /// `x` in f32: each tile times the identity, which changes no value.
+    pub(super) fn in_f32<'a>(&self, op: OpKind, x: &'a Tensor) -> Result<Cow<'a, Tensor>> {
+        if x.format == Format::F32 {
+            return Ok(Cow::Borrowed(x));
+        }
+        let y = self.tensor(x.rows, x.stored_cols()).map_err(failed(op))?;
+        let k = Matmul {
+            rows: 1,
+            cols: 1,
+            panel_rows: 1,
+            panel_cols: 1,
+            chunk: 1,
+            partial: false,
+            x: x.format,
+            weight: Format::Bf16,
+            bias: false,
+            epilogue: Epilogue::None,
+            output: y.format,
+            banks: self.banks,
+        };
+        let constants = self.constants().map_err(failed(op))?;
+        let head = [y.base(), x.base(), constants.identity_bf16, x.pitch as u32, 1, constants.ones_bf16, 0];
+        let places = (0..y.tile_rows()).flat_map(|r| (0..y.tile_cols()).map(move |c| (r, c)));
+        let items: Vec<_> = places.map(|(r, c)| vec![x.tile(r, c), 0, y.tile(r, c)]).collect();
+        self.run(Key::Matmul(k), &head, &items).map_err(failed(op))?;
+        Ok(Cow::Owned(match x.heads {
+            Some(heads) => y.as_heads(heads),
+            None => y,
+        }))
+    }
+
+    /// `x` in f32 with its columns side by side.
     pub(super) fn plain<'a>(&self, op: OpKind, x: &'a Tensor) -> Result<Cow<'a, Tensor>> {
-        let Some(heads) = x.heads else { return Ok(Cow::Borrowed(x)) };
+        let x = self.in_f32(op, x)?;
+        let Some(heads) = x.heads else { return Ok(x) };
         let stored = x.as_stored();
         let plain = self.gather(op, x.rows, x.cols, |r| (&stored, r), |c| Some(heads.place(c)))?;
         Ok(Cow::Owned(plain))
@@ -128,6 +160,9 @@ impl Tensix {
             && let Some(padded) = self.padded_weight(weight, Side::Inputs, heads)?
         {
             return self.linear_with(op, &x.as_stored(), padded, activation, residual);
+        }
+        if x.heads.is_none() && x.format == plain.format {
+            return self.linear_with(op, x, plain, activation, residual);
         }
         self.linear_with(op, &*self.plain(op, x)?, plain, activation, residual)
     }
@@ -154,9 +189,11 @@ impl Tensix {
             Epilogue::Geglu => (0..tiles(outputs)).flat_map(|c| [c, c + tiles(outputs)]).collect(),
             _ => (0..tiles(outputs)).collect(),
         };
-        let y = self.tensor(x.rows, outputs).map_err(failed(op))?;
+        // Behind an activation comes a layer like this one, which multiplies bf16 as well.
+        let output = if activation.is_some() { w.format } else { Format::F32 };
+        let y = self.tensor_of(x.rows, outputs, output).map_err(failed(op))?;
         let shape = LinearTiles { rows: y.tile_rows(), cols: columns.len(), depth: w.depth };
-        let k = self.plan_linear(shape, x.format, w, epilogue).map_err(failed(op))?;
+        let k = self.plan_linear(shape, [x.format, output], w, epilogue).map_err(failed(op))?;
         let constants = self.constants().map_err(failed(op))?;
         let head = [
             y.base(),
@@ -199,7 +236,7 @@ impl Tensix {
     fn plan_linear(
         &self,
         shape: LinearTiles,
-        x: Format,
+        [x, output]: [Format; 2],
         w: &LinearWeight,
         epilogue: Epilogue,
     ) -> std::result::Result<Matmul, Fault> {
@@ -214,6 +251,7 @@ impl Tensix {
             weight: w.format,
             bias: w.bias,
             epilogue,
+            output,
             banks: self.banks,
         };
         let machine = Machine::realistic(self.cores());

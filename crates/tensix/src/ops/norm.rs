@@ -126,7 +126,7 @@ impl Tensix {
     /// A part of the modulations of every row. Where all rows take the same one, as the robots of a batch do in a
     /// denoising step, it is made once and kept.
     fn modulation(&self, op: OpKind, by: &Modulation<'_, Tensor>, part: Part) -> Result<Rows> {
-        let (table, width) = (by.table, by.table.cols / 3);
+        let (table, width) = (&*self.plain(op, by.table)?, by.table.cols / 3);
         let column = |c: usize| Some(part as usize * width + c);
         let (&first, rest) = by.rows.split_first().ok_or_else(|| Error::shape(op, "no rows"))?;
         if rest.iter().all(|&row| row == first) {

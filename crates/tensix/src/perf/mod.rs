@@ -13,7 +13,9 @@ mod pass;
 
 pub use pass::{Estimate, Line, Model, PUBLISHED, Published, Workload, estimate};
 
-use crate::kernels::{EltwiseOp, Epilogue, IN_FLIGHT, LINES, Matmul, NormForm, PHASES, VectorProgram};
+use crate::kernels::{
+    ATTENDED, EltwiseOp, Epilogue, IN_FLIGHT, LINES, Matmul, NormForm, PHASES, VectorProgram,
+};
 use crate::layout::{Format, TILE};
 
 /// Rows of 16 columns that `MVMUL` takes, and a tile product needs, in one phase.
@@ -262,7 +264,7 @@ pub(crate) fn linear(cores: usize, t: LinearTiles, k: &Matmul) -> Work {
         sends: rounds * out,
         in_flight: IN_FLIGHT.into(),
         read: panels * fetched,
-        written: panels * out * F32_TILE,
+        written: panels * out * k.output.tile_bytes() as u64,
         ..Work::default()
     }
 }
@@ -371,7 +373,7 @@ fn attention(cores: usize, heads: usize, width: usize, rows: usize, keys: usize,
         sends: rounds * width,
         in_flight: IN_FLIGHT.into(),
         read: items * fetched * F32_TILE,
-        written: items * width * F32_TILE,
+        written: items * width * ATTENDED.tile_bytes() as u64,
         ..Work::default()
     }
 }

@@ -172,6 +172,10 @@ impl Pass {
             weight: form.weight,
             bias: form.bias,
             epilogue: form.epilogue,
+            output: match form.epilogue {
+                Epilogue::None | Epilogue::Residual => Format::F32,
+                _ => form.weight,
+            },
             banks: Banks(12),
         };
         let cores = self.chip.cores();
@@ -196,13 +200,11 @@ struct Form {
     epilogue: Epilogue,
 }
 
-/// Without bias, as in Gemma; with bias, as in SigLIP; f32 with bias, as at the edges of the network.
-const PLAIN: Form = Form { x: Format::F32, weight: Format::Bf16, bias: false, epilogue: Epilogue::None };
-/// The same behind a norm, which stores bf16.
-const NORMED: Form = Form { x: Format::Bf16, ..PLAIN };
-const NORMED_BIASED: Form = Form { x: Format::Bf16, ..BIASED };
+/// Without bias, as in Gemma, on what norms, attention and activations store as bf16; with bias, as in SigLIP; f32 with
+/// bias, as at the edges of the network.
+const PLAIN: Form = Form { x: Format::Bf16, weight: Format::Bf16, bias: false, epilogue: Epilogue::None };
 const BIASED: Form = Form { bias: true, ..PLAIN };
-const EXACT: Form = Form { weight: Format::F32, ..BIASED };
+const EXACT: Form = Form { x: Format::F32, weight: Format::F32, ..BIASED };
 
 fn with(form: Form, epilogue: Epilogue) -> Form {
     Form { epilogue, ..form }
@@ -250,12 +252,12 @@ impl Pass {
         self.add("pointwise", 1, &eltwise(cores, EltwiseOp::Add, t * 36));
         self.add("norms", 2 * 27 + 1, &norm(cores, t, 36, NormForm::Layer, Format::Bf16));
         // Heads of 72 are stored in three tiles each, from the weights on.
-        self.linear(27, rows, 1152, 3 * 16 * 96, NORMED_BIASED);
+        self.linear(27, rows, 1152, 3 * 16 * 96, BIASED);
         self.add("attention", 27, &attention(cores, 16, 3, t, tiles(PATCHES), false));
         self.linear(27, rows, 16 * 96, 1152, with(BIASED, Epilogue::Residual));
-        self.linear(27, rows, 1152, 4304, with(NORMED_BIASED, Epilogue::Gelu));
+        self.linear(27, rows, 1152, 4304, with(BIASED, Epilogue::Gelu));
         self.linear(27, rows, 4304, 1152, with(BIASED, Epilogue::Residual));
-        self.linear(1, rows, 1152, 2048, NORMED_BIASED);
+        self.linear(1, rows, 1152, 2048, BIASED);
     }
 
     fn prefix(&mut self, vision: usize, rows: usize, w: &Workload) {
@@ -272,13 +274,13 @@ impl Pass {
         let whole = LAYERS - 1;
         let masked = !rows.is_multiple_of(crate::layout::TILE);
         self.add("norms", 2 * whole + 1, &norm(cores, t, 64, NormForm::Rms, Format::Bf16));
-        self.linear(whole, rows, 2048, 2048 + 512, NORMED);
-        self.linear(1, rows, 2048, 512, NORMED);
+        self.linear(whole, rows, 2048, 2048 + 512, PLAIN);
+        self.linear(1, rows, 2048, 512, PLAIN);
         self.add("rope", whole, &eltwise(cores, EltwiseOp::Rope, t * 64));
         self.add("rope", LAYERS, &eltwise(cores, EltwiseOp::Rope, t * 8));
         self.add("attention", whole, &attention(cores, 8, 8, t, t, masked));
         self.linear(whole, rows, 2048, 2048, with(PLAIN, Epilogue::Residual));
-        self.linear(whole, rows, 2048, 2 * 16384, with(NORMED, Epilogue::Geglu));
+        self.linear(whole, rows, 2048, 2 * 16384, with(PLAIN, Epilogue::Geglu));
         self.linear(whole, rows, 16384, 2048, with(PLAIN, Epilogue::Residual));
     }
 
@@ -306,13 +308,13 @@ impl Pass {
         // The scales, shifts and gates of all steps are made once and kept.
         let form = if pi0 { NormForm::Rms } else { NormForm::Ada };
         self.add("norms", 2 * layers + steps, &norm(cores, t, 32, form, Format::Bf16));
-        self.linear(layers, rows, 1024, 2048 + 512, NORMED);
+        self.linear(layers, rows, 1024, 2048 + 512, PLAIN);
         self.add("rope", layers, &eltwise(cores, EltwiseOp::Rope, t * 64));
         self.add("rope", layers, &eltwise(cores, EltwiseOp::Rope, t * 8));
         self.add("attention", layers, &attention(cores, 8, 8, t, keys, true));
         let residual = if pi0 { Epilogue::Residual } else { Epilogue::None };
         self.linear(layers, rows, 2048, 1024, with(PLAIN, residual));
-        self.linear(layers, rows, 1024, 2 * 4096, with(NORMED, Epilogue::Geglu));
+        self.linear(layers, rows, 1024, 2 * 4096, with(PLAIN, Epilogue::Geglu));
         self.linear(layers, rows, 4096, 1024, with(PLAIN, residual));
         if !pi0 {
             self.add("pointwise", 2 * layers, &eltwise(cores, EltwiseOp::GatedAdd, t * 32));

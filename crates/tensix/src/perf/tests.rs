@@ -14,6 +14,7 @@ fn sizes(rows: u32, cols: u32, panel_rows: u32, panel_cols: u32, chunk: u32) -> 
         weight: Format::Bf16,
         bias: false,
         epilogue: Epilogue::None,
+        output: Format::F32,
         banks: Banks(12),
     }
 }
