@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use half::bf16;
-use pi0_device::{Bytes, Dtype, TensorSource};
+use pi0_device::{Bytes, Dtype, Lazy, MakeBytes, TensorSource};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 use safetensors::tensor::{Dtype as StoredDtype, View};
@@ -52,6 +52,30 @@ pub fn checkpoint(config: &Config, seed: u64) -> Result<Checkpoint, ModelError> 
     };
     let tensors = expected_tensors(config).into_iter().map(tensor).collect::<Result<_, _>>()?;
     Checkpoint::from_tensors(config.clone(), tensors)
+}
+
+/// Tensors of the right shapes in bf16 that hold zeros, made only if something reads them: to plan an inference of any
+/// size without its weights.
+pub fn outline(config: &Config) -> Result<Checkpoint, ModelError> {
+    let tensor = |(name, shape): (String, Vec<usize>)| {
+        let zeros = Zeros(2 * shape.iter().product::<usize>());
+        TensorSource::new(name, Dtype::Bf16, shape, Bytes::Lazy(Lazy::new(Arc::new(zeros))))
+    };
+    let tensors = expected_tensors(config).into_iter().map(tensor).collect::<Result<_, _>>()?;
+    Checkpoint::from_tensors(config.clone(), tensors)
+}
+
+/// As many zeros.
+#[derive(Debug)]
+struct Zeros(usize);
+
+impl MakeBytes for Zeros {
+    fn count(&self) -> usize {
+        self.0
+    }
+    fn make(&self) -> Result<Vec<u8>, String> {
+        Ok(vec![0; self.0])
+    }
 }
 
 /// A tensor whose values are made when they are written.

@@ -106,7 +106,7 @@ impl DeviceKind {
             DeviceKind::Tensix => args.tensix().map(|d| d.describe().to_string()).map_err(|e| e.to_string()),
             DeviceKind::Vulkan(n) => {
                 let detail = |d: Vulkan| format!("{}; products of {}", d.info(), d.products());
-                args.vulkan(n).map(detail).map_err(|e| e.to_string())
+                args.vulkan(n, false).map(detail).map_err(|e| e.to_string())
             }
         }
     }
@@ -126,14 +126,15 @@ impl DeviceArgs {
         })
     }
 
-    fn vulkan(&self, index: usize) -> Result<Vulkan, VulkanError> {
+    /// A GPU, as told; `timestamps` has it time each launch.
+    pub fn vulkan(&self, index: usize, timestamps: bool) -> Result<Vulkan, VulkanError> {
         let format = match self.dtype {
             Format::Stored => pi0_vulkan::Format::Stored,
             Format::F32 => pi0_vulkan::Format::F32,
             Format::Bf16 => pi0_vulkan::Format::Bf16,
             Format::Int8 => pi0_vulkan::Format::Int8,
         };
-        Vulkan::open(VulkanOptions { index, format, ..VulkanOptions::default() })
+        Vulkan::open(VulkanOptions { index, format, timestamps, ..VulkanOptions::default() })
     }
 }
 
@@ -157,7 +158,7 @@ pub fn with_device<V: Visitor>(args: &DeviceArgs, visitor: V) -> Result<V::Outpu
         DeviceKind::Cpu => visitor.visit(args.cpu()?),
         DeviceKind::Reference => visitor.visit(Reference),
         DeviceKind::Tensix => visitor.visit(args.tensix()?),
-        DeviceKind::Vulkan(n) => visitor.visit(args.vulkan(n)?),
+        DeviceKind::Vulkan(n) => visitor.visit(args.vulkan(n, false)?),
     }
 }
 

@@ -6,6 +6,7 @@ use pi0_judge::report::svg::{Bar, bars};
 use pi0_judge::results::{CheckResults, CoverageResults};
 use serde::Serialize;
 
+use crate::commands::bench::launches::LAUNCH_COLUMNS;
 use crate::commands::bench::report::{OPERATION_COLUMNS, Report as Bench, STAGE_COLUMNS};
 
 /// What the page is made of.
@@ -50,7 +51,13 @@ fn section(bench: &Bench) -> String {
     out += &format!("<p class=note>{}</p>", escape(&bench.runs()));
     out += &table(&STAGE_COLUMNS, &cells(bench.stages()));
     out += "<h3>Operations</h3>";
-    out + &table(&OPERATION_COLUMNS, &cells(bench.operations())) + "</section>"
+    out += &table(&OPERATION_COLUMNS, &cells(bench.operations()));
+    if let Some(launches) = &bench.launches {
+        out += "<h3>Launches, by the GPU's clock</h3>";
+        out += &facts(&launches.facts());
+        out += &table(&LAUNCH_COLUMNS, &cells(launches.cells()));
+    }
+    out + "</section>"
 }
 
 /// A name and numbers.

@@ -5,7 +5,7 @@ use std::ops::Range;
 use std::str::FromStr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use pi0_device::{
     Attention, Dense, Device, HostTensor, KeyValue, MemoryMeter, Modulation, OpKind, Qkv, WeightSource,
@@ -15,11 +15,11 @@ use pi0_device::{
 use crate::error::{Result, VulkanError};
 use crate::gpu::Gpu;
 use crate::info::GpuInfo;
-use crate::kernels::{Kernel, Pipeline, Pipelines, Units, Variant};
+use crate::kernels::{Kernel, Pipeline, Pipelines, Unit, Units, Variant};
 use crate::memory::{Buffer, Memory, Region};
 use crate::ops::Angles;
 use crate::plan::plan;
-use crate::recording::{Recording, Target};
+use crate::recording::{Manner, Recording, Target};
 use crate::staging::Ring;
 use crate::tape::{Launch, Tape};
 use crate::tensor::{Place, Tensor};
@@ -57,6 +57,19 @@ impl FromStr for Format {
     }
 }
 
+/// What products may run on, other than those that the references keep in f32.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Products {
+    /// The fastest that the driver has: cooperative matrices, which round their operands to bf16 or f16, or for weights in
+    /// 8 bits to 8 bits; else dot products of 8-bit integers; else f32 multiply-adds. Attention too, unless all is f32.
+    #[default]
+    Best,
+    /// Dot products for weights in 8 bits, even where the driver emulates them; else f32 multiply-adds.
+    Dots,
+    /// f32 multiply-adds.
+    MultiplyAdds,
+}
+
 /// How to open a device.
 #[derive(Debug, Clone)]
 pub struct VulkanOptions {
@@ -70,8 +83,10 @@ pub struct VulkanOptions {
     pub shapes: usize,
     /// Bytes of device memory to use at most; all of it if none.
     pub memory: Option<u64>,
-    /// Whether products may use cooperative matrices, which round their operands to bf16 or f16.
-    pub matrices: bool,
+    /// Measures each launch with the GPU's own clock; see [`Vulkan::launches`]. It costs some time of its own.
+    pub timestamps: bool,
+    /// What products may run on.
+    pub products: Products,
     /// Leaves out the barrier of this number in each recording: to prove that the validation layer would see it.
     #[doc(hidden)]
     pub skip_barrier: Option<usize>,
@@ -85,7 +100,8 @@ impl Default for VulkanOptions {
             timeout: Duration::from_secs(600),
             shapes: 8,
             memory: None,
-            matrices: true,
+            timestamps: false,
+            products: Products::Best,
             skip_barrier: None,
         }
     }
@@ -108,19 +124,67 @@ pub struct Stats {
     pub arena_bytes: u64,
     /// Pipelines made.
     pub pipelines: usize,
+    /// Host work of the last run: writing the tape, finding its recording (or making it), bringing the uploads, and
+    /// submitting. What callers do between operations is not in it.
+    pub host: Duration,
+    /// How long the host then waited for the device.
+    pub waited: Duration,
 }
 
-/// One launch of a kernel, for estimates.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// The part of an inference that a launch belongs to, by the module entered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub enum Stage {
+    /// Images to image tokens.
+    Vision,
+    /// Image and prompt tokens through the language model.
+    Prefix,
+    /// State, noise and time through the action expert, all steps.
+    Denoise,
+    /// Anything else.
+    #[default]
+    Other,
+}
+
+impl Stage {
+    /// Its name in tables.
+    pub fn name(self) -> &'static str {
+        match self {
+            Stage::Vision => "vision",
+            Stage::Prefix => "prefix",
+            Stage::Denoise => "denoise",
+            Stage::Other => "other",
+        }
+    }
+
+    fn of(module: &str) -> Self {
+        match module {
+            "vision" => Stage::Vision,
+            "prefix" => Stage::Prefix,
+            m if m == "suffix" || m.starts_with("step") => Stage::Denoise,
+            _ => Stage::Other,
+        }
+    }
+}
+
+/// One launch of a kernel, for reports and estimates.
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub struct LaunchInfo {
+    /// The part of an inference.
+    pub stage: Stage,
     /// Which kind of kernel.
     pub kernel: &'static str,
+    /// What multiplies.
+    pub unit: Unit,
+    /// Rows and columns; of products rows, inputs and outputs; of attention query rows, key rows and columns.
+    pub shape: [u32; 3],
     /// Floating-point operations; a multiply and an add are two.
     pub flop: u64,
     /// Bytes read and written if each operand moves once.
     pub bytes: u64,
     /// Workgroups.
     pub groups: u64,
+    /// Seconds until it ended since the launch before ended, with [`VulkanOptions::timestamps`].
+    pub seconds: Option<f64>,
 }
 
 /// A GPU as a device.
@@ -130,8 +194,10 @@ pub struct Vulkan {
     /// None for a device that only plans.
     gpu: Option<Arc<Gpu>>,
     info: GpuInfo,
-    /// Cooperative matrices in use.
-    pub(crate) units: Option<Units>,
+    /// What multiplies the weights; none for f32 multiply-adds.
+    units: Option<Units>,
+    /// What multiplies in attention, likewise.
+    pub(crate) attention: Option<Units>,
     options: VulkanOptions,
     /// Whether some embedding table is read on the host.
     host_tables: AtomicBool,
@@ -146,8 +212,14 @@ pub(crate) struct State {
     pub(crate) angles: Vec<Angles>,
     runs: u64,
     stats: Stats,
-    /// Launches of the tape recorded last.
+    /// Launches of the last run.
     last: Vec<LaunchInfo>,
+    /// Modules entered and not left.
+    depth: usize,
+    /// Time spent writing this tape.
+    taping: Duration,
+    /// Of a device that only plans: the arena that its last run would hold.
+    planned: Option<Arc<Region>>,
 }
 
 impl State {
@@ -183,13 +255,24 @@ impl Vulkan {
             runs: 0,
             stats: Stats::default(),
             last: vec![],
+            depth: 0,
+            taping: Duration::ZERO,
+            planned: None,
         };
-        let units = if options.matrices { Units::of(&info) } else { None };
+        let eight = options.format == Format::Int8;
+        let units = match options.products {
+            Products::Best if eight => Units::of_integers(&info).or(Units::of_floats(&info)),
+            Products::Best => Units::of_floats(&info),
+            Products::Dots if eight && info.int8_dot.0 => Some(Units::Dot),
+            Products::Dots | Products::MultiplyAdds => None,
+        };
+        let rounded = options.products == Products::Best && options.format != Format::F32;
+        let attention = if rounded { Units::of_floats(&info) } else { None };
         let host_tables = AtomicBool::new(false);
-        Ok(Self { state: Mutex::new(state), memory, gpu, info, units, options, host_tables })
+        Ok(Self { state: Mutex::new(state), memory, gpu, info, units, attention, options, host_tables })
     }
 
-    /// Launches of the tape that was recorded last.
+    /// Launches of the last run, in their order.
     pub fn launches(&self) -> Vec<LaunchInfo> {
         self.lock().last.clone()
     }
@@ -199,12 +282,11 @@ impl Vulkan {
         &self.info
     }
 
-    /// What products round their operands to, other than weights stored in 8 bits: `f32`, `bf16` or `f16`.
-    pub fn products(&self) -> &'static str {
-        match self.units {
-            None => "f32",
-            Some(u) if u.is_f16() => "f16",
-            Some(_) => "bf16",
+    /// What multiplies the weights that the references do not keep in f32.
+    pub fn products(&self) -> Unit {
+        match self.options.format {
+            Format::F32 => Unit::F32,
+            _ => self.units.map_or(Unit::F32, Units::unit),
         }
     }
 
@@ -244,18 +326,22 @@ impl Vulkan {
 
     /// Runs what writes on the tape, and the tape where it has grown long.
     pub(crate) fn write<T>(&self, f: impl FnOnce(&mut State) -> Result<T>) -> pi0_device::Result<T> {
+        let start = Instant::now();
         let mut s = self.lock();
         self.alive()?;
         let done = f(&mut s)?;
+        s.taping += start.elapsed();
         if s.tape.launches.len() >= LONGEST_TAPE {
-            self.run(&mut s, None)?;
+            self.run(&mut s, None, true)?;
         }
         Ok(done)
     }
 
-    /// Runs the tape; returns the values of `target`.
-    fn run(&self, s: &mut State, target: Option<Target>) -> Result<Vec<f32>> {
-        let result = self.try_run(s, target);
+    /// Runs the tape; returns the values of `target`. `again` says that the same tape may come again, so that its
+    /// recording is kept.
+    fn run(&self, s: &mut State, target: Option<Target>, again: bool) -> Result<Vec<f32>> {
+        let result = self.try_run(s, target, again);
+        s.taping = Duration::ZERO;
         match &result {
             // What was held was given its place.
             Ok(_) => s.tape.clear(|_| None),
@@ -267,28 +353,33 @@ impl Vulkan {
         result
     }
 
-    fn try_run(&self, s: &mut State, target: Option<Target>) -> Result<Vec<f32>> {
+    fn try_run(&self, s: &mut State, target: Option<Target>, again: bool) -> Result<Vec<f32>> {
+        let start = Instant::now();
         let held = s.tape.seal(target.map(|t| t.value));
         if let Some(t) = target {
             s.tape.words.extend([t.start as u32, t.len as u32]);
         }
         s.runs += 1;
-        let Some(gpu) = &self.gpu else { return self.planned(s, &held, target) };
+        let Some(gpu) = &self.gpu else { return self.planned(s, &held, target, again) };
         let known = s.recordings.iter().position(|r| r.fits(&s.tape.words));
-        let at = match known {
+        let mut recording = match known {
             Some(at) => {
                 s.stats.replayed += 1;
-                at
+                s.recordings.swap_remove(at)
             }
             None => {
-                while s.recordings.len() >= self.options.shapes.max(1) {
+                while again && s.recordings.len() >= self.options.shapes.max(1) {
                     let ages = s.recordings.iter().enumerate().map(|(i, r)| (r.used, i));
                     let (_, oldest) = ages.min().expect("there is one");
                     s.recordings.swap_remove(oldest);
                 }
-                let skip = self.options.skip_barrier;
-                let new = || Recording::new(gpu, &self.memory, &s.pipelines, &s.tape, &held, target, skip);
-                let recording = match new() {
+                let how = Manner {
+                    target,
+                    skip_barrier: self.options.skip_barrier,
+                    timestamps: self.options.timestamps,
+                };
+                let new = || Recording::new(gpu, &self.memory, &s.pipelines, &s.tape, &held, &how);
+                let made = match new() {
                     // Older recordings make room.
                     Err(VulkanError::OutOfMemory { .. }) if !s.recordings.is_empty() => {
                         s.recordings.clear();
@@ -296,18 +387,20 @@ impl Vulkan {
                     }
                     made => made?,
                 };
-                s.stats.recorded += 1;
-                s.last = summary(&s.pipelines, &s.tape);
-                s.recordings.push(recording);
-                s.recordings.len() - 1
+                s.stats.recorded += u64::from(again);
+                made
             }
         };
-        let recording = &mut s.recordings[at];
         recording.used = s.runs;
-        let ran = recording.run(&s.tape).and_then(|()| gpu.instance.complaint());
-        if let Err(e) = ran {
-            s.recordings.swap_remove(at);
-            return Err(e);
+        recording.submit(&s.tape)?;
+        s.stats.host = s.taping + start.elapsed();
+        let start = Instant::now();
+        recording.wait()?;
+        s.stats.waited = start.elapsed();
+        gpu.instance.complaint()?;
+        s.last = summary(&s.pipelines, &s.tape);
+        for (launch, seconds) in s.last.iter_mut().zip(recording.times()?) {
+            launch.seconds = Some(seconds);
         }
         s.stats.launches = recording.launches;
         s.stats.barriers = recording.barriers;
@@ -318,11 +411,15 @@ impl Vulkan {
                 value.set(Place::Ready(region));
             }
         }
-        Ok(recording.result(target.map_or(0, |t| t.len as usize / 4)))
+        let result = recording.result(target.map_or(0, |t| t.len as usize / 4));
+        if again {
+            s.recordings.push(recording);
+        }
+        Ok(result)
     }
 
     /// What a run would be, without a GPU.
-    fn planned(&self, s: &mut State, held: &[u32], target: Option<Target>) -> Result<Vec<f32>> {
+    fn planned(&self, s: &mut State, held: &[u32], target: Option<Target>, again: bool) -> Result<Vec<f32>> {
         let plan = plan(&s.tape, held);
         let arena = self.memory.take(plan.size)?;
         for &v in held {
@@ -337,6 +434,9 @@ impl Vulkan {
         s.stats.launches = s.tape.launches.len();
         s.stats.barriers = plan.barriers.iter().filter(|b| **b).count();
         s.stats.arena_bytes = plan.size;
+        if again {
+            s.planned = Some(arena);
+        }
         Ok(vec![0.0; target.map_or(0, |t| t.len as usize / 4)])
     }
 
@@ -372,7 +472,7 @@ impl Vulkan {
             Place::Ready(region) => self.fetch(&region, start, len)?,
             Place::Lost(why) => return Err(VulkanError::NeverComputed(why)),
             Place::Pending(number, value) if number == s.tape.number => {
-                self.run(&mut s, Some(Target { value, start, len }))?
+                self.run(&mut s, Some(Target { value, start, len }), true)?
             }
             Place::Pending(..) => return Err(VulkanError::NeverComputed("its tape is gone".into())),
         };
@@ -413,19 +513,22 @@ impl Vulkan {
     fn pack(&self, source: &WeightSource) -> Result<Weight> {
         let mut s = self.lock();
         self.alive()?;
-        // What was uploaded between weights has its place before the first inference.
-        if s.tape.launches.is_empty() && !s.tape.uploads.is_empty() {
-            self.run(&mut s, None)?;
+        // What stands between weights, such as π0.5's modulations, is done once and never again: it must not become
+        // part of the first inference's tape.
+        if !s.tape.launches.is_empty() || !s.tape.uploads.is_empty() {
+            self.run(&mut s, None, false)?;
         }
         let s = &mut *s;
         let weight = match source {
             WeightSource::Linear { parts, exact } => {
                 let p = Packing::new(source, parts, *exact, self.options.format, self.units);
-                let (scales, mut columns) = match self.gpu {
-                    Some(_) => (p.scales(), p.biases()),
-                    None => (vec![], vec![]),
-                };
                 let bias = parts.iter().any(|p| p.bias.is_some());
+                let (scales, mut columns) = match (&self.gpu, p.scaled()) {
+                    (Some(_), _) => (p.scales(), p.biases()),
+                    // Of a plan only the sizes count.
+                    (None, true) => (vec![1.0; p.outputs], vec![]),
+                    (None, false) => (vec![], if bias { vec![0.0; p.outputs] } else { vec![] }),
+                };
                 if !scales.is_empty() {
                     columns.resize(p.outputs, 0.0);
                     columns.extend(&scales);
@@ -520,7 +623,11 @@ impl Drop for Vulkan {
 
 fn summary(pipelines: &Pipelines, tape: &Tape) -> Vec<LaunchInfo> {
     let info = |l: &Launch| LaunchInfo {
+        stage: l.stage,
         kernel: pipelines.kernel(l.pipeline).name(),
+        unit: pipelines.kernel(l.pipeline).unit(),
+        shape: l.shape,
+        seconds: None,
         flop: l.flop,
         bytes: l.bytes,
         groups: u64::from(l.groups[0]) * u64::from(l.groups[1]),
@@ -554,6 +661,22 @@ impl Device for Vulkan {
 
     fn shape(&self, x: &Tensor) -> [usize; 2] {
         [x.rows, x.cols]
+    }
+
+    fn enter(&self, module: fmt::Arguments<'_>) {
+        let mut s = self.lock();
+        if s.depth == 0 {
+            s.tape.stage = Stage::of(&module.to_string());
+        }
+        s.depth += 1;
+    }
+
+    fn exit(&self) {
+        let mut s = self.lock();
+        s.depth = s.depth.saturating_sub(1);
+        if s.depth == 0 {
+            s.tape.stage = Stage::Other;
+        }
     }
 
     fn on_host(&self, op: OpKind) -> bool {

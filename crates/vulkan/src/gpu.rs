@@ -16,11 +16,22 @@ pub(crate) struct Gpu {
     pub(crate) info: GpuInfo,
     pub(crate) memory: vk::PhysicalDeviceMemoryProperties,
     pub(crate) pool: vk::CommandPool,
+    /// The queue's clock, if it has one.
+    pub(crate) clock: Option<Clock>,
     queue: vk::Queue,
     timeout: Duration,
     /// 0 while it works, 1 lost, 2 hung.
     state: AtomicU8,
     pub(crate) instance: Arc<Instance>,
+}
+
+/// The clock of a queue.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Clock {
+    /// Seconds of a tick.
+    pub(crate) tick: f64,
+    /// The bits that count.
+    pub(crate) mask: u64,
 }
 
 impl Gpu {
@@ -53,6 +64,10 @@ impl Gpu {
         let Some(family) = family.or_else(|| families.iter().position(computes)) else {
             return lacks("a queue for compute".into());
         };
+        let clock = match families[family].timestamp_valid_bits {
+            0 => None,
+            bits => Some(Clock { tick: f64::from(info.tick) * 1e-9, mask: u64::MAX >> (64 - bits.min(64)) }),
+        };
         let family = family as u32;
         let queues =
             [vk::DeviceQueueCreateInfo::default().queue_family_index(family).queue_priorities(&[1.0])];
@@ -73,6 +88,7 @@ impl Gpu {
         let mut f11 = vk::PhysicalDeviceVulkan11Features::default().storage_buffer16_bit_access(info.f16);
         let mut f12 = vk::PhysicalDeviceVulkan12Features::default()
             .shader_float16(info.f16)
+            .shader_int8(info.int8)
             .vulkan_memory_model(info.memory_model)
             .vulkan_memory_model_device_scope(info.memory_model);
         let mut f13 = vk::PhysicalDeviceVulkan13Features::default()
@@ -112,7 +128,17 @@ impl Gpu {
                 return Err(VulkanError::call("vkCreateCommandPool")(e));
             }
         };
-        Ok(Arc::new(Self { raw, info, memory, pool, queue, timeout, state: AtomicU8::new(0), instance }))
+        Ok(Arc::new(Self {
+            raw,
+            info,
+            memory,
+            pool,
+            clock,
+            queue,
+            timeout,
+            state: AtomicU8::new(0),
+            instance,
+        }))
     }
 
     /// Whether work may still run that nobody waits for: then nothing that it uses may be given back.

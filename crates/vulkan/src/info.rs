@@ -40,11 +40,17 @@ pub struct GpuInfo {
     pub bf16: (bool, bool),
     /// f16 arithmetic and storage.
     pub f16: bool,
+    /// 8-bit integers as a type of kernels.
+    pub int8: bool,
     /// Dot products of four 8-bit integers: supported, and accelerated.
     pub int8_dot: (bool, bool),
     /// Largest buffer that a kernel can see, in bytes.
     pub max_binding: u64,
     pub(crate) memory_model: bool,
+    /// Whether kernels can ask for a subgroup size.
+    pub(crate) subgroup_choice: bool,
+    /// Nanoseconds of a tick of the clock.
+    pub(crate) tick: f32,
     pub(crate) max_bindings: u32,
     pub(crate) shared_bytes: u32,
 }
@@ -158,9 +164,12 @@ impl GpuInfo {
             matrices,
             bf16: (on(bf16.kind), on(bf16.cooperative_matrix)),
             f16: on(f12.shader_float16) && on(f11.storage_buffer16_bit_access),
+            int8: on(f12.shader_int8),
             int8_dot: (on(f13.shader_integer_dot_product), on(dot)),
             max_binding: u64::from(p.limits.max_storage_buffer_range),
             memory_model: on(f12.vulkan_memory_model),
+            subgroup_choice: p13.required_subgroup_size_stages.contains(vk::ShaderStageFlags::COMPUTE),
+            tick: p.limits.timestamp_period,
             max_bindings: p.limits.max_per_stage_descriptor_storage_buffers,
             shared_bytes: p.limits.max_compute_shared_memory_size,
         }

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::fmt;
 use std::sync::Arc;
 
 use ash::vk;
@@ -16,7 +17,7 @@ pub(crate) enum Kernel {
     /// Products with f32 multiply-adds, by columns of a tile.
     Gemm64,
     Gemm16,
-    /// Products on cooperative matrices, by columns of a tile.
+    /// Products on what is faster, by columns of a tile.
     Matrix64(Units),
     Matrix16(Units),
     Norm,
@@ -28,46 +29,113 @@ pub(crate) enum Kernel {
     Attention64,
     Attention128,
     Attention256,
+    /// On matrices of f16 or bf16, by the widest head.
+    AttentionMatrix128(Units),
+    AttentionMatrix256(Units),
 }
 
-/// Cooperative matrices that there are kernels for.
+/// Whatever multiplies faster than f32 multiply-adds, and has kernels for it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Units {
-    /// f16, 8 x 8 x 8, subgroups of 8.
+    /// Matrices of f16, 8 x 8 x 8, subgroups of 8.
     F16x8,
-    /// f16, 16 x 16 x 16, subgroups of 32.
+    /// Matrices of f16, 16 x 16 x 16, subgroups of 32.
     F16x16,
-    /// bf16, 16 x 16 x 16, subgroups of 32.
+    /// Matrices of bf16, 16 x 16 x 16, subgroups of 32.
     Bf16x16,
+    /// Matrices of 8-bit integers, 8 x 8 x 8, subgroups of 8.
+    S8x8,
+    /// Matrices of 8-bit integers, 16 x 16 x 16, subgroups of 32.
+    S8x16,
+    /// Matrices of 8-bit integers, 16 x 16 x 32, subgroups of 32.
+    S8x32,
+    /// Dot products of four 8-bit integers, any subgroups.
+    Dot,
+}
+
+/// What multiplies: the numbers that go into products.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Unit {
+    /// Multiply-adds in f32.
+    F32,
+    /// Matrices of f16.
+    F16,
+    /// Matrices of bf16.
+    Bf16,
+    /// Matrices of 8-bit integers.
+    Int8,
+    /// Dot products of 8-bit integers.
+    Int8Dot,
+}
+
+impl fmt::Display for Unit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Unit::F32 => "f32",
+            Unit::F16 => "f16",
+            Unit::Bf16 => "bf16",
+            Unit::Int8 => "int8",
+            Unit::Int8Dot => "int8 dot",
+        })
+    }
 }
 
 impl Units {
-    const ALL: [Units; 3] = [Units::Bf16x16, Units::F16x16, Units::F16x8];
+    /// For weights of 16 bits, the best first: bf16 has range enough.
+    const FLOATS: [Units; 3] = [Units::Bf16x16, Units::F16x16, Units::F16x8];
+    const INTEGERS: [Units; 3] = [Units::S8x32, Units::S8x16, Units::S8x8];
 
-    fn size(self) -> u32 {
-        if self == Units::F16x8 { 8 } else { 16 }
+    /// Rows, columns and depth of a matrix.
+    fn size(self) -> [u32; 3] {
+        match self {
+            Units::F16x8 | Units::S8x8 => [8, 8, 8],
+            Units::F16x16 | Units::Bf16x16 | Units::S8x16 => [16, 16, 16],
+            Units::S8x32 => [16, 16, 32],
+            Units::Dot => [1, 1, 4],
+        }
     }
 
-    /// Lanes that a subgroup must have.
-    fn lanes(self) -> u32 {
-        if self == Units::F16x8 { 8 } else { 32 }
+    /// Lanes that a subgroup must have, if that matters.
+    fn lanes(self) -> Option<u32> {
+        match self {
+            Units::F16x8 | Units::S8x8 => Some(8),
+            Units::F16x16 | Units::Bf16x16 | Units::S8x16 | Units::S8x32 => Some(32),
+            Units::Dot => None,
+        }
     }
 
-    pub(crate) fn is_f16(self) -> bool {
-        self != Units::Bf16x16
+    pub(crate) fn unit(self) -> Unit {
+        match self {
+            Units::F16x8 | Units::F16x16 => Unit::F16,
+            Units::Bf16x16 => Unit::Bf16,
+            Units::S8x8 | Units::S8x16 | Units::S8x32 => Unit::Int8,
+            Units::Dot => Unit::Int8Dot,
+        }
     }
 
-    /// The best that a GPU has; bf16 has range enough, and comes first.
-    pub(crate) fn of(info: &GpuInfo) -> Option<Self> {
-        let fits = |u: &Units| {
-            let operands = if u.is_f16() { "f16" } else { "bf16" };
-            let shape =
-                |m: &MatrixShape| m.size == [u.size(); 3] && m.operands == operands && m.sums == "f32";
-            let typed = if u.is_f16() { info.f16 } else { info.bf16.1 };
-            let lanes = info.subgroup.0 <= u.lanes() && u.lanes() <= info.subgroup.1;
-            typed && lanes && info.memory_model && info.matrices.iter().any(shape)
+    fn fits(self, info: &GpuInfo) -> bool {
+        let (operands, sums, typed) = match self.unit() {
+            Unit::F16 => ("f16", "f32", info.f16),
+            Unit::Bf16 => ("bf16", "f32", info.bf16.1),
+            _ => ("s8", "s32", info.int8),
         };
-        Units::ALL.into_iter().find(fits)
+        let shape = |m: &MatrixShape| m.size == self.size() && m.operands == operands && m.sums == sums;
+        let lanes = self.lanes().is_none_or(|lanes| match info.subgroup {
+            (a, b) if a == b => a == lanes,
+            (a, b) => info.subgroup_choice && a <= lanes && lanes <= b,
+        });
+        typed && lanes && info.memory_model && info.matrices.iter().any(shape)
+    }
+
+    /// The best that a GPU has for weights of 16 bits.
+    pub(crate) fn of_floats(info: &GpuInfo) -> Option<Self> {
+        Units::FLOATS.into_iter().find(|u| u.fits(info))
+    }
+
+    /// The best that a GPU has for weights of 8 bits: matrices, else dot products that it does not emulate.
+    pub(crate) fn of_integers(info: &GpuInfo) -> Option<Self> {
+        let dot = (info.int8_dot == (true, true)).then_some(Units::Dot);
+        Units::INTEGERS.into_iter().find(|u| u.fits(info)).or(dot)
     }
 }
 
@@ -84,11 +152,19 @@ impl Kernel {
             Kernel::Gemm64 => (spv!("gemm_64"), 15, 20),
             Kernel::Gemm16 => (spv!("gemm_16"), 15, 20),
             Kernel::Matrix64(Units::F16x8) => (spv!("matrix_64_f16_8"), 15, 20),
-            Kernel::Matrix16(Units::F16x8) => (spv!("matrix_16_f16_8"), 15, 20),
             Kernel::Matrix64(Units::F16x16) => (spv!("matrix_64_f16_16"), 15, 20),
-            Kernel::Matrix16(Units::F16x16) => (spv!("matrix_16_f16_16"), 15, 20),
             Kernel::Matrix64(Units::Bf16x16) => (spv!("matrix_64_bf16_16"), 15, 20),
+            Kernel::Matrix64(Units::S8x8) => (spv!("matrix_64_s8_8"), 15, 20),
+            Kernel::Matrix64(Units::S8x16) => (spv!("matrix_64_s8_16"), 15, 20),
+            Kernel::Matrix64(Units::S8x32) => (spv!("matrix_64_s8_32"), 15, 20),
+            Kernel::Matrix64(Units::Dot) => (spv!("dot_64"), 15, 20),
+            Kernel::Matrix16(Units::F16x8) => (spv!("matrix_16_f16_8"), 15, 20),
+            Kernel::Matrix16(Units::F16x16) => (spv!("matrix_16_f16_16"), 15, 20),
             Kernel::Matrix16(Units::Bf16x16) => (spv!("matrix_16_bf16_16"), 15, 20),
+            Kernel::Matrix16(Units::S8x8) => (spv!("matrix_16_s8_8"), 15, 20),
+            Kernel::Matrix16(Units::S8x16) => (spv!("matrix_16_s8_16"), 15, 20),
+            Kernel::Matrix16(Units::S8x32) => (spv!("matrix_16_s8_32"), 15, 20),
+            Kernel::Matrix16(Units::Dot) => (spv!("dot_16"), 15, 20),
             Kernel::Norm => (spv!("norm"), 5, 8),
             Kernel::Pointwise => (spv!("pointwise"), 5, 12),
             Kernel::Embed => (spv!("embed"), 3, 3),
@@ -97,6 +173,13 @@ impl Kernel {
             Kernel::Attention64 => (spv!("attention_64"), 9, 20),
             Kernel::Attention128 => (spv!("attention_128"), 9, 20),
             Kernel::Attention256 => (spv!("attention_256"), 9, 20),
+            Kernel::AttentionMatrix128(Units::Bf16x16) => (spv!("attention_128_bf16_16"), 9, 20),
+            Kernel::AttentionMatrix256(Units::Bf16x16) => (spv!("attention_256_bf16_16"), 9, 20),
+            Kernel::AttentionMatrix128(Units::F16x16) => (spv!("attention_128_f16_16"), 9, 20),
+            Kernel::AttentionMatrix256(Units::F16x16) => (spv!("attention_256_f16_16"), 9, 20),
+            // Others are never chosen: `Units::of_floats` names one of these three.
+            Kernel::AttentionMatrix128(_) => (spv!("attention_128_f16_8"), 9, 20),
+            Kernel::AttentionMatrix256(_) => (spv!("attention_256_f16_8"), 9, 20),
         }
     }
 }
@@ -105,8 +188,7 @@ impl Kernel {
     /// Name in reports.
     pub(crate) fn name(self) -> &'static str {
         match self {
-            Kernel::Gemm64 | Kernel::Gemm16 => "product",
-            Kernel::Matrix64(_) | Kernel::Matrix16(_) => "matrix product",
+            Kernel::Gemm64 | Kernel::Gemm16 | Kernel::Matrix64(_) | Kernel::Matrix16(_) => "product",
             Kernel::Norm => "norm",
             Kernel::Pointwise => "pointwise",
             Kernel::Embed => "embed",
@@ -114,13 +196,24 @@ impl Kernel {
             Kernel::Attention32 | Kernel::Attention64 | Kernel::Attention128 | Kernel::Attention256 => {
                 "attention"
             }
+            Kernel::AttentionMatrix128(_) | Kernel::AttentionMatrix256(_) => "attention",
+        }
+    }
+
+    /// What multiplies.
+    pub(crate) fn unit(self) -> Unit {
+        match self {
+            Kernel::Matrix64(u) | Kernel::Matrix16(u) => u.unit(),
+            Kernel::AttentionMatrix128(u) | Kernel::AttentionMatrix256(u) => u.unit(),
+            _ => Unit::F32,
         }
     }
 
     /// Lanes that its subgroups must have, if that matters.
     fn lanes(self) -> Option<u32> {
         match self {
-            Kernel::Matrix64(u) | Kernel::Matrix16(u) => Some(u.lanes()),
+            Kernel::Matrix64(u) | Kernel::Matrix16(u) => u.lanes(),
+            Kernel::AttentionMatrix128(u) | Kernel::AttentionMatrix256(u) => u.lanes(),
             _ => None,
         }
     }

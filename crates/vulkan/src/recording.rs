@@ -21,6 +21,8 @@ pub(crate) struct Recording {
     held: Vec<(u32, Arc<Region>)>,
     uploads: Option<Buffer>,
     readback: Option<Buffer>,
+    /// A clock's value before the first launch and after each; none if nobody asked, or the queue has no clock.
+    clock: Option<vk::QueryPool>,
     /// Bytes of activations.
     pub(crate) arena_bytes: u64,
     pub(crate) launches: usize,
@@ -40,17 +42,27 @@ pub(crate) struct Target {
     pub(crate) len: u64,
 }
 
+/// What to record beside the tape.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Manner {
+    pub(crate) target: Option<Target>,
+    /// Leaves out the barrier of that number, to try the checks.
+    pub(crate) skip_barrier: Option<usize>,
+    /// Takes the time of each launch.
+    pub(crate) timestamps: bool,
+}
+
 impl Recording {
-    /// Records `tape`, which is sealed. `skip` leaves out the barrier of that number, to try the checks.
+    /// Records `tape`, which is sealed.
     pub(crate) fn new(
         gpu: &Arc<Gpu>,
         memory: &Arc<Memory>,
         pipelines: &Pipelines,
         tape: &Tape,
         held: &[u32],
-        target: Option<Target>,
-        skip: Option<usize>,
+        how: &Manner,
     ) -> Result<Self> {
+        let target = how.target;
         let plan = plan(tape, held);
         let arena = memory.take(plan.size)?;
         let uploads = match tape.data.len() {
@@ -68,6 +80,7 @@ impl Recording {
             held: held.iter().map(|&v| (v, place(v))).collect(),
             uploads,
             readback,
+            clock: None,
             arena_bytes: plan.size,
             launches: tape.launches.len(),
             barriers: plan.barriers.iter().filter(|b| **b).count(),
@@ -77,10 +90,18 @@ impl Recording {
             gpu: gpu.clone(),
         };
         recording.fence = gpu.fence()?;
+        if how.timestamps && gpu.clock.is_some() {
+            let count = tape.launches.len() as u32 + 1;
+            let info =
+                vk::QueryPoolCreateInfo::default().query_type(vk::QueryType::TIMESTAMP).query_count(count);
+            // SAFETY: a plain creation.
+            let pool = unsafe { gpu.raw.create_query_pool(&info, None) };
+            recording.clock = Some(pool.map_err(VulkanError::call("vkCreateQueryPool"))?);
+        }
         recording.descriptors = recording.descriptor_pool(tape)?;
         let sets = recording.sets(pipelines, tape, &plan, &arena)?;
         let recorded = gpu.record(recording.commands, || {
-            recording.fill(pipelines, tape, &plan, &arena, &sets, target, skip);
+            recording.fill(pipelines, tape, &plan, &arena, &sets, how);
         });
         recorded.map(|()| recording)
     }
@@ -90,13 +111,29 @@ impl Recording {
         self.words == words && self.held.iter().all(|(_, region)| Arc::strong_count(region) == 1)
     }
 
-    /// Runs it with the tape's uploads and waits.
-    pub(crate) fn run(&mut self, tape: &Tape) -> Result<()> {
+    /// Begins to run it with the tape's uploads.
+    pub(crate) fn submit(&mut self, tape: &Tape) -> Result<()> {
         if let Some(uploads) = &mut self.uploads {
             uploads.write(0, &tape.data);
         }
-        self.gpu.submit(self.commands, self.fence)?;
+        self.gpu.submit(self.commands, self.fence)
+    }
+
+    /// Waits for the end of what [`submit`](Self::submit) began.
+    pub(crate) fn wait(&self) -> Result<()> {
         self.gpu.wait(self.fence)
+    }
+
+    /// Seconds of each launch of the last run; none if they were not measured.
+    pub(crate) fn times(&self) -> Result<Vec<f64>> {
+        let (Some(pool), Some(clock)) = (self.clock, self.gpu.clock) else { return Ok(vec![]) };
+        let mut ticks = vec![0u64; self.launches + 1];
+        let flags = vk::QueryResultFlags::TYPE_64 | vk::QueryResultFlags::WAIT;
+        // SAFETY: the pool has as many queries, and the run that wrote them was waited for.
+        unsafe { self.gpu.raw.get_query_pool_results(pool, 0, &mut ticks, flags) }
+            .map_err(VulkanError::call("vkGetQueryPoolResults"))?;
+        let passed = |w: &[u64]| (w[1].wrapping_sub(w[0]) & clock.mask) as f64 * clock.tick;
+        Ok(ticks.windows(2).map(passed).collect())
     }
 
     /// Where a held value lies.
@@ -183,10 +220,20 @@ impl Recording {
         plan: &Plan,
         arena: &Region,
         sets: &[vk::DescriptorSet],
-        target: Option<Target>,
-        skip: Option<usize>,
+        how: &Manner,
     ) {
         let (raw, commands) = (&self.gpu.raw, self.commands);
+        let note = |query: usize| {
+            if let Some(pool) = self.clock {
+                let end = vk::PipelineStageFlags::BOTTOM_OF_PIPE;
+                // SAFETY: the pool has a query for each launch and one more, all reset first.
+                unsafe { raw.cmd_write_timestamp(commands, end, pool, query as u32) };
+            }
+        };
+        if let Some(pool) = self.clock {
+            // SAFETY: as above.
+            unsafe { raw.cmd_reset_query_pool(commands, pool, 0, self.launches as u32 + 1) };
+        }
         if let Some(uploads) = &self.uploads {
             let copies: Vec<_> = tape
                 .uploads
@@ -204,12 +251,14 @@ impl Recording {
                 self.gpu.barrier(commands, false);
             }
         }
+        note(0);
         let mut barriers = 0;
         let mut bound = u32::MAX;
-        for ((launch, &set), &barrier) in tape.launches.iter().zip(sets).zip(&plan.barriers) {
+        for (i, ((launch, &set), &barrier)) in tape.launches.iter().zip(sets).zip(&plan.barriers).enumerate()
+        {
             let (pipeline, layout, _) = pipelines.raw(launch.pipeline);
             if barrier {
-                if skip != Some(barriers) {
+                if how.skip_barrier != Some(barriers) {
                     self.gpu.barrier(commands, false);
                 }
                 barriers += 1;
@@ -232,8 +281,9 @@ impl Recording {
                 raw.cmd_push_constants(commands, layout, vk::ShaderStageFlags::COMPUTE, 0, push);
                 raw.cmd_dispatch(commands, launch.groups[0], launch.groups[1], 1);
             }
+            note(i + 1);
         }
-        if let (Some(t), Some(readback)) = (target, &self.readback)
+        if let (Some(t), Some(readback)) = (how.target, &self.readback)
             && t.len > 0
         {
             let start = arena.offset + plan.offsets[t.value as usize] + t.start;
@@ -256,6 +306,7 @@ impl Drop for Recording {
             self.gpu.raw.free_command_buffers(self.gpu.pool, &[self.commands]);
             self.gpu.raw.destroy_descriptor_pool(self.descriptors, None);
             self.gpu.raw.destroy_fence(self.fence, None);
+            self.gpu.raw.destroy_query_pool(self.clock.unwrap_or_default(), None);
         }
     }
 }

@@ -6,6 +6,7 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Weak};
 
+use crate::device::Stage;
 use crate::error::{Result, VulkanError};
 use crate::kernels::Pipeline;
 use crate::memory::Region;
@@ -36,6 +37,10 @@ pub(crate) struct Launch {
     pub(crate) written: usize,
     pub(crate) push: [u32; PUSH],
     pub(crate) push_count: usize,
+    /// The part of an inference that asked for it.
+    pub(crate) stage: Stage,
+    /// Rows, and columns or inputs and outputs; for reports.
+    pub(crate) shape: [u32; 3],
     /// Floating-point operations, for estimates.
     pub(crate) flop: u64,
     /// Bytes read and written if each operand moved once, for estimates.
@@ -65,6 +70,8 @@ pub(crate) struct Tape {
     pub(crate) uploads: Vec<Upload>,
     pub(crate) data: Vec<u8>,
     pub(crate) words: Vec<u32>,
+    /// The part of an inference that launches belong to from here on; no part of the words.
+    pub(crate) stage: Stage,
     /// Small integers that were uploaded already, such as positions: the same in every layer.
     small: Vec<(u32, Arc<Value>)>,
 }
@@ -184,6 +191,8 @@ impl<'a> Builder<'a> {
             written: 0,
             push: [0; PUSH],
             push_count: 0,
+            stage: tape.stage,
+            shape: [0; 3],
             flop: 0,
             bytes: 0,
         };
@@ -241,6 +250,12 @@ impl<'a> Builder<'a> {
         let at = self.launch.push_count;
         self.launch.push[at..at + words.len()].copy_from_slice(words);
         self.launch.push_count += words.len();
+        self
+    }
+
+    /// Says what is computed: rows, and columns or inputs and outputs.
+    pub(crate) fn shape(mut self, shape: [usize; 3]) -> Self {
+        self.launch.shape = shape.map(|n| n as u32);
         self
     }
 

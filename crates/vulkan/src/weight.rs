@@ -6,7 +6,7 @@ use half::{bf16, f16};
 use pi0_device::{Dtype, LinearPart, NormKind, TensorSource, WeightSource};
 
 use crate::device::Format;
-use crate::kernels::Units;
+use crate::kernels::{Unit, Units};
 use crate::memory::Region;
 
 /// How a matrix is stored, as the kernels number it.
@@ -52,7 +52,7 @@ pub struct Linear {
     /// The bias `[out]`, then the scales `[out]`, as far as there are any.
     pub(crate) columns: Option<Arc<Region>>,
     pub(crate) bias: bool,
-    /// Matrices that multiply it; none for f32 multiply-adds.
+    /// What multiplies it; none for f32 multiply-adds.
     pub(crate) units: Option<Units>,
 }
 
@@ -116,7 +116,7 @@ impl<'a> Packing<'a> {
         // What is f32 stays so. Where matrices take f16, wider numbers are brought to its range row by row.
         let units = units.filter(|_| stored != Stored::F32);
         let stored = match units {
-            Some(u) if u.is_f16() && stored != Stored::Int8 => Stored::F16,
+            Some(u) if u.unit() == Unit::F16 && stored != Stored::Int8 => Stored::F16,
             _ => stored,
         };
         let stride = inputs.next_multiple_of(INPUT_CHUNK) * stored.bytes();
@@ -138,12 +138,17 @@ impl<'a> Packing<'a> {
         unreachable!("the sum of the parts' outputs is the layer's")
     }
 
+    /// Whether each row has a scale.
+    pub(crate) fn scaled(&self) -> bool {
+        self.stored == Stored::Int8 || self.stored == Stored::F16 && self.units.is_some()
+    }
+
     /// The scale of each output row: of int8, and of f16 for matrices, where it is a power of two.
     pub(crate) fn scales(&self) -> Vec<f32> {
-        let halves = self.stored == Stored::F16 && self.units.is_some();
-        if self.stored != Stored::Int8 && !halves {
+        if !self.scaled() {
             return vec![];
         }
+        let halves = self.stored == Stored::F16;
         let mut row = vec![0.0; self.inputs];
         (0..self.outputs)
             .map(|i| {

@@ -24,16 +24,25 @@ mod multiply_adds {
 mod matrices {
     use super::*;
     pi0_model::module_tests!(
-        device!(common::open_both(pi0_vulkan::Format::Stored).into_iter().nth(1).map(|d| d.0)),
+        device!(common::open_all(pi0_vulkan::Format::Stored).into_iter().nth(1).map(|d| d.0)),
         Format::Bf16
     );
 }
 
-/// Weights in 8 bits.
-mod eight_bits {
+/// Dot products of 8-bit integers, with the thresholds of int8.
+mod dots {
     use super::*;
     pi0_model::module_tests!(
-        device!(common::open_both(pi0_vulkan::Format::Int8).into_iter().nth(1).map(|d| d.0)),
+        device!(common::open_all(pi0_vulkan::Format::Int8).into_iter().nth(1).map(|d| d.0)),
+        Format::Int8
+    );
+}
+
+/// Matrices of 8-bit integers, with the same.
+mod matrices_of_integers {
+    use super::*;
+    pi0_model::module_tests!(
+        device!(common::open_all(pi0_vulkan::Format::Int8).into_iter().nth(2).map(|d| d.0)),
         Format::Int8
     );
 }

@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{BF16, F32, Numbers, Work, agree, open, open_both, put};
+use common::{BF16, F32, Numbers, Work, agree, open, open_all, put};
 use pi0_device::{
     Activation, Attention, Dense, Device, HostTensor, KeyValue, Keys, Modulation, Norm, NormKind, Qkv,
     Result, Span, TensorSource, WeightSource,
@@ -43,7 +43,7 @@ impl Work for Layer<'_> {
 fn products_of_all_sizes_and_formats() {
     for (format, (device, bound)) in [Format::F32, Format::Bf16, Format::Int8]
         .into_iter()
-        .flat_map(|format| open_both(format).into_iter().map(move |d| (format, d)))
+        .flat_map(|format| open_all(format).into_iter().map(move |d| (format, d)))
     {
         // The reference's weights are not rounded to bf16.
         let bound = if format == Format::Bf16 { BF16 } else { bound };
@@ -67,7 +67,7 @@ fn products_of_all_sizes_and_formats() {
 
 #[test]
 fn many_columns_take_wide_tiles() {
-    for (device, bound) in open_both(Format::Stored) {
+    for (device, bound) in open_all(Format::Stored) {
         let mut n = Numbers(3);
         let weight = half_linear(&mut n, pi0_device::Dtype::Bf16, 6145, 150);
         let norm = n.norm(NormKind::Rms, 147);
@@ -82,7 +82,7 @@ fn many_columns_take_wide_tiles() {
 /// Rows far larger and smaller than f16 can hold, and weights too.
 #[test]
 fn what_f16_cannot_hold_is_scaled() {
-    for (device, bound) in open_both(Format::Stored) {
+    for (device, bound) in open_all(Format::Stored) {
         let mut n = Numbers(11);
         let weight = half_linear(&mut n, pi0_device::Dtype::Bf16, 70, 150);
         for scale in [1e-6f32, 3e5, 1e12] {
@@ -109,7 +109,7 @@ fn half_linear(n: &mut Numbers, dtype: pi0_device::Dtype, outputs: usize, inputs
 
 #[test]
 fn sixteen_bits_as_they_are_stored() {
-    for (device, bound) in open_both(Format::Stored) {
+    for (device, bound) in open_all(Format::Stored) {
         let mut n = Numbers(4);
         for dtype in [pi0_device::Dtype::Bf16, pi0_device::Dtype::F16] {
             for rows in ROWS {
@@ -131,7 +131,7 @@ fn dense_in_every_form() {
 /// The same on matrices: weights of 8 bits there, so that their scales are seen too.
 #[test]
 fn dense_in_every_form_on_matrices() {
-    for (device, bound) in open_both(Format::Int8).into_iter().skip(1) {
+    for (device, bound) in open_all(Format::Int8).into_iter().skip(1) {
         every_form(&device, &[66], &[Some(2)], bound);
     }
 }
@@ -186,7 +186,7 @@ impl Work for Projection {
 #[test]
 fn projections_turn_their_heads() {
     // The reference's weights are not rounded to bf16.
-    open_both(Format::Bf16).iter().for_each(|(device, _)| projections(device, BF16));
+    open_all(Format::Bf16).iter().for_each(|(device, _)| projections(device, BF16));
 }
 
 fn projections(device: &pi0_vulkan::Vulkan, bound: common::Bound) {
@@ -260,7 +260,7 @@ impl Work for Modulated {
 fn modulated_layers() {
     let Some(device) = open() else { return };
     modulated(&device, &ROWS, F32);
-    for (device, bound) in open_both(Format::Int8).into_iter().skip(1) {
+    for (device, bound) in open_all(Format::Int8).into_iter().skip(1) {
         modulated(&device, &[51, 65], bound);
     }
 }
@@ -282,7 +282,10 @@ fn modulated(device: &pi0_vulkan::Vulkan, rows: &[usize], bound: common::Bound) 
 
 #[test]
 fn attention_over_spans_and_parts() {
-    let Some(device) = open() else { return };
+    open_all(Format::Stored).iter().for_each(|(device, bound)| attention(device, *bound));
+}
+
+fn attention(device: &pi0_vulkan::Vulkan, bound: common::Bound) {
     let mut n = Numbers(6);
     for (heads, kv_heads, head_dim) in
         [(8, 1, 32), (4, 2, 14), (3, 3, 72), (2, 1, 128), (8, 1, 256), (1, 1, 1)]
@@ -301,7 +304,9 @@ fn attention_over_spans_and_parts() {
             ];
             let q = n.host(53, heads * head_dim);
             let work = Attend { q, kv, heads: [heads, kv_heads, head_dim], spans };
-            agree(&format!("{heads}/{kv_heads} heads of {head_dim}, {parts} parts"), &device, &work, F32);
+            let what =
+                format!("{heads}/{kv_heads} heads of {head_dim}, {parts} parts by {}", device.products());
+            agree(&what, device, &work, bound);
         }
     }
 }

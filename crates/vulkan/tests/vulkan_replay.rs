@@ -4,11 +4,11 @@ mod common;
 
 use std::time::Duration;
 
-use common::{Numbers, open, open_both, open_with, put};
+use common::{Numbers, open, open_all, open_with, put};
 use pi0_device::{Device, Error};
 use pi0_model::cases::Setup;
 use pi0_model::{Extent, Pi0, SampleOptions};
-use pi0_vulkan::{Format, Vulkan, VulkanOptions};
+use pi0_vulkan::{Format, Stage, Vulkan, VulkanOptions};
 
 /// The network of odd sizes, with three robots.
 fn setup() -> Setup {
@@ -17,7 +17,7 @@ fn setup() -> Setup {
 
 #[test]
 fn a_second_inference_replays_the_first_with_its_bits() {
-    open_both(Format::Stored).iter().for_each(|(device, _)| replays(device));
+    open_all(Format::Stored).iter().for_each(|(device, _)| replays(device));
 }
 
 fn replays(device: &Vulkan) {
@@ -194,4 +194,90 @@ fn a_weight_dropped_at_once_harms_nothing() {
     let x = n.host(2, 40);
     let y = device.gelu(&put(&device, &x)).unwrap();
     assert_eq!(device.download(&y).unwrap().shape, [2, 40]);
+}
+
+/// π0.5's modulations are computed while the model loads: they are no part of the first inference's tape.
+#[test]
+fn both_networks_record_once() {
+    for setup in Setup::small().unwrap() {
+        let Some(device) = open() else { return };
+        let model = Pi0::load(&device, setup.checkpoint.clone(), Extent::Cache, &|_| ()).unwrap();
+        let options = SampleOptions { steps: Some(2), ..Default::default() };
+        for _ in 0..3 {
+            model.sample_actions(&setup.batch, &options).unwrap();
+        }
+        let stats = device.stats();
+        // π0.5 was loaded for the checkpoint's number of steps, so the first inference with two makes their modulations.
+        let first = if setup.checkpoint.config.kind == pi0_model::Kind::Pi05 { 2 } else { 1 };
+        assert_eq!(
+            (stats.recorded, stats.replayed),
+            (first, 3 - first),
+            "{:?}",
+            setup.checkpoint.config.kind
+        );
+        let options = SampleOptions::default();
+        let model = Pi0::load(&device, setup.checkpoint.clone(), Extent::Cache, &|_| ()).unwrap();
+        for _ in 0..2 {
+            model.sample_actions(&setup.batch, &options).unwrap();
+        }
+        let now = device.stats();
+        assert_eq!((now.recorded, now.replayed), (stats.recorded + 1, stats.replayed + 1));
+    }
+}
+
+/// The GPU's clock gives a time to each launch, and takes no part in the result.
+#[test]
+fn launches_are_timed_and_told_apart() {
+    let timed = || open_with(VulkanOptions { timestamps: true, ..Default::default() });
+    let (Some(device), Some(plain)) = (timed(), open_with(VulkanOptions::default())) else { return };
+    let setup = setup();
+    let options = SampleOptions { steps: Some(2), ..Default::default() };
+    let run = |device: &Vulkan| {
+        let model = Pi0::load(device, setup.checkpoint.clone(), Extent::Cache, &|_| ()).unwrap();
+        model.sample_actions(&setup.batch, &options).unwrap();
+        (model.sample_actions(&setup.batch, &options).unwrap(), device.launches())
+    };
+    let ((actions, launches), (want, untimed)) = (run(&device), run(&plain));
+    assert_eq!(actions, want);
+    assert_eq!(launches.len(), device.stats().launches);
+    assert!(untimed.iter().all(|l| l.seconds.is_none()));
+    let seconds: f64 = launches.iter().map(|l| l.seconds.expect("the software driver has a clock")).sum();
+    let waited = device.stats().waited.as_secs_f64();
+    assert!(seconds > 0.0 && seconds <= waited, "{seconds} s of {waited}");
+    for stage in [Stage::Vision, Stage::Prefix, Stage::Denoise] {
+        assert!(launches.iter().any(|l| l.stage == stage), "{stage:?}");
+    }
+    assert!(launches.iter().all(|l| l.stage != Stage::Other));
+}
+
+/// A plan without a GPU is what the GPU gets: the same launches, barriers and memory.
+#[test]
+fn a_plan_is_what_a_device_does() {
+    for format in [Format::Stored, Format::Int8] {
+        let options = VulkanOptions { format, ..Default::default() };
+        let Some(device) = open_with(options.clone()) else { return };
+        let plan = Vulkan::plan(device.info().clone(), options).unwrap();
+        for setup in Setup::small().unwrap() {
+            let outline = pi0_model::synth::outline(&setup.checkpoint.config).unwrap();
+            let steps = SampleOptions { steps: Some(2), ..Default::default() };
+            let run = |device: &Vulkan, checkpoint| {
+                let model = Pi0::load(device, checkpoint, Extent::Cache, &|_| ()).unwrap();
+                let weights = device.memory().unwrap().bytes();
+                model.sample_actions(&setup.batch, &steps).unwrap();
+                let stats = device.stats();
+                (device.launches(), stats.launches, stats.barriers, stats.arena_bytes, weights)
+            };
+            let (real, planned) = (run(&device, setup.checkpoint.clone()), run(&plan, outline));
+            assert!(planned.0.len() > 50 && planned.0.iter().any(|l| l.flop > 0 && l.bytes > 0));
+            for (r, p) in real.0.iter().zip(&planned.0) {
+                assert_eq!(
+                    (r.stage, r.kernel, r.unit, r.shape, r.flop, r.groups),
+                    (p.stage, p.kernel, p.unit, p.shape, p.flop, p.groups)
+                );
+            }
+            assert_eq!((real.1, real.2, real.3), (planned.1, planned.2, planned.3));
+            // Memory comes in blocks of a megabyte and more.
+            assert!(real.4.abs_diff(planned.4) <= 1 << 20, "{} and {} bytes", real.4, planned.4);
+        }
+    }
 }

@@ -1,6 +1,7 @@
 //! `pi0 bench`: how fast this machine runs π0, checked before it is timed.
 
 mod audit;
+pub mod launches;
 mod limits;
 mod measure;
 mod process;
@@ -29,7 +30,7 @@ use verify::{Model, Subject, flat, same, verify};
 
 use super::check::default_format;
 use super::synth::{self, Network, Size};
-use crate::device::{self, DeviceArgs, Visitor};
+use crate::device::{self, DeviceArgs, DeviceKind, Visitor};
 use crate::output;
 use crate::weights::WeightsArgs;
 
@@ -102,7 +103,13 @@ pub fn run(args: &Args) -> Result<()> {
         None => (0..args.batch).map(|i| robot(&checkpoint.config, args, u64::from(i))).collect(),
     };
     let bench = Bench { args, dir: &dir, checkpoint, batch: &batch, making };
-    let (report, actions) = device::with_device(&args.device, bench)?;
+    let options = SampleOptions { steps: args.steps, seed: 0 };
+    let again = bench.checkpoint.clone();
+    let (mut report, actions) = device::with_device(&args.device, bench)?;
+    if let DeviceKind::Vulkan(index) = args.device.device {
+        let repeat = usize::from(args.repeat);
+        report.launches = Some(launches::measure(&args.device, index, &again, &batch, &options, repeat)?);
+    }
     if let Some(path) = &args.output {
         let shape = [actions.len(), actions[0].shape[0], actions[0].shape[1]];
         let actions = HostTensor::new(shape, flat(&actions));
@@ -227,6 +234,7 @@ impl Visitor for Bench<'_> {
             memory_running,
             limits,
             repeat: runs.len(),
+            launches: None,
             tables,
         };
         Ok((report, actions))

@@ -8,15 +8,15 @@ use crate::kernels::Kernel;
 use crate::tape::Builder;
 use crate::tensor::Tensor;
 
-/// Pairs of a query row and a head in a workgroup.
-const PAIRS: usize = 16;
+/// Pairs of a query row and a head in a workgroup, of the kernels with multiply-adds and of those on matrices.
+const PAIRS: [usize; 2] = [16, 32];
 /// Parts of keys and values that a kernel can read.
 const PARTS: usize = 3;
 /// Workgroups of one launch.
 const MOST_ITEMS: usize = 32768;
 
 /// The kernel's table: items, then runs of keys; and how many items there are.
-fn table(spec: &Attention<'_>) -> (Vec<u32>, usize) {
+fn table(spec: &Attention<'_>, pairs_each: usize) -> (Vec<u32>, usize) {
     let group = spec.heads / spec.kv_heads;
     let (mut items, mut runs) = (Vec::new(), Vec::new());
     for span in spec.spans {
@@ -26,8 +26,8 @@ fn table(spec: &Attention<'_>) -> (Vec<u32>, usize) {
         }
         let (end, pairs) = (runs.len() / 3, span.queries.len() * group);
         for kv_head in 0..spec.kv_heads {
-            for pair in (0..pairs).step_by(PAIRS) {
-                let count = PAIRS.min(pairs - pair);
+            for pair in (0..pairs).step_by(pairs_each) {
+                let count = pairs_each.min(pairs - pair);
                 items.extend([span.queries.start, pair, count, kv_head, first, end].map(|v| v as u32));
             }
         }
@@ -84,16 +84,18 @@ impl Vulkan {
         spec: &Attention<'_>,
     ) -> Result<Tensor> {
         let y = self.tensor(s, q.rows, q.cols)?;
-        let (table, items) = table(spec);
+        let (table, items) = table(spec, PAIRS[usize::from(self.attention.is_some())]);
         if items == 0 {
             return Ok(y);
         }
         let table = s.tape.integers(&table);
-        let kernel = match spec.head_dim {
-            0..=32 => Kernel::Attention32,
-            33..=64 => Kernel::Attention64,
-            65..=128 => Kernel::Attention128,
-            _ => Kernel::Attention256,
+        let kernel = match (spec.head_dim, self.attention) {
+            (0..=128, Some(units)) => Kernel::AttentionMatrix128(units),
+            (_, Some(units)) => Kernel::AttentionMatrix256(units),
+            (0..=32, None) => Kernel::Attention32,
+            (33..=64, None) => Kernel::Attention64,
+            (65..=128, None) => Kernel::Attention128,
+            (_, None) => Kernel::Attention256,
         };
         let pipeline = s.pipeline(kernel, &[])?;
         let of = |f: fn(&KeyValue<'_, Tensor>) -> u32| {
@@ -120,6 +122,7 @@ impl Vulkan {
                 .push(&of(|p| p.k.stride as u32))
                 .push(&of(|p| p.v.offset as u32))
                 .push(&of(|p| p.v.stride as u32))
+                .shape([q.rows, kv.iter().map(|p| p.k.rows).sum(), q.cols])
                 .flop(flops::attention(spec) * count as u64 / items as u64)
                 .launch();
         }

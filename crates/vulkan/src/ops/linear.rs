@@ -175,9 +175,9 @@ impl Vulkan {
             u32::from(w.scaled()),
         ];
         let pipeline = s.pipeline(kernel, &constants)?;
-        let mut b = Builder::new(&mut s.tape, pipeline, [column_tiles as u32, row_tiles as u32])
-            .reads(x)?
-            .reads_region(&w.matrix);
+        // Workgroups that run together share columns of the weight, the larger operand.
+        let grid = [row_tiles as u32, column_tiles as u32];
+        let mut b = Builder::new(&mut s.tape, pipeline, grid).reads(x)?.reads_region(&w.matrix);
         b = match &w.columns {
             Some(columns) => b.reads_region(columns),
             None => b.nothing(),
@@ -230,6 +230,7 @@ impl Vulkan {
         .map(|v| v as u32);
         b.push(&words)
             .push(&[p.norm.map_or(0.0, Before::eps).to_bits(), w.inputs as u32, scale_offset as u32])
+            .shape([x.rows, w.inputs, w.outputs])
             .flop(flops::linear(x.rows, w.inputs, w.outputs))
             .launch();
         Ok(outputs)

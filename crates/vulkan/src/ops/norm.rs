@@ -77,6 +77,7 @@ impl Vulkan {
                 .writes(&y.value)?
                 .push(&words)
                 .push(&[ADA_EPS.to_bits(), 0, by.table.offset as u32, by.table.stride as u32])
+                .shape([x.rows, x.cols, 0])
                 .flop(flops::pointwise(OpKind::AdaRmsNorm, [x.rows, x.cols]))
                 .launch();
         }
@@ -98,6 +99,7 @@ impl Vulkan {
                     .writes(&y.value)?
                     .push(&words)
                     .push(&[n.eps.to_bits(), n.width as u32, 0, 0])
+                    .shape([x.rows, x.cols, 0])
                     .flop(flops::pointwise(op, [x.rows, x.cols]))
                     .launch();
             }
@@ -118,6 +120,7 @@ impl Vulkan {
             .writes(&y.value)?
             .push(&words)
             .push(&[norm.eps().to_bits(), 0, 0, 0])
+            .shape([x.rows, x.cols, 0])
             .flop(3 * (x.rows * x.cols) as u64)
             .launch();
         Ok(y)

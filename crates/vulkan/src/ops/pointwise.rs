@@ -66,6 +66,7 @@ impl Vulkan {
             .writes(&z.value)?
             .push(&words.map(|v| v as u32))
             .push(&[0])
+            .shape([rows, cols, 0])
             .flop(flops::pointwise(OpKind::GatedAdd, [rows, cols]))
             .launch();
         Ok(z)
@@ -106,7 +107,14 @@ impl Vulkan {
         let (y_offset, y_stride, y_rows) = y.map_or((0, 0, 1), |y| (y.offset, y.stride, y.rows));
         let words = [rows, cols, x.offset, x.stride, y_offset, y_stride, y_rows, 0, 0, at, z.stride]
             .map(|v| v as u32);
-        b.nothing().nothing().writes(&z.value)?.push(&words).push(&[scale.to_bits()]).flop(flop).launch();
+        b.nothing()
+            .nothing()
+            .writes(&z.value)?
+            .push(&words)
+            .push(&[scale.to_bits()])
+            .shape([rows, cols, 0])
+            .flop(flop)
+            .launch();
         Ok(())
     }
 
@@ -128,6 +136,7 @@ impl Vulkan {
                 .reads_value(&ids)?
                 .writes(&y.value)?
                 .push(&[rows as u32, cols as u32, scale.to_bits()])
+                .shape([rows, cols, 0])
                 .flop((rows * cols) as u64)
                 .moved((rows * cols * (4 + table.stored.bytes())) as u64)
                 .launch();

@@ -90,6 +90,7 @@ impl Vulkan {
             .turns(&turn)?
             .writes(&y.value)?
             .push(&words)
+            .shape([x.rows, x.cols, 0])
             .flop(flops::pointwise(OpKind::Rope, [x.rows, x.cols]))
             .launch();
         Ok(y)

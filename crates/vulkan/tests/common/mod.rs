@@ -3,7 +3,7 @@
 
 pub use pi0_device::Bound;
 use pi0_device::{Device, HostTensor, LinearPart, NormKind, Reference, TensorSource, WeightSource, compare};
-use pi0_vulkan::{Format, Vulkan, VulkanError, VulkanOptions};
+use pi0_vulkan::{Format, Products, Unit, Vulkan, VulkanError, VulkanOptions};
 
 /// Kernels in f32 differ from the reference by the rounding of f32 sums.
 pub const F32: Bound = Bound { pcc: 0.999_999, relative_l2: 2e-6, max_abs: 2e-4 };
@@ -30,29 +30,39 @@ pub const F16: Bound = Bound { pcc: 0.999_999, relative_l2: 1e-3, max_abs: 0.02 
 
 /// Products in f32.
 pub fn open() -> Option<Vulkan> {
-    open_with(VulkanOptions { matrices: false, ..Default::default() })
+    open_with(VulkanOptions { products: Products::MultiplyAdds, ..Default::default() })
 }
 
-/// Products in f32, and on cooperative matrices where the driver has them, each with how far products may be off.
-pub fn open_both(format: Format) -> Vec<(Vulkan, Bound)> {
-    let mut devices = vec![];
-    for matrices in [false, true] {
-        let Some(device) = open_with(VulkanOptions { matrices, format, ..Default::default() }) else {
+/// Everything that products can run on here: f32 multiply-adds first, then dot products and cooperative matrices where
+/// the format and the driver have them; each with how far products may be off.
+pub fn open_all(format: Format) -> Vec<(Vulkan, Bound)> {
+    let mut devices: Vec<(Vulkan, Bound)> = vec![];
+    for products in [Products::MultiplyAdds, Products::Dots, Products::Best] {
+        let Some(device) = open_with(VulkanOptions { products, format, ..Default::default() }) else {
             return devices;
         };
+        if devices.iter().any(|(d, _)| d.products() == device.products()) {
+            continue;
+        }
         let bound = match (format, device.products()) {
             (Format::Int8, _) => INT8,
-            (Format::F32, _) | (_, "f32") => F32,
+            (Format::F32, _) | (_, Unit::F32) => F32,
             _ => F16,
         };
-        match (matrices, device.products()) {
-            (true, "f32") => {
-                let wanted = std::env::var_os("PI0_REQUIRE_MATRICES").is_some();
-                assert!(!wanted, "PI0_REQUIRE_MATRICES is set, and {:?} has none", device);
-                eprintln!("skipped: the driver has no matrices");
-            }
-            _ => devices.push((device, bound)),
-        }
+        devices.push((device, bound));
+    }
+    let wanted = match format {
+        Format::F32 => 1,
+        Format::Int8 => 3,
+        Format::Stored | Format::Bf16 => 2,
+    };
+    if devices.len() < wanted {
+        let complaint = format!("{:?} has not all that products can run on", devices[0].0);
+        assert!(
+            std::env::var_os("PI0_REQUIRE_MATRICES").is_none(),
+            "PI0_REQUIRE_MATRICES is set, and {complaint}"
+        );
+        eprintln!("skipped in part: {complaint}");
     }
     devices
 }

@@ -3,6 +3,7 @@
 use pi0_model::Inputs;
 use serde::{Deserialize, Serialize};
 
+use super::launches::{LAUNCH_COLUMNS, Launches};
 use super::limits::Limits;
 use super::measure::{Line, Spread, Tables};
 use super::verify::{Method, Verdict};
@@ -43,6 +44,9 @@ pub struct Report {
     pub limits: Option<Limits>,
     /// Timed inferences.
     pub repeat: usize,
+    /// Launch by launch, on a GPU.
+    #[serde(default)]
+    pub launches: Option<Launches>,
     /// Where the time goes.
     #[serde(flatten)]
     pub tables: Tables,
@@ -78,13 +82,17 @@ impl Report {
     pub fn text(&self) -> String {
         let (stages, operations) = (self.stages(), self.operations());
         let header = |columns: &[&str]| columns.iter().map(|c| c.to_string()).collect::<Vec<_>>();
-        format!(
+        let text = format!(
             "{}\n{}\n\n{}\n{}",
             output::facts(&self.facts()),
             self.runs(),
             output::table(&header(&STAGE_COLUMNS), stages),
             output::table(&header(&OPERATION_COLUMNS), operations)
-        )
+        );
+        // On a GPU these tables are the host's side, of which launches are written and nothing is run.
+        let Some(launches) = &self.launches else { return text };
+        let table = output::table(&header(&LAUNCH_COLUMNS), launches.cells());
+        format!("{text}\nOn the GPU, by its own clock:\n\n{}\n{table}", output::facts(&launches.facts()))
     }
 
     /// How the times were taken.
