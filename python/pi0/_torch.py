@@ -140,6 +140,10 @@ class _Hooks:
         self.put("actions", actions)
 
     def __enter__(self) -> "_Hooks":
+        # Compiled functions would run past the hooks.
+        compiler = getattr(sys.modules.get("torch"), "compiler", None)
+        if hasattr(compiler, "set_stance"):
+            self.undo.enter_context(compiler.set_stance("force_eager"))
         self.install()
         return self
 

@@ -470,10 +470,13 @@ fn towers(c: &Config, list: &mut List) {
         list.plants("gate-up", &what, from, packed("", gate_up));
         let what = format!("keys and values{whose} are swapped");
         list.plants("key-value", &what, from, packed("", key_value));
-        let what = format!("norms{whose} scale by w where Gemma scales by 1 + w");
-        list.plants("norm-one", &what, from, packed("", mistakes::norm_less_one));
-        let what = format!("norms{whose} use eps 1e-5 where the network wants 1e-6");
-        list.precision("norm-eps", &what, from, packed("", mistakes::norm_eps));
+        // π0.5's expert has adaptive norms alone, whose mistakes are others.
+        if c.kind == Kind::Pi0 || scopes.contains(&"prefix") {
+            let what = format!("norms{whose} scale by w where Gemma scales by 1 + w");
+            list.plants("norm-one", &what, from, packed("", mistakes::norm_less_one));
+            let what = format!("norms{whose} use eps 1e-5 where the network wants 1e-6");
+            list.precision("norm-eps", &what, from, packed("", mistakes::norm_eps));
+        }
         for (norm, adaptive, what) in [
             ("input_layernorm", Adaptive::Attention, "the norm before attention"),
             ("post_attention_layernorm", Adaptive::Mlp, "the norm before the MLP"),
