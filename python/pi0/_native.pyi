@@ -1,13 +1,14 @@
 """The Rust side."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, final
 
 import numpy as np
 import numpy.typing as npt
 
 __version__: str
 
+@final
 class Inputs:
     """What one robot sees, ready for the network.
 
@@ -15,13 +16,13 @@ class Inputs:
     `state`: normalized, padded to the network's width; `noise`: `[horizon, action_dim]` to start from.
     """
 
-    def __init__(
-        self,
+    def __new__(
+        cls,
         images: Sequence[Any],
         tokens: npt.ArrayLike,
         state: npt.ArrayLike | None = None,
         noise: npt.ArrayLike | None = None,
-    ) -> None: ...
+    ) -> "Inputs": ...
     @property
     def images(self) -> list[npt.NDArray[np.float32] | None]: ...
     @property
@@ -44,6 +45,7 @@ class Inputs:
     def continue_from(self, previous: npt.ArrayLike, delay: int) -> None:
         """Writes on behind actions that are known already: lerobot's trained real-time chunking, for π0.5."""
 
+@final
 class Model:
     """The network, on model tensors."""
 
@@ -56,6 +58,7 @@ class Model:
     ) -> npt.NDArray[np.float32]:
         """Actions `[B, horizon, action_dim]` in the network's units."""
 
+@final
 class Policy:
     """Observation in, actions in the robot's units out: an openpi `BasePolicy`."""
 

@@ -141,9 +141,9 @@ class _Hooks:
 
     def __enter__(self) -> "_Hooks":
         # Compiled functions would run past the hooks.
-        compiler = getattr(sys.modules.get("torch"), "compiler", None)
-        if hasattr(compiler, "set_stance"):
-            self.undo.enter_context(compiler.set_stance("force_eager"))
+        stance = getattr(sys.modules["torch"].compiler, "set_stance", None)  # since PyTorch 2.6
+        if stance is not None:
+            self.undo.enter_context(stance("force_eager"))
         self.install()
         return self
 
