@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use half::bf16;
-use pi0_device::{Bytes, Dtype, Lazy, MakeBytes, TensorSource};
+use pi0_device::{Buffer, Bytes, Dtype, Lazy, MakeBytes, TensorSource};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 use safetensors::tensor::{Dtype as StoredDtype, View};
@@ -73,8 +73,8 @@ impl MakeBytes for Zeros {
     fn count(&self) -> usize {
         self.0
     }
-    fn make(&self) -> Result<Vec<u8>, String> {
-        Ok(vec![0; self.0])
+    fn make(&self) -> Result<Buffer, String> {
+        Ok(vec![0; self.0].into())
     }
 }
 
