@@ -14,18 +14,22 @@ const ACTIONS: Bound = Bound { pcc: 0.999_999, relative_l2: 1e-5, max_abs: f64::
 const ROUNDED: Bound = Bound { pcc: 0.9999, relative_l2: 1e-2, max_abs: f64::INFINITY };
 
 fn repository(path: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").join(path)
+    // Elsewhere than it was built: scripts/gpu-check.sh.
+    match std::env::var_os("PI0_REPOSITORY") {
+        Some(root) => Path::new(&root).join(path),
+        None => Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").join(path),
+    }
 }
 
 /// Runs the network in `weights` on a run of `case`, twice, with products in f32 and on matrices.
 fn end_to_end(weights: &str, case: &str, run: &str) {
-    for (device, _) in common::open_both(pi0_vulkan::Format::Stored) {
+    for (device, _) in common::open_all(pi0_vulkan::Format::Stored) {
         on(&device, weights, case, run);
     }
 }
 
 fn on(device: &pi0_vulkan::Vulkan, weights: &str, case: &str, run: &str) {
-    let bound = if device.products() == "f32" { ACTIONS } else { ROUNDED };
+    let bound = if device.products() == pi0_vulkan::Unit::F32 { ACTIONS } else { ROUNDED };
     let checkpoint = Checkpoint::open(&repository(weights)).unwrap();
     let model = Pi0::load(device, checkpoint, Extent::Cache, &|_| ()).unwrap();
     let batch = read_inputs(&repository(case).join(format!("{run}.inputs.safetensors"))).unwrap();
