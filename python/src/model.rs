@@ -207,7 +207,8 @@ impl Model {
 
 #[pymethods]
 impl Model {
-    /// Actions of each of `inputs`, `[B, horizon, action_dim]`, in the network's units. Row `i` without noise of its own
+    /// Actions of each of `inputs`, `[B, horizon, action_dim]`, in the network's units; of π0-FAST the tokens of its answers,
+    /// `[B, longest]`. Row `i` without noise of its own
     /// draws from `seed + i`.
     #[pyo3(signature = (inputs, *, seed=0, steps=None))]
     fn sample_actions<'py>(
@@ -232,7 +233,13 @@ impl Model {
             }
         };
         let robots = batch.len();
-        let chunks = self.run(py, batch, seed, steps)?;
+        let mut chunks = self.run(py, batch, seed, steps)?;
+        if self.config.kind == Kind::Pi0Fast {
+            // Answers: tokens, as many as the longest has, zeros behind the others.
+            let longest = chunks.iter().map(Vec::len).max().unwrap_or(0);
+            chunks.iter_mut().for_each(|answer| answer.resize(longest, 0.0));
+            return array(py, &[robots, longest], chunks.concat());
+        }
         array(py, &[robots, self.config.horizon, self.config.action_dim], chunks.concat())
     }
 
@@ -241,7 +248,7 @@ impl Model {
     fn config<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
         let c = &self.config;
         let dict = PyDict::new(py);
-        dict.set_item("kind", if c.kind == Kind::Pi05 { "pi05" } else { "pi0" })?;
+        dict.set_item("kind", c.kind.name())?;
         dict.set_item("horizon", c.horizon)?;
         dict.set_item("action_dim", c.action_dim)?;
         dict.set_item("state_dim", c.state_dim)?;

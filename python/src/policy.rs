@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use numpy::PyArrayDyn;
-use pi0_policy::{Actions, Prepared};
+use pi0_policy::{Actions, Prepared, Warning};
 use pi0_server::{Failure, Translator, Value};
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList};
@@ -40,21 +40,30 @@ impl Policy {
             Failure::BadRequest(text) => Class::Observation.raise(py, text),
             other => Class::Internal.raise(py, other.to_string()),
         })?;
-        if !prepared.warnings.is_empty() {
-            let class = py.import("pi0._errors")?.getattr("ObservationWarning")?;
-            for warning in &prepared.warnings {
-                // No text of ours holds a zero; one that did would lose its warning.
-                let text = CString::new(warning.to_string()).unwrap_or_default();
-                PyErr::warn(py, &class, &text, 2)?;
-            }
-        }
+        warn(py, &prepared.warnings)?;
         Ok(prepared)
     }
 
     fn finish(&self, py: Python<'_>, chunk: &[f32], prepared: &Prepared) -> PyResult<Actions> {
         let done = py.detach(|| self.translator.policy().postprocess(chunk, prepared));
-        done.map_err(|e| errors::of_policy(py, &e))
+        let actions = done.map_err(|e| errors::of_policy(py, &e))?;
+        warn(py, &actions.warnings)?;
+        Ok(actions)
     }
+}
+
+/// Tells what the policy has to say, of an observation or of π0-FAST's answer.
+fn warn(py: Python<'_>, warnings: &[Warning]) -> PyResult<()> {
+    if warnings.is_empty() {
+        return Ok(());
+    }
+    let class = py.import("pi0._errors")?.getattr("ObservationWarning")?;
+    for warning in warnings {
+        // No text of ours holds a zero; one that did would lose its warning.
+        let text = CString::new(warning.to_string()).unwrap_or_default();
+        PyErr::warn(py, &class, &text, 2)?;
+    }
+    Ok(())
 }
 
 #[pymethods]

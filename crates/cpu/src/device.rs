@@ -298,6 +298,9 @@ impl Device for Cpu {
 
     fn attention(&self, q: &Tensor, kv: &[KeyValue<'_, Tensor>], spec: &Attention<'_>) -> Result<Tensor> {
         spec.check(|t| self.shape(t), q, kv)?;
+        if crate::few::suits(spec) {
+            return Ok(crate::few::attention(&self.engine, q, kv, spec));
+        }
         let kernel = match Kernel::of(self.isa(), Packed::Bf16) {
             bf16 if bf16.left == Left::Bf16 && self.bf16_attention.load(Ordering::Relaxed) => bf16,
             _ => Kernel::of(self.isa(), Packed::F32),
@@ -352,6 +355,19 @@ impl Device for Cpu {
                 i -= part.rows();
             }
         }))
+    }
+
+    fn store_rows(&self, to: &mut Tensor, at: &[u32], x: &Tensor) -> Result<()> {
+        operands::store_rows(self.shape(to), at, self.shape(x))?;
+        if to.values_mut().is_none() {
+            *to = self.map(to, |row, out| out.copy_from_slice(row));
+        }
+        let (stride, cols) = (to.stride(), to.cols());
+        let values = to.values_mut().expect("a tensor of its own");
+        for (i, &at) in at.iter().enumerate() {
+            values[at as usize * stride..][..cols].copy_from_slice(x.row(i));
+        }
+        Ok(())
     }
 
     fn slice_rows(&self, x: &Tensor, range: Range<usize>) -> Result<Tensor> {

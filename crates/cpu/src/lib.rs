@@ -16,6 +16,7 @@
 mod attention;
 mod device;
 mod epilogue;
+mod few;
 mod isa;
 mod kernels;
 mod math;

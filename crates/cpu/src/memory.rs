@@ -226,6 +226,11 @@ pub(crate) struct Pooled {
 }
 
 impl Pooled {
+    /// The block, to write, if this is its only handle.
+    pub(crate) fn alone(&mut self) -> Option<&mut Block> {
+        Some(&mut self.counted.as_mut().and_then(Arc::get_mut)?.0)
+    }
+
     /// The block, to write, by its only handle.
     pub(crate) fn block_mut(&mut self) -> &mut Block {
         let counted = self.counted.as_mut().and_then(Arc::get_mut);

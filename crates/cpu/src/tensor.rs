@@ -39,6 +39,19 @@ impl Tensor {
         &self.block.values::<f32>(at + self.cols)[at..]
     }
 
+    /// Its memory, to write, if no other tensor shares it: the values of its first `rows` rows and those between.
+    pub(crate) fn values_mut(&mut self) -> Option<&mut [f32]> {
+        let count = self.start + self.rows * self.stride;
+        let block = self.block.alone()?;
+        let count = count.min(block.len() / size_of::<f32>());
+        Some(&mut block.values_mut::<f32>(count)[self.start..])
+    }
+
+    /// Values from one row to the next.
+    pub(crate) fn stride(&self) -> usize {
+        self.stride
+    }
+
     /// A view of some rows and columns, which must lie inside.
     pub(crate) fn view(&self, rows: std::ops::Range<usize>, cols: std::ops::Range<usize>) -> Self {
         assert!(rows.start <= rows.end && rows.end <= self.rows);

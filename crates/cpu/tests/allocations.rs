@@ -18,8 +18,7 @@ fn check(config: Config) -> Result<(), Box<dyn std::error::Error>> {
         images: cameras.map(|on| on.then(|| vec![0.1; 3 * config.vision.image_size.pow(2)])).to_vec(),
         tokens: vec![1; tokens],
         state: if config.kind == Kind::Pi0 { vec![0.2; config.state_dim] } else { vec![] },
-        noise: None,
-        rtc: None,
+        ..Inputs::default()
     };
     let mut batch = [robot([true, false], 3), robot([false, true], 0)];
     if config.rtc_training_max_delay > 0 {

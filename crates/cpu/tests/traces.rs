@@ -22,8 +22,7 @@ fn allocations<D: Device>(model: &Pi0<D>) -> Outcome<usize> {
         images: vec![image.clone(), image],
         tokens: vec![1, 2, 3],
         state: vec![0.2; config.state_dim],
-        noise: None,
-        rtc: None,
+        ..Inputs::default()
     };
     let batch = [robot.clone(), robot];
     let before = counting::allocations();

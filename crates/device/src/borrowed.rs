@@ -9,6 +9,6 @@ impl<D: Device> Device for &D {
     forward! { D:
         name memory preferred shape on_host lacks tap enter exit upload download prepare
         embed linear layer_norm rms_norm ada_rms_norm rope attention gelu silu geglu add add_scaled gated_add
-        concat_rows slice_rows slice_cols dense qkv
+        concat_rows slice_rows slice_cols dense qkv store_rows
     }
 }

@@ -6,14 +6,14 @@
 //! [`Span`]s say which query rows see which key rows.
 //!
 //! Operations come in two layers. The *base* operations are the ones a device needs; each is `Unsupported`
-//! until implemented. The *fused* ones, [`Device::dense`] and [`Device::qkv`], are the chances to be fast: where a
-//! device lacks one, the free functions [`dense`] and [`qkv`] compose it from base operations. The model calls
-//! the free functions, so it never forks.
+//! until implemented. The *fused* ones, [`Device::dense`], [`Device::qkv`] and [`Device::store_rows`], are the chances to
+//! be fast: where a device lacks one, the free functions [`dense`], [`qkv`] and [`store_rows`] compose it from base
+//! operations. The model calls the free functions, so it never forks.
 
 use std::fmt;
 use std::ops::Range;
 
-use crate::{Error, HostTensor, MemoryMeter, Preferred, Result, WeightSource};
+use crate::{Error, HostTensor, MemoryMeter, Preferred, Result, WeightSource, operands};
 
 /// A machine that can hold matrices and multiply them.
 ///
@@ -159,7 +159,7 @@ pub trait Device {
         Err(self.lacks(OpKind::SliceCols))
     }
 
-    // ---- fused operations: call them through the free functions `dense` and `qkv` ----
+    // ---- fused operations: call them through the free functions `dense`, `qkv` and `store_rows` ----
 
     /// Norm, linear, activation and residual in one pass; see [`Dense`]. An implementation may refuse some
     /// forms with `Unsupported`.
@@ -172,6 +172,13 @@ pub trait Device {
     fn qkv(&self, call: &Qkv<'_, Self::Tensor, Self::Weight>) -> Result<[Self::Tensor; 3]> {
         let _ = call;
         Err(self.lacks(OpKind::Qkv))
+    }
+
+    /// Row `i` of `x` takes the place of row `at[i]` of `to`, where it lies if nobody else holds `to`: what a cache of keys
+    /// and values needs that grows with each token. `at` ascends. Call it through the free function [`store_rows`].
+    fn store_rows(&self, to: &mut Self::Tensor, at: &[u32], x: &Self::Tensor) -> Result<()> {
+        let _ = (to, at, x);
+        Err(self.lacks(OpKind::StoreRows))
     }
 
     // ---- for readers and observers: nothing that computes ----
@@ -237,6 +244,7 @@ pub enum OpKind {
     SliceCols,
     Dense,
     Qkv,
+    StoreRows,
 }
 
 impl OpKind {
@@ -284,6 +292,7 @@ impl OpKind {
             OpKind::SliceCols => "slice_cols",
             OpKind::Dense => "dense",
             OpKind::Qkv => "qkv",
+            OpKind::StoreRows => "store_rows",
         }
     }
 }
@@ -646,6 +655,43 @@ pub(crate) fn compose_qkv<D: Device + ?Sized>(
         k = d.rope(&k, positions, call.head_dim)?;
     }
     Ok([q, k, v])
+}
+
+/// Runs [`Device::store_rows`] where the device can, else puts the rows together anew.
+pub fn store_rows<D: Device + ?Sized>(d: &D, to: &mut D::Tensor, at: &[u32], x: &D::Tensor) -> Result<()> {
+    match d.store_rows(to, at, x) {
+        Err(e) if e.is_unsupported() => compose_store_rows(d, to, at, x),
+        done => done,
+    }
+}
+
+/// Stored rows from base operations: the runs between them, and they, below each other.
+pub(crate) fn compose_store_rows<D: Device + ?Sized>(
+    d: &D,
+    to: &mut D::Tensor,
+    at: &[u32],
+    x: &D::Tensor,
+) -> Result<()> {
+    operands::store_rows(d.shape(to), at, d.shape(x))?;
+    let (rows, mut parts, mut next, mut i) = (d.shape(to)[0], Vec::new(), 0, 0);
+    while i < at.len() {
+        let (start, first) = (at[i] as usize, i);
+        if next < start {
+            parts.push(d.slice_rows(to, next..start)?);
+        }
+        while i < at.len() && at[i] as usize == start + i - first {
+            i += 1;
+        }
+        parts.push(d.slice_rows(x, first..i)?);
+        next = start + i - first;
+    }
+    if next < rows && !parts.is_empty() {
+        parts.push(d.slice_rows(to, next..rows)?);
+    }
+    if !parts.is_empty() {
+        *to = d.concat_rows(&parts.iter().collect::<Vec<_>>())?;
+    }
+    Ok(())
 }
 
 fn normed<D: Device + ?Sized>(

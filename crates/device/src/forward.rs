@@ -120,6 +120,10 @@ macro_rules! forward {
         $crate::forward! { @fn $($to)*
             dense(call: &$crate::Dense<'_, Self::Tensor, Self::Weight>) -> $crate::Result<Self::Tensor> }
     };
+    (@store_rows $($to:tt)*) => {
+        $crate::forward! { @fn $($to)*
+            store_rows(to: &mut Self::Tensor, at: &[u32], x: &Self::Tensor) -> $crate::Result<()> }
+    };
     (@qkv $($to:tt)*) => {
         $crate::forward! { @fn $($to)*
             qkv(call: &$crate::Qkv<'_, Self::Tensor, Self::Weight>) -> $crate::Result<[Self::Tensor; 3]> }

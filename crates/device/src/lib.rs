@@ -29,7 +29,7 @@ pub use bytes::{Buffer, Bytes, Lazy, MakeBytes, MappedFile};
 pub use compare::{Agreement, Bound, compare};
 pub use device::{
     ADA_EPS, Activation, Attention, Dense, Device, KeyValue, Keys, Modulation, Norm, OpKind, Qkv, Scope,
-    Span, dense, qkv,
+    Span, dense, qkv, store_rows,
 };
 pub use error::{Error, Result};
 pub use host::HostTensor;

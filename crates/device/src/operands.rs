@@ -87,6 +87,18 @@ pub fn concat_rows(parts: impl Iterator<Item = Shape> + Clone) -> Result<()> {
     must(fits, OpKind::ConcatRows, || format!("{:?}", parts.collect::<Vec<_>>()))
 }
 
+/// A place among the rows of `to` for each row of `x`, in ascending order, and equal widths.
+pub fn store_rows(to: Shape, at: &[u32], x: Shape) -> Result<()> {
+    must(to[1] == x[1] && at.len() == x[0], OpKind::StoreRows, || {
+        format!("{x:?} into {} places of {to:?}", at.len())
+    })?;
+    must(at.windows(2).all(|pair| pair[0] < pair[1]), OpKind::StoreRows, || {
+        "places that do not ascend".into()
+    })?;
+    let fits = at.last().is_none_or(|&last| (last as usize) < to[0]);
+    must(fits, OpKind::StoreRows, || format!("place {:?} of {} rows", at.last(), to[0]))
+}
+
 /// A range of the rows.
 pub fn slice_rows([rows, _]: Shape, range: &Range<usize>) -> Result<()> {
     let fits = range.start <= range.end && range.end <= rows;

@@ -31,6 +31,8 @@ pub(crate) enum Form {
         queries: usize,
         rotated: bool,
     },
+    /// Rows put in their places: what it saves is putting all of them together.
+    StoreRows,
 }
 
 impl Form {
@@ -40,6 +42,7 @@ impl Form {
             Form::Attention { .. } => OpKind::Attention,
             Form::Dense { .. } => OpKind::Dense,
             Form::Qkv { .. } => OpKind::Qkv,
+            Form::StoreRows => OpKind::StoreRows,
         }
     }
 
@@ -57,6 +60,7 @@ impl Form {
                 let residual = residual.then_some(add);
                 norm.into_iter().chain([OpKind::Linear]).chain(activation).chain(residual).collect()
             }
+            Form::StoreRows => vec![OpKind::ConcatRows],
             Form::Qkv { norm, rotated, .. } => {
                 let split = [norm, OpKind::Linear].into_iter().chain([OpKind::SliceCols; 3]);
                 split.chain([OpKind::Rope; 2].into_iter().take(if rotated { 2 } else { 0 })).collect()

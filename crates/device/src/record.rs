@@ -147,7 +147,12 @@ impl OpKind {
             OpKind::ConcatRows => Kind::Concatenation,
             OpKind::Add | OpKind::AddScaled | OpKind::GatedAdd => Kind::ElementWise,
             OpKind::SliceRows | OpKind::SliceCols => Kind::Utilities,
-            OpKind::Upload | OpKind::Download | OpKind::Prepare | OpKind::Dense | OpKind::Qkv => return None,
+            OpKind::Upload
+            | OpKind::Download
+            | OpKind::Prepare
+            | OpKind::Dense
+            | OpKind::Qkv
+            | OpKind::StoreRows => return None,
         })
     }
 }

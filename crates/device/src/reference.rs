@@ -276,6 +276,16 @@ impl Device for Reference {
         )
     }
 
+    fn store_rows(&self, to: &mut Tensor, at: &[u32], x: &Tensor) -> Result<()> {
+        operands::store_rows(self.shape(to), at, self.shape(x))?;
+        let cols = x.cols();
+        let to = Arc::make_mut(to);
+        for (i, &at) in at.iter().enumerate() {
+            to.data[at as usize * cols..][..cols].copy_from_slice(x.row(i));
+        }
+        Ok(())
+    }
+
     fn slice_rows(&self, x: &Tensor, range: Range<usize>) -> Result<Tensor> {
         operands::slice_rows(self.shape(x), &range)?;
         let cols = x.cols();

@@ -15,8 +15,8 @@ use crate::device::{compose_dense, compose_qkv};
 use crate::parts::Form;
 use crate::record::{Fusion, Place, Record};
 use crate::{
-    Attention, Dense, Device, HostTensor, KeyValue, Modulation, OpKind, Qkv, Result, WeightSource, flops,
-    forward,
+    Attention, Dense, Device, Error, HostTensor, KeyValue, Modulation, OpKind, Qkv, Result, WeightSource,
+    flops, forward,
 };
 use tape::{Extra, Outcome, Tape};
 
@@ -414,6 +414,24 @@ impl<D: Device, H: Device> Device for Traced<D, H> {
         let outcome = Outcome { start, end, result: [x[0], weight[0]], place: Place::Device };
         self.record(call.form(), [x, weight], outcome, timed_apart(device_time));
         Ok(y)
+    }
+
+    /// Not probed: a second call would find its rows in their places.
+    fn store_rows(&self, to: &mut D::Tensor, at: &[u32], x: &D::Tensor) -> Result<()> {
+        if self.forced.contains(&OpKind::ConcatRows) {
+            let op = OpKind::StoreRows;
+            return Err(Error::unsupported(
+                self.name(),
+                op,
+                format!("{} is forced to the host", OpKind::ConcatRows),
+            ));
+        }
+        let start = Instant::now();
+        self.device.store_rows(to, at, x)?;
+        let end = Instant::now();
+        let x = self.shape(x);
+        self.record(Form::StoreRows, [x], Outcome { start, end, result: x, place: Place::Device }, None);
+        Ok(())
     }
 }
 

@@ -7,7 +7,7 @@ use pi0_device::{Agreement, Device, Fallback, HostTensor, OpKind, Reference, Tap
 use pi0_model::cases::check::{Checked, Comparison, check, compare_taps, culprits};
 use pi0_model::cases::{Format, LayerChoice, Module, Rounded, Setup, bound};
 use pi0_model::golden::{self, golden_taps, padded_tokens, read_inputs, read_tensors};
-use pi0_model::{Checkpoint, Extent, Inputs, Kind, Pi0, SampleOptions};
+use pi0_model::{Checkpoint, EOS, Extent, Inputs, Kind, Pi0, SampleOptions};
 
 use crate::results::{CheckResults, Environment, Line, ModuleResult};
 use crate::{Error, Result, text};
@@ -75,7 +75,7 @@ pub fn select(names: &[String], checkpoint: Option<&Checkpoint>, mode: Mode) -> 
     }
     let large = checkpoint.is_some_and(|c| c.parameters() > LARGE);
     let shallow = large && mode != Mode::Full;
-    let modules = Module::all(Kind::Pi05).into_iter().filter(|m| !shallow || !m.is_deep()).collect();
+    let modules = Module::of_family().into_iter().filter(|m| !shallow || !m.is_deep()).collect();
     Ok(Selection { modules, shallow })
 }
 
@@ -89,7 +89,7 @@ fn named(names: &[String]) -> Result<Vec<Module>> {
         }
         picked.extend(found);
     }
-    Ok(Module::all(Kind::Pi05).into_iter().filter(|m| picked.contains(m)).collect())
+    Ok(Module::of_family().into_iter().filter(|m| picked.contains(m)).collect())
 }
 
 /// What to check, and how.
@@ -170,7 +170,7 @@ fn against<D: Device>(device: &D, path: &Path, checkpoint: &Checkpoint, format: 
         why: "wanted a file NAME.outputs.safetensors".into(),
     })?;
     let batch = read_inputs(Path::new(&inputs))?;
-    let want = read_tensors(path)?;
+    let want = comparable(checkpoint, read_tensors(path)?);
     let got = whole_taps(device, checkpoint, &batch, &want)?;
     // What the format's roundings do to each intermediate; on the device itself where plain loops would take an hour.
     let rounded = match checkpoint.parameters() > LARGE {
@@ -207,10 +207,46 @@ fn whole_taps<D: Device>(
     let c = model.config();
     let times = c.schedule.times(c.num_steps);
     let mut taps = golden_taps(model.device().take()?, batch, c, &times, padded_tokens(want, batch, c))?;
-    let shape = [chunks.len(), c.horizon, c.action_dim];
-    let actions = chunks.into_iter().flat_map(|a| a.data).collect();
-    taps.insert("actions".into(), HostTensor::new(shape, actions));
+    match (c.kind, want.get("tokens")) {
+        (Kind::Pi0Fast, None) => {}
+        (Kind::Pi0Fast, Some(golden)) => drop(taps.insert("tokens".into(), as_far_as(&chunks, golden))),
+        (Kind::Pi0 | Kind::Pi05, _) => {
+            let shape = [chunks.len(), c.horizon, c.action_dim];
+            let actions = chunks.into_iter().flat_map(|a| a.data).collect();
+            taps.insert("actions".into(), HostTensor::new(shape, actions));
+        }
+    }
     Ok(taps)
+}
+
+/// What of golden outputs the network itself makes: of π0-FAST not the actions, which a codec reads.
+fn comparable(
+    checkpoint: &Checkpoint,
+    mut want: BTreeMap<String, HostTensor>,
+) -> BTreeMap<String, HostTensor> {
+    if checkpoint.config.kind == Kind::Pi0Fast {
+        want.retain(|name, _| name != "actions" && !name.starts_with("top."));
+        if let Some(golden) = want.get_mut("tokens") {
+            // Behind `<eos>` the references go on only while others in the batch do.
+            for i in 0..golden.rows() {
+                let row = golden.row_mut(i);
+                let end = row.iter().position(|t| *t == EOS as f32).map_or(row.len(), |at| at + 1);
+                row[end..].fill(0.0);
+            }
+        }
+    }
+    want
+}
+
+/// Answers as one tensor, as far as the golden ones go: no tokenizer says here where an answer ends, so the network goes on.
+fn as_far_as(answers: &[HostTensor], golden: &HostTensor) -> HostTensor {
+    let mut all = HostTensor::zeros(golden.shape.clone());
+    for (i, answer) in answers.iter().enumerate().take(golden.rows()) {
+        let wanted = golden.row(i).iter().rposition(|t| *t != 0.0).map_or(0, |last| last + 1);
+        let count = wanted.min(answer.data.len());
+        all.row_mut(i)[..count].copy_from_slice(&answer.data[..count]);
+    }
+    all
 }
 
 /// What failed and what is at fault, in one sentence; nothing if all passed.
@@ -234,9 +270,9 @@ pub fn list() -> String {
         let parts: Vec<_> = m.parts().into_iter().map(Module::name).collect();
         vec![m.name().to_string(), parts.join(", ")]
     };
-    let width = Module::all(Kind::Pi05).iter().map(|m| m.name().len()).max().unwrap_or(0);
+    let width = Module::of_family().iter().map(|m| m.name().len()).max().unwrap_or(0);
     let line = |row: Vec<String>| format!("{:width$}  {}\n", row[0], row[1]).trim_end().to_string() + "\n";
-    Module::all(Kind::Pi05).into_iter().map(|m| line(row(m))).collect()
+    Module::of_family().into_iter().map(|m| line(row(m))).collect()
 }
 
 /// One line a module: the worst of its rounds.

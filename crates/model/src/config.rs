@@ -19,7 +19,7 @@ pub struct Config {
     pub vision: VisionConfig,
     /// The language model that reads images and prompt.
     pub gemma: GemmaConfig,
-    /// The action expert.
+    /// The action expert; π0-FAST has none, and this repeats the language model.
     pub expert: GemmaConfig,
     /// Rows of the token embedding table.
     pub vocab_size: usize,
@@ -42,6 +42,49 @@ pub struct Config {
     /// Real-time chunking: the longest delay that the checkpoint was trained to continue a chunk after; 0 where it
     /// was not (lerobot's `rtc_training_max_delay`).
     pub rtc_training_max_delay: usize,
+    /// How π0-FAST writes its answer; none of the networks that denoise.
+    pub answer: Option<AnswerConfig>,
+}
+
+/// How π0-FAST writes an answer.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct AnswerConfig {
+    /// Most tokens of an answer.
+    pub max_tokens: usize,
+    /// 0 takes the likeliest token, more draws one after dividing the logits by it.
+    pub temperature: f32,
+    /// Whether a second BOS ends the prompt, as in lerobot.
+    pub second_bos: bool,
+    /// Positions left out between the prompt and the answer: openpi leaves out one.
+    pub skipped_positions: usize,
+    /// Whether the token embedding is the vocabulary head as well.
+    pub tied: bool,
+    /// The only tokens to choose from, in ascending order; none for all. What is written instead of another token that
+    /// would have been likelier is no answer that the references give.
+    pub only: Option<Vec<u32>>,
+    /// Whether chunk and action have their true sizes here; openpi's checkpoints do not say them.
+    pub sizes_known: bool,
+}
+
+/// The token that opens a prompt, and in lerobot's π0-FAST ends it.
+pub const BOS: u32 = 2;
+/// The token that ends what a language model writes.
+pub const EOS: u32 = 1;
+
+impl AnswerConfig {
+    /// With the defaults of a family.
+    pub fn of_family(family: Family) -> Self {
+        let lerobot = family == Family::Lerobot;
+        Self {
+            max_tokens: 256,
+            temperature: 0.0,
+            second_bos: lerobot,
+            skipped_positions: usize::from(!lerobot),
+            tied: !lerobot,
+            only: None,
+            sizes_known: lerobot,
+        }
+    }
 }
 
 /// A network of the π0 family. The tensors of a checkpoint say which it is; of its configuration only lerobot's does.
@@ -52,6 +95,9 @@ pub enum Kind {
     Pi0,
     /// The state stands in the prompt, and time drives the norms of the action expert.
     Pi05,
+    /// The state stands in the prompt, and the language model writes the actions as tokens.
+    #[serde(rename = "pi0_fast")]
+    Pi0Fast,
 }
 
 impl Kind {
@@ -60,6 +106,7 @@ impl Kind {
         match self {
             Kind::Pi0 => "pi0",
             Kind::Pi05 => "pi05",
+            Kind::Pi0Fast => "pi0_fast",
         }
     }
 
@@ -68,6 +115,7 @@ impl Kind {
         match self {
             Kind::Pi0 => "π0",
             Kind::Pi05 => "π0.5",
+            Kind::Pi0Fast => "π0-FAST",
         }
     }
 
@@ -75,9 +123,17 @@ impl Kind {
     pub(crate) fn max_tokens(self) -> usize {
         match self {
             Kind::Pi0 => 48,
-            Kind::Pi05 => 200,
+            Kind::Pi05 | Kind::Pi0Fast => 200,
         }
     }
+
+    /// Whether the state is a row beside the actions; else it stands in the prompt, if anywhere.
+    pub fn reads_state(self) -> bool {
+        self == Kind::Pi0
+    }
+
+    /// Every member of the family.
+    pub const ALL: [Kind; 3] = [Kind::Pi0, Kind::Pi05, Kind::Pi0Fast];
 
     /// Which network has tensors of these names; none where they are no policy of this family.
     pub(crate) fn of_tensors<'a>(mut names: impl Iterator<Item = &'a str> + Clone) -> Option<Self> {
@@ -86,9 +142,16 @@ impl Kind {
         if names.clone().any(|name| expert(name) && name.ends_with("norm.dense.weight")) {
             return Some(Kind::Pi05);
         }
-        let pi0 = names
-            .any(|name| name.ends_with("state_proj.weight") || expert(name) && name.ends_with("norm.weight"));
-        pi0.then_some(Kind::Pi0)
+        let of_pi0 =
+            |name: &str| name.ends_with("state_proj.weight") || expert(name) && name.ends_with("norm.weight");
+        if names.clone().any(of_pi0) {
+            return Some(Kind::Pi0);
+        }
+        // The whole of PaliGemma and nothing else.
+        let other = |name: &str| expert(name) || name.contains("action_") || name.contains("time_mlp");
+        let language = |name: &str| name.contains("language_model.layers.0.");
+        let fast = names.clone().any(language) && !names.any(other);
+        fast.then_some(Kind::Pi0Fast)
     }
 }
 
@@ -188,18 +251,25 @@ impl GemmaConfig {
 /// `arch.json`: the true sizes of a shrunk model, which `config.json` has no words for.
 #[derive(Debug, Serialize, Deserialize)]
 struct Arch {
-    /// `pi05`; absent for π0.
+    /// `pi05` or `pi0_fast`; absent for π0.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     family: Option<String>,
     vision: VisionConfig,
     gemma: GemmaConfig,
-    expert: GemmaConfig,
+    /// All but π0-FAST have it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    expert: Option<GemmaConfig>,
     vocab_size: usize,
     action_dim: usize,
-    state_dim: usize,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    state_dim: Option<usize>,
     horizon: usize,
     max_tokens: usize,
-    num_steps: usize,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    num_steps: Option<usize>,
+    /// Of π0-FAST.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    max_decoding_steps: Option<usize>,
 }
 
 impl Config {
@@ -228,12 +298,20 @@ impl Config {
             min_period: 4e-3,
             max_period: 4.0,
             rtc_training_max_delay: 0,
+            answer: None,
         }
     }
 
     /// The same sizes as another network of the family, with its usual prompt.
     pub fn of_kind(self, kind: Kind) -> Self {
-        Self { kind, max_tokens: kind.max_tokens(), ..self }
+        let answer = (kind == Kind::Pi0Fast).then(|| AnswerConfig::of_family(self.family));
+        let expert = if answer.is_some() { self.gemma.clone() } else { self.expert.clone() };
+        Self { kind, max_tokens: kind.max_tokens(), answer, expert, ..self }
+    }
+
+    /// The token behind the prompt, if there is one.
+    pub fn last_of_prompt(&self) -> Option<u32> {
+        self.answer.as_ref().is_some_and(|answer| answer.second_bos).then_some(BOS)
     }
 
     /// A network of the same shape that runs in milliseconds.
@@ -290,6 +368,11 @@ impl Config {
         if let Some(family) = arch.family.as_deref().filter(|f| *f != self.kind.name()) {
             return Err(ModelError::config(path, contradiction(family, self.kind)));
         }
+        let expert = arch.expert.is_some() && arch.state_dim.is_some() && arch.num_steps.is_some();
+        if self.kind != Kind::Pi0Fast && !expert {
+            let what = format!("lacks expert, state_dim or num_steps, which {} has", self.kind);
+            return Err(ModelError::config(path, what));
+        }
         self.apply(arch);
         Ok(())
     }
@@ -323,17 +406,27 @@ impl Config {
         };
         let full = Self::full().of_kind(kind);
         let gemma = variant("paligemma_variant", "gemma_2b")?;
-        let expert = variant("action_expert_variant", "gemma_300m")?;
+        let expert = match kind {
+            Kind::Pi0Fast => gemma.clone(),
+            Kind::Pi0 | Kind::Pi05 => variant("action_expert_variant", "gemma_300m")?,
+        };
         match json.get("type").and_then(Value::as_str) {
             Some(name) if name == kind.name() => {}
-            Some(name @ ("pi0" | "pi05")) => return Err(contradiction(name, kind)),
+            Some(name @ ("pi0" | "pi05" | "pi0_fast")) => return Err(contradiction(name, kind)),
             Some(other) => {
-                return Err(format!("describes a policy of type {other:?}; this program runs pi0 and pi05"));
+                return Err(format!(
+                    "describes a policy of type {other:?}; this program runs pi0, pi05 and pi0_fast"
+                ));
             }
             None if json.contains_key("action_horizon") => {
                 let action_dim = number("action_dim", 32)?;
+                let answer = full
+                    .answer
+                    .clone()
+                    .map(|_| AnswerConfig { sizes_known: true, ..AnswerConfig::of_family(Family::Openpi) });
                 return Ok(Self {
                     family: Family::Openpi,
+                    answer,
                     gemma,
                     expert,
                     action_dim,
@@ -377,13 +470,32 @@ impl Config {
                 "rtc_training_max_delay is {max_delay}; only π0.5 is trained so, and for less than a chunk of {horizon}"
             ));
         }
+        let answer = match kind {
+            Kind::Pi0 | Kind::Pi05 => None,
+            Kind::Pi0Fast => {
+                let temperature = json.get("temperature").and_then(Value::as_f64).unwrap_or(0.0) as f32;
+                if !temperature.is_finite() || temperature < 0.0 {
+                    return Err(format!("temperature is {temperature}, wanted a number from 0"));
+                }
+                let max_tokens = number("max_decoding_steps", 256)?;
+                Some(AnswerConfig { max_tokens, temperature, ..AnswerConfig::of_family(Family::Lerobot) })
+            }
+        };
+        // π0-FAST writes the robot's own actions, the others pad them.
+        let own_width = json.get("output_features").and_then(|f| f["action"]["shape"][0].as_u64());
+        let action_dim =
+            match own_width.filter(|width| kind == Kind::Pi0Fast && (1..=1 << 20).contains(width)) {
+                Some(width) => width as usize,
+                None => number("max_action_dim", 32)?,
+            };
         // Releases up to 0.3 (which have this key) added dt in f32, as openpi does.
         let old = json.contains_key("resize_imgs_with_padding");
         Ok(Self {
             vision: VisionConfig { image_size, ..full.vision },
             gemma,
             expert,
-            action_dim: number("max_action_dim", 32)?,
+            action_dim,
+            answer,
             state_dim: number("max_state_dim", 32)?,
             horizon,
             max_tokens: number("tokenizer_max_length", full.max_tokens)?,
@@ -408,17 +520,25 @@ impl Config {
             horizon,
             max_tokens,
             num_steps,
+            max_decoding_steps,
         } = arch;
+        let answer = self.answer.clone().map(|answer| AnswerConfig {
+            max_tokens: max_decoding_steps.unwrap_or(answer.max_tokens),
+            sizes_known: true,
+            ..answer
+        });
         *self = Self {
             vision,
+            // Of π0-FAST there is none.
+            expert: expert.unwrap_or(gemma.clone()),
             gemma,
-            expert,
             vocab_size,
             action_dim,
-            state_dim,
+            state_dim: state_dim.unwrap_or(self.state_dim),
             horizon,
             max_tokens,
-            num_steps,
+            num_steps: num_steps.unwrap_or(self.num_steps),
+            answer,
             ..self.clone()
         };
     }
@@ -440,7 +560,7 @@ impl Config {
         inputs
             .insert("observation.state".into(), serde_json::json!({"type": "STATE", "shape": [robot_state]}));
         let normalization = match self.kind {
-            Kind::Pi0 => "MEAN_STD",
+            Kind::Pi0 | Kind::Pi0Fast => "MEAN_STD",
             Kind::Pi05 => "QUANTILES",
         };
         let mut config = serde_json::json!({
@@ -465,6 +585,23 @@ impl Config {
         if self.kind == Kind::Pi05 {
             config["rtc_training_max_delay"] = self.rtc_training_max_delay.into();
         }
+        if let (Some(answer), Some(config)) = (&self.answer, config.as_object_mut()) {
+            // What lerobot's class does not have.
+            ["num_inference_steps", "min_period", "max_period"]
+                .iter()
+                .for_each(|key| drop(config.remove(*key)));
+            let more = serde_json::json!({
+                "max_decoding_steps": answer.max_tokens,
+                "temperature": answer.temperature,
+                "max_action_tokens": 256,
+                "fast_skip_tokens": 128,
+                "validate_action_token_prefix": true,
+                "use_kv_cache": true,
+                "text_tokenizer_name": "google/paligemma-3b-pt-224",
+                "action_tokenizer_name": "lerobot/fast-action-tokenizer",
+            });
+            config.extend(more.as_object().cloned().unwrap_or_default());
+        }
         fs::write(dir.join("config.json"), serde_json::to_string_pretty(&config)?)?;
         let full =
             Self { rtc_training_max_delay: self.rtc_training_max_delay, ..Self::full().of_kind(self.kind) };
@@ -473,13 +610,14 @@ impl Config {
                 family: (self.kind != Kind::Pi0).then(|| self.kind.name().into()),
                 vision: self.vision.clone(),
                 gemma: self.gemma.clone(),
-                expert: self.expert.clone(),
+                expert: self.answer.is_none().then(|| self.expert.clone()),
                 vocab_size: self.vocab_size,
                 action_dim: self.action_dim,
-                state_dim: self.state_dim,
+                state_dim: self.answer.is_none().then_some(self.state_dim),
                 horizon: self.horizon,
                 max_tokens: self.max_tokens,
-                num_steps: self.num_steps,
+                num_steps: self.answer.is_none().then_some(self.num_steps),
+                max_decoding_steps: self.answer.as_ref().map(|answer| answer.max_tokens),
             };
             fs::write(dir.join("arch.json"), serde_json::to_string_pretty(&arch)?)?;
         }
@@ -523,11 +661,16 @@ impl Config {
         if !whole(v.hidden_size, v.num_attention_heads) {
             return Err(format!("vision width {} over {} heads", v.hidden_size, v.num_attention_heads));
         }
+        if let Some(answer) = self.answer.as_ref().filter(|a| !(1..=4096).contains(&a.max_tokens)) {
+            return Err(format!("answers of {} tokens; from 1 to 4096 make sense", answer.max_tokens));
+        }
         if !whole(g.head_dim, 2) || !whole(g.num_heads, g.num_kv_heads) || !whole(e.width, 2) {
             return Err("odd head_dim or expert width, or query heads that key heads do not divide".into());
         }
-        if (e.depth, e.num_heads, e.num_kv_heads, e.head_dim)
-            != (g.depth, g.num_heads, g.num_kv_heads, g.head_dim)
+        let expert = self.kind != Kind::Pi0Fast;
+        if expert
+            && (e.depth, e.num_heads, e.num_kv_heads, e.head_dim)
+                != (g.depth, g.num_heads, g.num_kv_heads, g.head_dim)
         {
             return Err(
                 "the action expert must have the language model's depth and heads: it reads its keys".into(),
@@ -582,6 +725,7 @@ mod tests {
         assert_eq!((old.schedule, old.num_steps), (TimeSchedule::Openpi, 5));
         for (json, word) in [
             (r#"{"type": "pi05"}"#, "pi05"),
+            (r#"{"type": "pi0_fast"}"#, "π0"),
             (r#"{"type": "pi0", "use_visual_memory": true}"#, "use_visual_memory"),
             (r#"{"type": "pi0", "rtc_training_max_delay": 3}"#, "rtc_training_max_delay"),
             (r#"{"type": "act"}"#, "act"),

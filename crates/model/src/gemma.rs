@@ -162,6 +162,40 @@ impl<D: Device> Gemma<D> {
         Ok(x)
     }
 
+    /// Runs all layers over `x` `[R, W]`, of the last one only `picked` rows behind their keys and values, each with its
+    /// span of `last_spans`: where nothing reads the others.
+    #[allow(clippy::too_many_arguments)] // all different
+    pub fn forward_to(
+        &self,
+        d: &D,
+        mut x: D::Tensor,
+        positions: &[u32],
+        spans: &[Span],
+        picked: &[usize],
+        last_spans: &[Span],
+        mut keep: impl FnMut(LayerCache<D>),
+    ) -> Result<Option<D::Tensor>> {
+        for (i, layer) in self.layers.iter().enumerate() {
+            let _scope = Scope::new(d, format_args!("layer{i}"));
+            let (next, cache) = match &layer.body {
+                Body::Whole(w) if i + 1 == self.layers.len() => {
+                    let [q, k, v] = layer.qkv(d, &x, w, positions, None)?;
+                    let (q, x) = (pick_rows(d, &q, picked)?, pick_rows(d, &x, picked)?);
+                    let cache = LayerCache { k, v };
+                    let x = layer.attend(d, &x, &q, w, &cache, &[], last_spans, None)?;
+                    (Some(layer.mlp(d, &x, w, None)?), cache)
+                }
+                _ => layer.forward(d, &x, positions, &[], spans, None)?,
+            };
+            keep(cache);
+            match next {
+                Some(next) => x = next,
+                None => return Ok(None),
+            }
+        }
+        Ok(Some(x))
+    }
+
     /// The final norm alone; `None` for [`Extent::Cache`]. `drive` as for [`forward`](Self::forward).
     pub fn norm<'a>(&'a self, d: &D, drive: Option<Drive<'a, D>>) -> Option<Norm<'a, D::Tensor, D::Weight>> {
         let norm = self.norm.as_ref()?;
@@ -239,8 +273,23 @@ impl<D: Device> GemmaLayer<D> {
         spans: &[Span],
         by: Option<Modulation<'_, D::Tensor>>,
     ) -> Result<(D::Tensor, LayerCache<D>)> {
+        let [q, k, v] = self.qkv(d, x, w, positions, by)?;
+        let cache = LayerCache { k, v };
+        let out = self.attend(d, x, &q, w, &cache, cached, spans, by)?;
+        Ok((out, cache))
+    }
+
+    /// Queries, keys and values of `input_layernorm(x)`, turned.
+    fn qkv(
+        &self,
+        d: &D,
+        x: &D::Tensor,
+        w: &Whole<D>,
+        positions: &[u32],
+        by: Option<Modulation<'_, D::Tensor>>,
+    ) -> Result<[D::Tensor; 3]> {
         let GemmaConfig { num_heads: heads, num_kv_heads: kv_heads, head_dim, .. } = self.config;
-        let [q, k, v] = qkv(
+        qkv(
             d,
             &Qkv {
                 x,
@@ -252,16 +301,31 @@ impl<D: Device> GemmaLayer<D> {
                 positions: Some(positions),
                 norm_tap: Some("ln1"),
             },
-        )?;
-        let cache = LayerCache { k, v };
+        )
+    }
+
+    /// `x + gate * o_proj(attention(q))`.
+    #[allow(clippy::too_many_arguments)] // all different
+    fn attend(
+        &self,
+        d: &D,
+        x: &D::Tensor,
+        q: &D::Tensor,
+        w: &Whole<D>,
+        cache: &LayerCache<D>,
+        cached: &[KeyValue<'_, D::Tensor>],
+        spans: &[Span],
+        by: Option<Modulation<'_, D::Tensor>>,
+    ) -> Result<D::Tensor> {
+        let GemmaConfig { num_heads: heads, num_kv_heads: kv_heads, head_dim, .. } = self.config;
         let a = {
             let parts: SmallVec<[_; 3]> = once(cache.key_value()).chain(cached.iter().copied()).collect();
             let scale = (head_dim as f32).powf(-0.5);
-            d.attention(&q, &parts, &Attention { heads, kv_heads, head_dim, scale, spans })?
+            d.attention(q, &parts, &Attention { heads, kv_heads, head_dim, scale, spans })?
         };
         let out =
             Dense { gate: by, residual: Some(x), branch_tap: Some("attn"), ..Dense::new(&a, &w.o_proj) };
-        Ok((dense(d, &out)?, cache))
+        dense(d, &out)
     }
 
     /// `x + gate * down_proj(geglu(gate_up(post_attention_layernorm(x))))`; without `by` there is no gate.
@@ -302,6 +366,16 @@ impl<D: Device> GemmaLayer<D> {
             k: d.rope(&k, positions, self.config.head_dim)?,
             v: d.slice_cols(&y, width..2 * width)?,
         })
+    }
+}
+
+/// These rows of `x`, in this order.
+pub(crate) fn pick_rows<D: Device>(d: &D, x: &D::Tensor, rows: &[usize]) -> Result<D::Tensor> {
+    let slices =
+        rows.iter().map(|&row| d.slice_rows(x, row..row + 1)).collect::<Result<SmallVec<[_; 8]>>>()?;
+    match slices.as_slice() {
+        [one] => Ok(one.clone()),
+        many => d.concat_rows(&many.iter().collect::<SmallVec<[_; 8]>>()),
     }
 }
 

@@ -53,7 +53,7 @@ pub fn read_inputs(path: &Path) -> Result<Vec<Inputs>, ModelError> {
                 .collect::<Result<_, _>>()?,
             state: state.as_ref().map_or_else(Vec::new, |s| part(s, b)),
             noise: noise.as_ref().map(|n| part(n, b)),
-            rtc: None,
+            ..Inputs::default()
         })
     };
     (0..batch).map(input).collect()
@@ -194,11 +194,21 @@ pub fn golden_taps(
             out.insert(name, g.of_time(&tap, 0, times.len()));
         } else if name == "suffix.state_emb" {
             out.insert(name, tap);
-        } else if name.starts_with("step") && !name.contains("suffix") {
+        } else if let Some(step) = name.strip_suffix(".answer.logits") {
+            // Later ones of a batch lack those who have ended.
+            if tap.rows() == batch.len() {
+                out.insert(format!("{step}.logits"), tap);
+            }
+        } else if name.starts_with("step") && !name.contains("suffix") && config.answer.is_none() {
             out.insert(name, g.suffix(&tap));
         }
     }
     g.geometry(&mut out);
+    if config.answer.is_some() {
+        // What stands behind the prompt is written, and has no fixed number of rows.
+        out.retain(|name, _| !name.starts_with("suffix."));
+        return Ok(out);
+    }
     g.guidance(times.len(), &mut out);
     Ok(out)
 }
@@ -207,7 +217,9 @@ pub fn golden_taps(
 pub fn padded_tokens(want: &BTreeMap<String, HostTensor>, batch: &[Inputs], config: &Config) -> usize {
     let images = batch.first().map_or(0, |i| i.images.len()) * config.vision.patches();
     let of_mask = |mask: &HostTensor| mask.cols().checked_sub(*mask.shape.get(1)? + images);
-    want.get("suffix.attend").and_then(of_mask).unwrap_or(config.max_tokens)
+    let behind = images + usize::from(config.last_of_prompt().is_some());
+    let of_prefix = || want.get("prefix.pad_mask").and_then(|mask| mask.cols().checked_sub(behind));
+    want.get("suffix.attend").and_then(of_mask).or_else(of_prefix).unwrap_or(config.max_tokens)
 }
 
 /// Compares intermediates with golden ones, over the rows that mean something: not those of masked cameras or
@@ -260,7 +272,8 @@ struct Golden<'a> {
 
 impl Golden<'_> {
     fn prefix_width(&self) -> usize {
-        self.cameras * self.layout.patches + self.padded_tokens
+        let last = usize::from(self.config.last_of_prompt().is_some());
+        self.cameras * self.layout.patches + self.padded_tokens + last
     }
 
     /// Packed row of each padded prefix row of a robot, where there is one.
@@ -272,8 +285,15 @@ impl Golden<'_> {
                 rows[camera * patches + p] = Some(i * patches + p);
             }
         }
-        for (i, row) in self.layout.token_rows[robot].clone().enumerate() {
+        let tokens = self.layout.token_rows[robot].clone();
+        for (i, row) in tokens.clone().enumerate() {
             rows[self.cameras * patches + i] = Some(row);
+        }
+        if self.config.last_of_prompt().is_some() {
+            // It stands behind the padding.
+            let own = self.cameras * patches + tokens.len() - 1;
+            rows[own] = None;
+            rows[self.prefix_width() - 1] = Some(tokens.end - 1);
         }
         rows
     }

@@ -18,6 +18,8 @@ pub struct Inputs {
     pub state: Vec<f32>,
     /// Starting noise `[horizon, action_dim]`; drawn from the seed of [`SampleOptions`] when absent.
     pub noise: Option<Vec<f32>>,
+    /// π0-FAST: the token that ends an answer, which is its last one; EOS when none.
+    pub end: Option<u32>,
     /// Real-time chunking: continue the chunk that is still being executed.
     pub rtc: Option<Rtc>,
 }
@@ -25,8 +27,9 @@ pub struct Inputs {
 /// How to sample.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct SampleOptions {
-    /// Euler steps; the checkpoint's default when none.
+    /// Euler steps, or of π0-FAST most tokens of an answer; the checkpoint's default when none.
     pub steps: Option<usize>,
-    /// Seed of the starting noise, for inputs that bring none. Row `i` of a batch draws from `seed + i`.
+    /// Seed of the starting noise, for inputs that bring none, or of the tokens drawn at a temperature. Row `i` of a batch
+    /// draws from `seed + i`.
     pub seed: u64,
 }

@@ -38,7 +38,7 @@ impl Layout {
             token_rows: Vec::new(),
             patches,
             horizon: config.horizon,
-            state_rows: config.kind == Kind::Pi0,
+            state_rows: config.kind.reads_state(),
         };
         for (row, inputs) in batch.iter().enumerate() {
             check(config, inputs, first.images.len()).map_err(|what| ModelError::Input { row, what })?;
@@ -50,8 +50,9 @@ impl Layout {
         }
         let mut next = layout.images.len() * patches;
         for inputs in batch {
-            layout.token_rows.push(next..next + inputs.tokens.len());
-            next += inputs.tokens.len();
+            let tokens = inputs.tokens.len() + usize::from(config.last_of_prompt().is_some());
+            layout.token_rows.push(next..next + tokens);
+            next += tokens;
         }
         Ok(layout)
     }
@@ -86,6 +87,32 @@ impl Layout {
             return vec![Keys { part, rows: images.start..tokens.end }];
         }
         vec![Keys { part, rows: images }, Keys { part, rows: tokens }]
+    }
+
+    /// The last prefix row of each robot: what π0-FAST's answer is the continuation of.
+    pub fn last_rows(&self) -> Vec<usize> {
+        let last = |(tokens, images): (&Range<usize>, &Range<usize>)| {
+            if tokens.is_empty() { images.end - 1 } else { tokens.end - 1 }
+        };
+        self.token_rows.iter().zip(&self.image_rows).map(last).collect()
+    }
+
+    /// One row for each robot, which sees the robot's prefix.
+    pub fn last_row_spans(&self) -> Vec<Span> {
+        (0..self.batch()).map(|b| Span { queries: b..b + 1, keys: self.prefix_keys(b, 0) }).collect()
+    }
+
+    /// One new token for each of `robots`, behind `written[robot]` others: part 0 is the tokens' own rows, part 1 the
+    /// prefix, part 2 what was written before, of robot b from row `b * room` on.
+    pub fn token_spans(&self, robots: &[usize], written: &[usize], room: usize) -> Vec<Span> {
+        let span = |(row, &robot): (usize, &usize)| {
+            let (start, count) = (robot * room, written[robot]);
+            let before = (count > 0).then(|| Keys { part: 2, rows: start..start + count });
+            let own = Keys { part: 0, rows: row..row + 1 };
+            let keys = self.prefix_keys(robot, 1).into_iter().chain(before).chain([own]).collect();
+            Span { queries: row..row + 1, keys }
+        };
+        robots.iter().enumerate().map(span).collect()
     }
 
     /// Every prefix row sees every prefix row of its robot: no causality.
@@ -179,12 +206,15 @@ fn check(c: &Config, inputs: &Inputs, cameras: usize) -> Result<(), String> {
     if let Some(t) = inputs.tokens.iter().find(|t| **t as usize >= c.vocab_size) {
         return Err(format!("token {t}, the vocabulary has {}", c.vocab_size));
     }
-    let unread = c.kind == Kind::Pi05 && inputs.state.is_empty();
+    let unread = !c.kind.reads_state() && inputs.state.is_empty();
     if inputs.state.len() != c.state_dim && !unread {
         return Err(format!("state of {} values, wanted {}", inputs.state.len(), c.state_dim));
     }
     finite("state", &inputs.state)?;
-    if let Some(noise) = &inputs.noise {
+    if let Some(end) = inputs.end.filter(|end| *end as usize >= c.vocab_size) {
+        return Err(format!("an answer that ends with token {end}, the vocabulary has {}", c.vocab_size));
+    }
+    if let Some(noise) = inputs.noise.as_ref().filter(|_| c.kind != Kind::Pi0Fast) {
         if noise.len() != c.horizon * c.action_dim {
             return Err(format!("noise of {} values, wanted {} x {}", noise.len(), c.horizon, c.action_dim));
         }
@@ -192,6 +222,9 @@ fn check(c: &Config, inputs: &Inputs, cameras: usize) -> Result<(), String> {
     }
     match &inputs.rtc {
         None => {}
+        Some(_) if c.kind == Kind::Pi0Fast => {
+            return Err("real-time chunking, of which π0-FAST has none: it denoises nothing".into());
+        }
         Some(Rtc::Guided(g)) => {
             if g.previous.len() > c.horizon * c.action_dim || !g.previous.len().is_multiple_of(c.action_dim) {
                 let what = "previous chunk of";

@@ -1,10 +1,11 @@
-//! π0 and π0.5, one network written once, generic over the device.
+//! π0, π0.5 and π0-FAST, one network written once, generic over the device.
 //!
-//! Start at [`Pi0::sample_actions`]; [`siglip`] and [`gemma`] hold the layers, [`modulation`] what drives π0.5's norms,
+//! Start at [`Pi0::sample_actions`]; `answer.rs` is what π0-FAST does in place of denoising; [`siglip`] and [`gemma`] hold the layers, [`modulation`] what drives π0.5's norms,
 //! [`layout`] says how a batch is packed, [`weights`] lists every tensor, [`Checkpoint`] reads them, [`golden`] names intermediates as the references do.
 
 #![forbid(unsafe_code)]
 
+mod answer;
 pub mod cases;
 mod checkpoint;
 mod config;
@@ -21,7 +22,7 @@ pub mod synth;
 pub mod weights;
 
 pub use checkpoint::{Checkpoint, NamedConfig, OpenOptions, Origin};
-pub use config::{Config, Family, GemmaConfig, Kind, TimeSchedule, VisionConfig};
+pub use config::{AnswerConfig, BOS, Config, EOS, Family, GemmaConfig, Kind, TimeSchedule, VisionConfig};
 pub use error::ModelError;
 pub use gemma::Extent;
 pub use inputs::{Inputs, SampleOptions};

@@ -1,6 +1,7 @@
-//! π0 and π0.5: images, prompt and state in, a chunk of actions out. The names are openpi's.
+//! π0, π0.5 and π0-FAST: images, prompt and state in, a chunk of actions out. The names are openpi's.
 //!
-//! The two differ in how state and time reach the action expert, [`Conditioning`], and in nothing else.
+//! π0 and π0.5 differ in how state and time reach the action expert, [`Conditioning`], and in nothing else. π0-FAST has no
+//! expert: the language model itself goes on behind the prompt ([`crate::answer`]).
 //!
 //! Shapes: B robots, R packed prefix rows, T horizon, A action_dim, W the expert's width, N steps.
 
@@ -11,6 +12,7 @@ use rand_chacha::ChaCha12Rng;
 use rand_chacha::rand_core::SeedableRng;
 use rand_distr::{Distribution, StandardNormal};
 
+use crate::answer::Answer;
 use crate::gemma::{Extent, Gemma, LayerCache, Norms};
 use crate::layout::Layout;
 use crate::modulation::{Drive, ModulationCache, Modulations};
@@ -33,14 +35,27 @@ pub struct Pi0<D: Device> {
     checkpoint: Checkpoint,
     vision: SigLip<D>,
     projector: D::Weight,
-    embed_tokens: D::Weight,
-    language: Gemma<D>,
-    expert: Gemma<D>,
+    pub(crate) embed_tokens: D::Weight,
+    pub(crate) language: Gemma<D>,
+    tail: Tail<D>,
+    /// The first weight that is NaN or infinite, if any; looked for when a result first is.
+    bad_weight: OnceLock<Option<(String, usize)>>,
+}
+
+/// What makes actions of the prefix.
+enum Tail<D: Device> {
+    /// π0 and π0.5 denoise them.
+    Expert(Expert<D>),
+    /// π0-FAST writes them as tokens.
+    Answer(Answer<D>),
+}
+
+/// The action expert and what stands around it.
+struct Expert<D: Device> {
+    tower: Gemma<D>,
     conditioning: Conditioning<D>,
     action_in_proj: D::Weight,
     action_out_proj: D::Weight,
-    /// The first weight that is NaN or infinite, if any; looked for when a result first is.
-    bad_weight: OnceLock<Option<(String, usize)>>,
 }
 
 /// How state and time reach the action expert.
@@ -63,7 +78,8 @@ pub trait ActionModel {
     /// Sizes and schedule.
     fn config(&self) -> &Config;
 
-    /// One chunk of actions `[T, A]` for each input, still normalized.
+    /// One chunk of actions `[T, A]` for each input, still normalized; of π0-FAST the tokens `[1, n]` of the answer that
+    /// they are to be read from.
     fn sample_actions(
         &self,
         batch: &[Inputs],
@@ -143,48 +159,22 @@ impl<D: Device> Pi0<D> {
         progress: &dyn Fn(u64),
     ) -> Result<Self, ModelError> {
         let c = &checkpoint.config;
+        let whole = extent == Extent::Whole || c.kind == Kind::Pi0Fast;
         let loading = checkpoint.preferring(&device.preferred())?;
-        let _reading = loading.read_ahead(|name| extent == Extent::Whole || !unread(name, c.gemma.depth));
+        let _reading = loading.read_ahead(|name| whole || !unread(name, c.gemma.depth));
         let w = Weights::new(&device, &loading, progress).counting(&checkpoint);
-        let width = c.expert.width;
         let vision = SigLip::load(&c.vision, &w.pp(VISION))?;
         let projector = w.linear_bias(&[PROJECTOR])?;
-        let language = Gemma::load(&c.gemma, &w.pp(LANGUAGE), Norms::Rms, extent)?;
-        let (norms, conditioning) = match c.kind {
-            Kind::Pi0 => {
-                let mlp_in = |bias, columns| w.linear_exact("action_time_mlp_in", bias, Some(columns));
-                let rows = Conditioning::Rows {
-                    state_proj: w.linear_exact("state_proj", true, None)?,
-                    action_mlp_in: mlp_in(false, 0..width)?,
-                    time_mlp_in: mlp_in(true, width..2 * width)?,
-                    action_time_mlp_out: w.linear_exact("action_time_mlp_out", true, None)?,
-                };
-                (Norms::Rms, rows)
-            }
-            Kind::Pi05 => {
-                let cache = ModulationCache::new();
-                cache.get(&device, &loading, &c.schedule.times(c.num_steps))?;
-                (Norms::Adaptive, Conditioning::Norms(cache))
-            }
+        let of_prefix = if whole { Extent::Whole } else { extent };
+        let language = Gemma::load(&c.gemma, &w.pp(LANGUAGE), Norms::Rms, of_prefix)?;
+        let tail = match c.kind {
+            Kind::Pi0 | Kind::Pi05 => Tail::Expert(Expert::load(&device, &loading, &w)?),
+            Kind::Pi0Fast => Tail::Answer(Answer::load(c, &w, extent)?),
         };
-        let expert = Gemma::load(&c.expert, &w.pp(EXPERT), norms, Extent::Whole)?;
-        let action_in_proj = w.linear_exact("action_in_proj", true, None)?;
-        let action_out_proj = w.linear_exact("action_out_proj", true, None)?;
         // Last: where it is decompressed, that takes as long as much of the rest.
         let embed_tokens = w.embedding(EMBED)?;
-        Ok(Self {
-            vision,
-            projector,
-            embed_tokens,
-            language,
-            expert,
-            conditioning,
-            action_in_proj,
-            action_out_proj,
-            bad_weight: OnceLock::new(),
-            device,
-            checkpoint,
-        })
+        let bad_weight = OnceLock::new();
+        Ok(Self { vision, projector, embed_tokens, language, tail, bad_weight, device, checkpoint })
     }
 
     /// Sizes and schedule.
@@ -197,13 +187,17 @@ impl<D: Device> Pi0<D> {
         &self.device
     }
 
-    /// One chunk of actions `[T, A]` for each input, still normalized.
+    /// One chunk of actions `[T, A]` for each input, still normalized; of π0-FAST the tokens `[1, n]` of the answer that
+    /// they are to be read from.
     pub fn sample_actions(
         &self,
         batch: &[Inputs],
         options: &SampleOptions,
     ) -> Result<Vec<HostTensor>, ModelError> {
         let (d, c) = (&self.device, self.config());
+        if let Tail::Answer(answer) = &self.tail {
+            return self.write_answers(answer, batch, options);
+        }
         let layout = Layout::new(c, batch)?;
         let times = c.schedule.times(check_steps(options.steps.unwrap_or(c.num_steps))?);
 
@@ -252,7 +246,8 @@ impl<D: Device> Pi0<D> {
         let patches = d.upload(layout.images.len() * layout.patches, c.vision.patch_values(), &patches)?;
         let images = self.vision.forward(d, &patches, &self.projector)?;
         let _scope = Scope::new(d, format_args!("prefix"));
-        let tokens: Vec<u32> = batch.iter().flat_map(|i| i.tokens.iter().copied()).collect();
+        let last = c.last_of_prompt();
+        let tokens: Vec<u32> = batch.iter().flat_map(|i| i.tokens.iter().copied().chain(last)).collect();
         let embs = match tokens.as_slice() {
             [] => images,
             tokens => {
@@ -285,7 +280,7 @@ impl<D: Device> Pi0<D> {
         times: &[f32],
     ) -> Result<Steps<D>, ModelError> {
         let (d, c) = (&self.device, self.config());
-        let condition = match &self.conditioning {
+        let condition = match &self.expert()?.conditioning {
             Conditioning::Rows { state_proj, time_mlp_in, .. } => {
                 let _scope = Scope::new(d, format_args!("suffix"));
                 let states: Vec<f32> = batch.iter().flat_map(|i| i.state.iter().copied()).collect();
@@ -330,7 +325,7 @@ impl<D: Device> Pi0<D> {
     /// Forgets what is kept between inferences, which follows from the time alone: for whoever changes what the device
     /// computes meanwhile.
     pub fn forget(&self) {
-        if let Conditioning::Norms(cache) = &self.conditioning {
+        if let Tail::Expert(Expert { conditioning: Conditioning::Norms(cache), .. }) = &self.tail {
             cache.clear();
         }
     }
@@ -342,11 +337,11 @@ impl<D: Device> Pi0<D> {
         step: usize,
         steps: &Steps<D>,
     ) -> Result<D::Tensor, ModelError> {
-        let d = &self.device;
-        let action_emb = d.linear(x_t, &self.action_in_proj)?;
+        let (d, expert) = (&self.device, self.expert()?);
+        let action_emb = d.linear(x_t, &expert.action_in_proj)?;
         d.tap("action_emb", &action_emb);
         let (Conditioning::Rows { action_mlp_in, action_time_mlp_out, .. }, Condition::Rows { times, .. }) =
-            (&self.conditioning, &steps.condition)
+            (&expert.conditioning, &steps.condition)
         else {
             return Ok(action_emb);
         };
@@ -377,7 +372,8 @@ impl<D: Device> Pi0<D> {
                 let count = d.shape(&actions)[0];
                 let drive = Some(Drive { modulations, rows: &rows[step * count..(step + 1) * count] });
                 let (positions, spans) = (&steps.positions, &steps.first_spans);
-                let out = self.expert.forward(d, actions, positions, &[&prefix.0], spans, drive, drop)?;
+                let out =
+                    self.expert()?.tower.forward(d, actions, positions, &[&prefix.0], spans, drive, drop)?;
                 return self.velocity(out, drive);
             }
             Condition::Rows { states, .. } => states,
@@ -385,7 +381,15 @@ impl<D: Device> Pi0<D> {
         let robots = d.shape(states)[0];
         if let Some(states) = state_cache {
             let (positions, cached) = (&steps.positions[robots..], [&*prefix.0, states]);
-            let out = self.expert.forward(d, actions, positions, &cached, &steps.later_spans, None, drop)?;
+            let out = self.expert()?.tower.forward(
+                d,
+                actions,
+                positions,
+                &cached,
+                &steps.later_spans,
+                None,
+                drop,
+            )?;
             return self.velocity(out, None);
         }
         let embs = d.concat_rows(&[states, &actions])?;
@@ -393,7 +397,7 @@ impl<D: Device> Pi0<D> {
         let mut layers = Vec::with_capacity(prefix.0.len());
         let keep = |layer| layers.push(layer);
         let (positions, spans) = (&steps.positions, &steps.first_spans);
-        let out = self.expert.forward(d, embs, positions, &[&prefix.0], spans, None, keep)?;
+        let out = self.expert()?.tower.forward(d, embs, positions, &[&prefix.0], spans, None, keep)?;
         let v_t = self.velocity(out, None)?;
         let states = |l: &LayerCache<D>| {
             Ok(LayerCache { k: d.slice_rows(&l.k, 0..robots)?, v: d.slice_rows(&l.v, 0..robots)? })
@@ -405,8 +409,9 @@ impl<D: Device> Pi0<D> {
     /// What the expert's last layer leaves, as velocities: `action_out_proj(norm(out))`.
     fn velocity(&self, out: Option<D::Tensor>, drive: Option<Drive<'_, D>>) -> Result<D::Tensor, ModelError> {
         let out = out.expect("the expert is loaded whole");
-        let norm = self.expert.norm(&self.device, drive);
-        let call = Dense { norm, norm_tap: Some("norm"), ..Dense::new(&out, &self.action_out_proj) };
+        let expert = self.expert()?;
+        let norm = expert.tower.norm(&self.device, drive);
+        let call = Dense { norm, norm_tap: Some("norm"), ..Dense::new(&out, &expert.action_out_proj) };
         Ok(dense(&self.device, &call)?)
     }
 
@@ -431,21 +436,77 @@ impl<D: Device> Pi0<D> {
         Ok(d.upload(v.rows(), v.cols(), &v.data)?)
     }
 
+    /// Makes sure that a result means something.
+    pub(crate) fn check_finite(&self, data: &[f32]) -> Result<(), ModelError> {
+        if data.iter().all(|x| x.is_finite()) {
+            return Ok(());
+        }
+        // Once: reading gigabytes for every request that is out of all proportion would stop a server.
+        let bad_weight = self.bad_weight.get_or_init(|| self.checkpoint.find_not_finite().ok().flatten());
+        Err(ModelError::NotFinite(match bad_weight {
+            Some((name, i)) => format!("the weight {name} holds NaN or infinity at index {i}"),
+            None => {
+                "all weights are finite; sums overflowed, so the state, the noise or the previous chunk is \
+                     out of all proportion"
+                    .into()
+            }
+        }))
+    }
+
+    /// What denoises.
+    fn expert(&self) -> Result<&Expert<D>, ModelError> {
+        match &self.tail {
+            Tail::Expert(expert) => Ok(expert),
+            Tail::Answer(_) => {
+                Err(ModelError::Call("π0-FAST has no action expert: it denoises nothing".into()))
+            }
+        }
+    }
+
+    /// What writes answers.
+    pub(crate) fn answer(&self) -> Result<&Answer<D>, ModelError> {
+        match &self.tail {
+            Tail::Answer(answer) => Ok(answer),
+            Tail::Expert(_) => Err(ModelError::Call(format!("{} writes no answers", self.config().kind))),
+        }
+    }
+
     /// Splits the batch, after making sure that the result means something.
     fn finish(&self, x: HostTensor) -> Result<Vec<HostTensor>, ModelError> {
         let c = self.config();
-        if x.data.iter().any(|x| !x.is_finite()) {
-            // Once: reading gigabytes for every request that is out of all proportion would stop a server.
-            let bad_weight = self.bad_weight.get_or_init(|| self.checkpoint.find_not_finite().ok().flatten());
-            return Err(ModelError::NotFinite(match bad_weight {
-                Some((name, i)) => format!("the weight {name} holds NaN or infinity at index {i}"),
-                None => "all weights are finite; sums overflowed, so the state, the noise or the previous chunk is \
-                         out of all proportion"
-                    .into(),
-            }));
-        }
+        self.check_finite(&x.data)?;
         let chunk = |data: &[f32]| HostTensor::new([c.horizon, c.action_dim], data.to_vec());
         Ok(x.data.chunks_exact(c.horizon * c.action_dim).map(chunk).collect())
+    }
+}
+
+impl<D: Device> Expert<D> {
+    fn load(device: &D, checkpoint: &Checkpoint, w: &Weights<'_, D>) -> Result<Self, ModelError> {
+        let c = &checkpoint.config;
+        let width = c.expert.width;
+        let (norms, conditioning) = match c.kind {
+            Kind::Pi05 => {
+                let cache = ModulationCache::new();
+                cache.get(device, checkpoint, &c.schedule.times(c.num_steps))?;
+                (Norms::Adaptive, Conditioning::Norms(cache))
+            }
+            _ => {
+                let mlp_in = |bias, columns| w.linear_exact("action_time_mlp_in", bias, Some(columns));
+                let rows = Conditioning::Rows {
+                    state_proj: w.linear_exact("state_proj", true, None)?,
+                    action_mlp_in: mlp_in(false, 0..width)?,
+                    time_mlp_in: mlp_in(true, width..2 * width)?,
+                    action_time_mlp_out: w.linear_exact("action_time_mlp_out", true, None)?,
+                };
+                (Norms::Rms, rows)
+            }
+        };
+        Ok(Self {
+            tower: Gemma::load(&c.expert, &w.pp(EXPERT), norms, Extent::Whole)?,
+            conditioning,
+            action_in_proj: w.linear_exact("action_in_proj", true, None)?,
+            action_out_proj: w.linear_exact("action_out_proj", true, None)?,
+        })
     }
 }
 

@@ -173,6 +173,8 @@ fn scale(name: &str, shape: &[usize]) -> (f32, f32) {
     }
     let fan_in = shape[1..].iter().product::<usize>() as f32;
     let gain = match leaf {
+        // Tokens well apart, so that rounding does not choose between them.
+        "lm_head" => 4.0,
         "dense" => 0.3,
         "position_embedding" => return (0.0, 0.5),
         "patch_embedding" => 1.7,

@@ -2,8 +2,9 @@
 
 use std::fmt::Display;
 use std::ops::Range;
+use std::sync::Arc;
 
-use pi0_device::{Device, LinearPart, NormKind, WeightSource};
+use pi0_device::{Bytes, Device, LinearPart, NormKind, TensorSource, WeightSource};
 
 use crate::{Checkpoint, Config, Kind, ModelError};
 
@@ -13,7 +14,7 @@ pub(crate) const LANGUAGE: &str = "paligemma_with_expert.paligemma.model.languag
 pub(crate) const EXPERT: &str = "paligemma_with_expert.gemma_expert.model";
 /// The token embedding table.
 pub const EMBED: &str = "paligemma_with_expert.paligemma.model.language_model.embed_tokens.weight";
-/// Its alias, under which converted files usually hold it.
+/// Its alias, under which converted files usually hold it. Of π0-FAST it may be another matrix: the vocabulary head.
 pub const LM_HEAD: &str = "paligemma_with_expert.paligemma.lm_head.weight";
 
 /// Every tensor of the network: canonical name and shape.
@@ -51,7 +52,11 @@ pub fn expected_tensors(c: &Config) -> Vec<(String, Vec<usize>)> {
     put(format!("{PROJECTOR}.bias"), &[c.gemma.width]);
 
     put(EMBED.into(), &[c.vocab_size, c.gemma.width]);
-    for (tower, g) in [(LANGUAGE, &c.gemma), (EXPERT, &c.expert)] {
+    if c.answer.as_ref().is_some_and(|answer| !answer.tied) {
+        put(LM_HEAD.into(), &[c.vocab_size, c.gemma.width]);
+    }
+    let towers = [(LANGUAGE, &c.gemma), (EXPERT, &c.expert)];
+    for (tower, g) in towers.into_iter().take(if c.kind == Kind::Pi0Fast { 1 } else { 2 }) {
         let (w, q, kv) = (g.width, g.num_heads * g.head_dim, g.num_kv_heads * g.head_dim);
         for i in 0..g.depth {
             let layer = format!("{tower}.layers.{i}");
@@ -82,6 +87,9 @@ pub fn expected_tensors(c: &Config) -> Vec<(String, Vec<usize>)> {
         }
     }
 
+    if c.kind == Kind::Pi0Fast {
+        return table;
+    }
     let w = c.expert.width;
     let mut projections = vec![("action_in_proj", w, c.action_dim), ("action_out_proj", c.action_dim, w)];
     projections.extend(match c.kind {
@@ -91,6 +99,7 @@ pub fn expected_tensors(c: &Config) -> Vec<(String, Vec<usize>)> {
             ("action_time_mlp_out", w, w),
         ],
         Kind::Pi05 => vec![("time_mlp_in", w, w), ("time_mlp_out", w, w)],
+        Kind::Pi0Fast => vec![],
     });
     for (name, out, inputs) in projections {
         put(format!("{name}.weight"), &[out, inputs]);
@@ -140,6 +149,25 @@ impl<'a, D: Device> Weights<'a, D> {
     /// Linear layers without bias, stacked on their outputs.
     pub fn linear(&self, names: &[&str]) -> Result<D::Weight, ModelError> {
         self.linear_of(names, false, false, None)
+    }
+
+    /// Some rows of a matrix, in this order, as a linear layer without bias. All of them where none are named.
+    pub fn rows(&self, full_name: &str, rows: Option<&[u32]>) -> Result<D::Weight, ModelError> {
+        let all = self.checkpoint.tensor(full_name);
+        let stored = all.byte_count() as u64;
+        let weight = match rows {
+            None => all,
+            Some(rows) => {
+                all.fetch()?;
+                let bytes = all.cols() * all.dtype.size();
+                let row = |&row: &u32| &all.bytes()[row as usize * bytes..][..bytes];
+                let picked: Vec<u8> = rows.iter().flat_map(row).copied().collect();
+                let shape = vec![rows.len(), all.cols()];
+                TensorSource::new(all.name.clone(), all.dtype, shape, Bytes::Owned(Arc::new(picked)))?
+            }
+        };
+        let parts = vec![LinearPart { weight, bias: None, columns: None }];
+        self.prepare(WeightSource::Linear { parts, exact: false }, stored)
     }
 
     /// Linear layers with bias, stacked on their outputs.
@@ -192,12 +220,7 @@ impl<'a, D: Device> Weights<'a, D> {
         self.norm(NormKind::Rms, name, None)
     }
 
-    fn norm(
-        &self,
-        kind: NormKind,
-        name: &str,
-        bias: Option<pi0_device::TensorSource>,
-    ) -> Result<D::Weight, ModelError> {
+    fn norm(&self, kind: NormKind, name: &str, bias: Option<TensorSource>) -> Result<D::Weight, ModelError> {
         let weight = self.checkpoint.tensor(&self.name(&format!("{name}.weight")));
         let stored = weight.byte_count() as u64;
         self.prepare(WeightSource::Norm { kind, weight, bias, eps: 1e-6 }, stored)

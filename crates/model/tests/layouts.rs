@@ -222,7 +222,13 @@ fn openpis_own_training_in_pytorch_needs_no_configuration() {
     // Heads cannot be told from shapes.
     remove("arch.json");
     assert!(error(dir.path()).contains("--arch FILE"));
-    let named = NamedConfig { name: "pi0_aloha".into(), kind: Kind::Pi0, horizon: 50, max_tokens: None };
+    let named = NamedConfig {
+        name: "pi0_aloha".into(),
+        kind: Kind::Pi0,
+        horizon: 50,
+        action_dim: 32,
+        max_tokens: None,
+    };
     let options = OpenOptions { arch: Some(tiny().join("arch.json")), named: Some(named), adapter: None };
     assert_eq!(Checkpoint::open_with(dir.path(), &options).unwrap().config.horizon, 16);
 }

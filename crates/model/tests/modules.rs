@@ -8,7 +8,7 @@ pi0_model::module_tests!(Reference, Format::F32);
 
 #[test]
 fn names_are_unique_and_found_by_prefix() {
-    for kind in [Kind::Pi0, Kind::Pi05] {
+    for kind in Kind::ALL {
         let all = Module::all(kind);
         for m in &all {
             assert_eq!(Module::named(m.name()), [*m]);
@@ -19,7 +19,8 @@ fn names_are_unique_and_found_by_prefix() {
             }
         }
     }
-    assert_eq!((Module::all(Kind::Pi0).len(), Module::all(Kind::Pi05).len()), (26, 28));
+    assert_eq!(Kind::ALL.map(|kind| Module::all(kind).len()), [26, 28, 18]);
+    assert_eq!(Module::named("answer").len(), 3);
     assert_eq!(Module::named("gemma").len(), 13);
     assert_eq!(Module::named("gemma.expert").len(), 7);
     assert!(Module::named("gem").is_empty() && Module::named("").is_empty());

@@ -2,8 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::Result;
-use pi0_model::Config;
+use anyhow::{Result, bail};
+use pi0_model::{Checkpoint, Config};
 use pi0_policy::{Filter, LerobotVersion, Pad, Policy, PolicyOptions};
 
 /// What the checkpoint does not say, or what the user wants otherwise.
@@ -41,6 +41,20 @@ pub struct PolicyArgs {
     /// The lerobot that wrote the checkpoint, where its files do not tell
     #[arg(long, value_name = "VERSION", value_enum)]
     pub lerobot_version: Option<Version>,
+    /// π0-FAST: folder of the codec (processor_config.json and tokenizer.json of physical-intelligence/fast) [default:
+    /// action_tokenizer/ beside the checkpoint]
+    #[arg(long, value_name = "DIR")]
+    pub action_tokenizer: Option<PathBuf>,
+    /// π0-FAST: refuse answers that are not what they should be, instead of warning
+    #[arg(long)]
+    pub strict: bool,
+    /// π0-FAST: draw tokens at this temperature; 0 takes the likeliest [default: as the checkpoint says, else 0]
+    #[arg(long, value_name = "T")]
+    pub temperature: Option<f32>,
+    /// π0-FAST: choose among the tokens of valid answers alone. Valid answers are the same, and take a fifth less to write;
+    /// what would have been malformed becomes something else
+    #[arg(long)]
+    pub answer_tokens: bool,
     /// Bars of images that are not square [default: as the checkpoint was trained]
     #[arg(long, value_enum)]
     pub pad: Option<Bars>,
@@ -105,11 +119,34 @@ impl PolicyArgs {
             adapt_to_pi: self.adapt_to_pi,
             delta_actions: self.delta_actions,
             state_in_prompt: self.state_in_prompt,
+            action_tokenizer: self.action_tokenizer.clone(),
+            strict: self.strict,
             lerobot_version: self.lerobot_version.map(|version| match version {
                 Version::V0_4 => LerobotVersion::V0_4,
                 Version::V0_5 => LerobotVersion::V0_5,
             }),
         })
+    }
+
+    /// Tells the network what these flags say of its answers.
+    pub fn answer(&self, checkpoint: &mut Checkpoint, policy: &Policy) -> Result<()> {
+        let Some(answer) = &mut checkpoint.config.answer else {
+            match (self.temperature, self.answer_tokens) {
+                (Some(_), _) => bail!("--temperature: only π0-FAST draws tokens"),
+                (_, true) => bail!("--answer-tokens: only π0-FAST writes tokens"),
+                _ => return Ok(()),
+            }
+        };
+        if let Some(temperature) = self.temperature {
+            if !temperature.is_finite() || temperature < 0.0 {
+                bail!("--temperature is {temperature}, wanted a number from 0");
+            }
+            answer.temperature = temperature;
+        }
+        if self.answer_tokens {
+            answer.only = Some(policy.answer_tokens()?);
+        }
+        Ok(())
     }
 
     /// The policy of a checkpoint.

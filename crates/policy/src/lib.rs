@@ -4,6 +4,8 @@
 //! Where to look: `openpi/` and `lerobot/` hold what each family of checkpoints says and means; both come down to a
 //! list of steps, which `pipeline/` runs; `statistics.rs` finds what they normalize with. `observation/` turns images into the network's, `prompt/` words into tokens.
 //!
+//! `fast/` is π0-FAST's codec.
+//!
 //! [`Policy::load`] works out from a checkpoint directory what to do; [`Policy::preprocess`] and
 //! [`Policy::postprocess`] do it; [`Policy::summary`] tells what was worked out.
 
@@ -11,6 +13,7 @@
 
 mod assemble;
 mod error;
+mod fast;
 mod files;
 mod lerobot;
 mod load;
@@ -26,11 +29,14 @@ mod statistics;
 mod summary;
 
 pub use error::{Error, Result, Warning};
-pub use lerobot::{LerobotProcessors, TINY_TOKENIZER, VectorStats, write_lerobot_processors};
+pub use fast::{Became, Damage, Decoded, FastCodec, Precision, Reply, ReplyFault, ReplyForm, ReplyReader};
+pub use lerobot::{
+    LerobotProcessors, TINY_CODEC, TINY_TOKENIZER, VectorStats, tiny_fast_tokenizer, write_lerobot_processors,
+};
 pub use observation::{Filter, Image, Layout, MAX_SIDE, Observation, Pad, Pixels, Resize};
 pub use openpi::{CONFIGS, OpenPiConfig};
 pub use pipeline::{Formula, StateLength};
 pub use policy::{Actions, LerobotVersion, ModelFacts, Policy, PolicyOptions, Prepared, RobotChoice};
-pub use prompt::{PromptFormat, Rounding, StateText, TOKENIZER_FILES, Tokenizer};
+pub use prompt::{PromptFormat, Rounding, StateForm, StateText, TOKENIZER_FILES, Tokenizer};
 pub use robot::{AlohaUnits, OPENPI_CAMERAS, Robot, RobotCamera};
-pub use summary::{CameraSummary, Family, Normalization, Summary, TokenizerSummary};
+pub use summary::{ActionTokenizerSummary, CameraSummary, Family, Normalization, Summary, TokenizerSummary};

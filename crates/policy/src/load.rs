@@ -23,11 +23,11 @@ pub(crate) fn load(directory: &Path, facts: ModelFacts, options: &PolicyOptions)
     let config = directory.join("config.json");
     let kind = if config.is_file() { read_json::<Probe>(&config)?.kind } else { None };
     match kind.as_deref() {
-        Some("pi0" | "pi05") => lerobot::load(directory, facts, options),
+        Some("pi0" | "pi05" | "pi0_fast") => lerobot::load(directory, facts, options),
         Some(other) => Err(Error::Unsupported {
             path: config,
             what: format!("a policy of type {other:?}"),
-            advice: "this program runs pi0 and pi05".into(),
+            advice: "this program runs pi0, pi05 and pi0_fast".into(),
         }),
         // openpi's converter writes no type, its training no config.json at all.
         None => openpi::load(directory, facts, options),

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use pi0_model::{Config, Inputs, Kind};
 
+use crate::fast::{Reply, ReplyForm, ReplyReader};
 use crate::observation::LayoutRule;
 use crate::observation::{Filter, Pad, Resize};
 use crate::pipeline::{InputStep, OutputStep, StateLength, Transition, finite, run_outputs};
@@ -28,8 +29,10 @@ pub struct ModelFacts {
     pub image_size: usize,
     /// Rows of the token embedding.
     pub vocab_size: usize,
-    /// A π0.5 network.
-    pub pi05: bool,
+    /// Which network of the family.
+    pub kind: Kind,
+    /// Whether horizon and width of an action are this network's: openpi's π0-FAST checkpoints do not say them.
+    pub chunk_known: bool,
 }
 
 impl From<&Config> for ModelFacts {
@@ -41,7 +44,8 @@ impl From<&Config> for ModelFacts {
             max_tokens: c.max_tokens,
             image_size: c.vision.image_size,
             vocab_size: c.vocab_size,
-            pi05: c.kind == Kind::Pi05,
+            kind: c.kind,
+            chunk_known: c.answer.as_ref().is_none_or(|answer| answer.sizes_known),
         }
     }
 }
@@ -106,6 +110,10 @@ pub struct PolicyOptions {
     pub state_in_prompt: Option<bool>,
     /// Which lerobot wrote the checkpoint, where its files do not tell.
     pub lerobot_version: Option<LerobotVersion>,
+    /// Folder of π0-FAST's codec.
+    pub action_tokenizer: Option<PathBuf>,
+    /// Refuses whatever answer of π0-FAST is not what it should be, instead of warning.
+    pub strict: bool,
 }
 
 /// Releases of lerobot that write the same files and mean different things by them.
@@ -193,6 +201,11 @@ pub struct Policy {
     pub(crate) cols: usize,
     pub(crate) default_prompt: Option<String>,
     pub(crate) tokenizer: Option<Tokenizer>,
+    /// π0-FAST: what reads its answers; none while the codec is missing.
+    pub(crate) replies: Option<ReplyReader>,
+    pub(crate) strict: bool,
+    /// Whether cameras that send nothing are black images, which the network looks at, and not masked.
+    pub(crate) black: bool,
     /// What each name of an image means.
     pub(crate) names: HashMap<String, Meaning>,
     /// Names under which the state may come, where no robot names its parts.
@@ -222,6 +235,8 @@ pub struct Actions {
     pub cols: usize,
     /// `[rows, cols]`. Where upstream computes in f32, these are f32 values.
     pub data: Vec<f64>,
+    /// What the robot's people should know of them.
+    pub warnings: Vec<Warning>,
 }
 
 impl Actions {
@@ -258,12 +273,74 @@ impl Policy {
     /// Whether the policy can run, and if not, what has to be settled first.
     ///
     /// # Errors
-    /// [`Error::NotReady`] or [`Error::NoTokenizer`], as [`preprocess`](Self::preprocess) would say for any observation.
+    /// [`Error::NotReady`], [`Error::NoTokenizer`] or [`Error::NoActionTokenizer`], as [`preprocess`](Self::preprocess) would say for any observation.
     pub fn ready(&self) -> Result<()> {
         if !self.missing.is_empty() {
             return Err(Error::NotReady(self.missing.clone()));
         }
-        self.tokenizer().map(drop)
+        self.tokenizer()?;
+        self.replies().map(drop)
+    }
+
+    /// What reads the answers of π0-FAST; none of the other networks.
+    fn replies(&self) -> Result<Option<&ReplyReader>> {
+        match &self.replies {
+            None if self.facts.kind == Kind::Pi0Fast => {
+                Err(Error::NoActionTokenizer { path: self.directory.clone() })
+            }
+            reader => Ok(reader.as_ref()),
+        }
+    }
+
+    /// Whether the network writes its actions as tokens: π0-FAST.
+    pub fn writes_tokens(&self) -> bool {
+        self.facts.kind == Kind::Pi0Fast
+    }
+
+    /// π0-FAST: the token that ends an answer; none of the other networks.
+    ///
+    /// # Errors
+    /// Tokenizer or codec are missing.
+    pub fn answer_end(&self) -> Result<Option<u32>> {
+        let tokenizer = self.tokenizer()?;
+        self.replies()?.map(|reader| reader.end(tokenizer)).transpose()
+    }
+
+    /// π0-FAST: the normalized chunk that an answer stands for.
+    ///
+    /// # Errors
+    /// As [`postprocess`](Self::postprocess).
+    pub fn read_answer(&self, answer: &[f32]) -> Result<Reply> {
+        let reader = self.replies()?.ok_or_else(|| Error::Actions("the network writes no answers".into()))?;
+        let token = |&x: &f32| {
+            let id = x as u32;
+            (id as f32 == x)
+                .then_some(id)
+                .ok_or_else(|| Error::Actions(format!("{x} is no token of an answer")))
+        };
+        let answer = answer.iter().map(token).collect::<Result<Vec<_>>>()?;
+        let mut reply = reader.read(&answer, self.tokenizer()?)?;
+        if self.strict && !reply.faults.is_empty() {
+            return Err(Error::Reply(reply.faults));
+        }
+        // lerobot's tensors are f32 from here on.
+        if reader.form() != ReplyForm::OpenPi {
+            reply.actions.iter_mut().for_each(|x| *x = f64::from(*x as f32));
+        }
+        Ok(reply)
+    }
+
+    /// π0-FAST: the tokens of which a valid answer is made, in ascending order.
+    ///
+    /// # Errors
+    /// The network is another, or the codec is missing.
+    pub fn answer_tokens(&self) -> Result<Vec<u32>> {
+        match self.replies()? {
+            Some(reader) => reader.ids(self.tokenizer()?),
+            None => {
+                Err(Error::Option { option: "--answer-tokens", why: "only π0-FAST writes tokens".into() })
+            }
+        }
     }
 
     fn tokenizer(&self) -> Result<&Tokenizer> {
@@ -292,32 +369,56 @@ impl Policy {
         let mut state: Vec<f32> = transition.state.iter().map(|&x| x as f32).collect();
         state.resize(self.facts.state_dim, 0.0);
 
+        let end = self.answer_end()?;
         let image = |source: &Option<usize>| -> Result<Option<Vec<f32>>> {
-            let Some((key, image)) = source.map(|i| &observation.images[i]) else { return Ok(None) };
+            let Some((key, image)) = source.map(|i| &observation.images[i]) else {
+                return Ok(self.black.then(|| vec![-1.0; 3 * self.facts.image_size.pow(2)]));
+            };
             self.resize.apply(key, image, self.layout, self.facts.image_size).map(Some)
         };
         let images = sources.iter().map(image).collect::<Result<_>>()?;
-        let inputs = Inputs { images, tokens: transition.tokens, state, ..Inputs::default() };
+        let inputs = Inputs { images, tokens: transition.tokens, state, end, ..Inputs::default() };
         Ok(Prepared { inputs, warnings, reference: transition.reference })
     }
 
-    /// From what the network returns, `[horizon, action_dim]`, to what the robot takes.
+    /// From what the network returns, `[horizon, action_dim]` or, of π0-FAST, the tokens of an answer, to what the robot
+    /// takes.
+    ///
+    /// # Errors
+    /// An action is not finite, or the network's answer is malformed: always where no action may be read from it, and
+    /// whenever [`PolicyOptions::strict`] is set. Without that it is told in [`Actions::warnings`].
     pub fn postprocess(&self, actions: &[f32], prepared: &Prepared) -> Result<Actions> {
         let ModelFacts { horizon, action_dim, .. } = self.facts;
+        if self.writes_tokens() {
+            let reply = self.read_answer(actions)?;
+            let rows = reply.actions.chunks_exact(reply.shape[1]).map(<[f64]>::to_vec);
+            let warnings = reply.faults.into_iter().map(Warning::Reply).collect();
+            return self.finish(rows, prepared, warnings);
+        }
         if actions.len() != horizon * action_dim {
             let why = format!("got {} values, wanted {horizon} x {action_dim}", actions.len());
             return Err(Error::Actions(why));
         }
+        let rows = actions.chunks_exact(action_dim).map(|row| row.iter().map(|&x| f64::from(x)).collect());
+        self.finish(rows, prepared, Vec::new())
+    }
+
+    /// Normalized actions in the robot's units.
+    fn finish(
+        &self,
+        rows: impl Iterator<Item = Vec<f64>>,
+        prepared: &Prepared,
+        warnings: Vec<Warning>,
+    ) -> Result<Actions> {
         let mut data = Vec::with_capacity(self.rows * self.cols);
-        for (t, row) in actions.chunks_exact(action_dim).take(self.rows).enumerate() {
-            let mut action: Vec<f64> = row.iter().map(|&x| f64::from(x)).collect();
+        for (t, mut action) in rows.take(self.rows).enumerate() {
             run_outputs(&self.after, &mut action, &prepared.reference);
             if let Some(i) = action.iter().position(|x| !x.is_finite()) {
                 return Err(Error::Actions(format!("value {i} of step {t} is {}", action[i])));
             }
             data.extend(action);
         }
-        Ok(Actions { rows: self.rows, cols: self.cols, data })
+        Ok(Actions { rows: self.rows, cols: self.cols, data, warnings })
     }
 
     /// For each camera of the network, the position of its image in the observation.

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use serde::Serialize;
 
+use crate::fast::ReplyForm;
 use crate::observation::Resize;
 use crate::pipeline::{Formula, Normalizer, OPENPI_EPS};
 use crate::pipeline::{InputStep, OutputStep, StateLength};
@@ -56,11 +57,13 @@ pub struct Summary {
     pub aloha_units: Option<AlohaUnits>,
     /// Action dimensions that are relative to the state, `1` or `0` each; none: all absolute.
     pub relative_actions: Option<String>,
+    /// π0-FAST's codec; none: its answers cannot be read, or the network is another.
+    pub action_tokenizer: Option<ActionTokenizerSummary>,
     /// The tokenizer; none: no prompt can be read.
     pub tokenizer: Option<TokenizerSummary>,
     /// How the prompt becomes text.
     pub prompt_format: PromptFormat,
-    /// How π0.5's prompt holds the state; none: it does not.
+    /// How the prompt holds the state; none: it does not.
     pub state_in_prompt: Option<StateText>,
     /// Longest prompt in tokens.
     pub max_tokens: usize,
@@ -76,6 +79,21 @@ pub struct Summary {
     pub missing: Vec<String>,
     /// What may make the policy useless or wrong.
     pub problems: Vec<String>,
+}
+
+/// π0-FAST's codec in print.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct ActionTokenizerSummary {
+    /// Its folder.
+    pub path: PathBuf,
+    /// Codes.
+    pub codes: usize,
+    /// Actions of a chunk, and values of an action.
+    pub chunk: [usize; 2],
+    /// Whose way answers are read in.
+    pub form: ReplyForm,
+    /// Whether malformed answers are refused.
+    pub strict: bool,
 }
 
 /// A camera in print.
@@ -181,6 +199,13 @@ impl Summary {
                     Some(mask.iter().map(|&on| if on { '1' } else { '0' }).collect())
                 }
                 _ => None,
+            }),
+            action_tokenizer: policy.replies.as_ref().map(|reader| ActionTokenizerSummary {
+                path: reader.codec().directory().to_owned(),
+                codes: reader.codec().size(),
+                chunk: [reader.steps, reader.dims],
+                form: reader.form(),
+                strict: policy.strict,
             }),
             tokenizer: policy.tokenizer.as_ref().map(|tokenizer| TokenizerSummary {
                 path: tokenizer.path().to_owned(),

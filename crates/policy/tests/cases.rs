@@ -540,7 +540,10 @@ fn openpi_pi05_reads_quantiles_and_the_state_in_the_prompt() {
     let summary = policy.summary();
     assert_eq!(summary.config.as_deref(), Some("pi05_aloha"));
     assert_eq!(summary.state_normalization.as_ref().unwrap().kind, Formula::OpenPiQuantile);
-    assert_eq!(summary.state_in_prompt, Some(StateText { rounding: Rounding::F64, pad: 0 }));
+    assert_eq!(
+        summary.state_in_prompt,
+        Some(StateText { form: StateForm::Pi05, rounding: Rounding::F64, pad: 0 })
+    );
     assert_eq!(summary.max_tokens, 200);
     let image = Image::array(Pixels::U8(vec![0; 192].into()), [3, 8, 8]);
     let observation = Observation {

@@ -62,12 +62,15 @@ fn tokens(tokenizer: &Tokenizer, format: PromptFormat, text: &str, limit: usize)
 
 #[test]
 fn openpis_prompts() {
-    let text = StateText { rounding: Rounding::F64, pad: 0 };
+    let text = StateText { form: StateForm::Pi05, rounding: Rounding::F64, pad: 0 };
     for (case, tokenizer) in Case::all().iter().flat_map(|c| tokenizers().map(|t| (Case(c.0.clone()), t))) {
         let (name, task) = (case.name(), case.task());
         let state = text.write(task, &case.state());
         let pi05 = tokens(&tokenizer, PromptFormat::Verbatim, &state, 200);
         assert_eq!(pi05, case.ids("openpi", "pi05"), "{name}");
+        let fast = StateText { form: StateForm::FastOpenPi, ..text }.write(task, &case.state());
+        let fast = tokens(&tokenizer, PromptFormat::Verbatim, &fast, 250);
+        assert_eq!(fast, case.ids("openpi", "pi0_fast"), "{name}");
         let plain = |limit| tokens(&tokenizer, PromptFormat::OpenPi, task, limit);
         assert_eq!(plain(48), case.ids("openpi", "pi0"), "{name}");
         assert_eq!(plain(200), case.ids("openpi", "pi05_no_state"), "{name}: discrete_state_input=False");
@@ -76,7 +79,7 @@ fn openpis_prompts() {
 
 #[test]
 fn lerobots_prompts() {
-    let text = StateText { rounding: Rounding::F32, pad: 0 };
+    let text = StateText { form: StateForm::Pi05, rounding: Rounding::F32, pad: 0 };
     for (case, tokenizer) in Case::all().iter().flat_map(|c| tokenizers().map(|t| (Case(c.0.clone()), t))) {
         let (name, task) = (case.name(), case.task());
         let state = text.write(task, &case.state());
@@ -85,6 +88,12 @@ fn lerobots_prompts() {
         let family = if name.starts_with("markers/") { "openpi" } else { "lerobot" };
         let pi05 = tokens(&tokenizer, PromptFormat::Verbatim, &state, 200);
         assert_eq!(pi05, case.ids(family, "pi05"), "{name}");
+        let fast = StateText { form: StateForm::FastLerobot, ..text }.write(task, &case.state());
+        assert_eq!(fast, case.0["lerobot"]["pi0_fast_text"].as_str().unwrap(), "{name}");
+        let fast = tokens(&tokenizer, PromptFormat::Verbatim, &fast, 200);
+        if family == "lerobot" {
+            assert_eq!(fast, case.ids(family, "pi0_fast"), "{name}");
+        }
         let line = if task.ends_with('\n') { task.to_owned() } else { format!("{task}\n") };
         let pi0 = tokens(&tokenizer, PromptFormat::Verbatim, &line, 48);
         assert_eq!(pi0, case.ids(family, "pi0"), "{name}");
@@ -164,7 +173,10 @@ fn a_pi05_policy_of_lerobot_end_to_end() {
         Policy::load(&golden("policy_pi05"), ModelFacts::from(&checkpoint.config), &options).unwrap();
     policy.ready().unwrap();
     let summary = policy.summary();
-    assert_eq!(summary.state_in_prompt, Some(StateText { rounding: Rounding::F32, pad: 0 }));
+    assert_eq!(
+        summary.state_in_prompt,
+        Some(StateText { form: StateForm::Pi05, rounding: Rounding::F32, pad: 0 })
+    );
     assert_eq!(summary.state_normalization.unwrap().kind, Formula::LerobotRange);
     let [state, action, tokenizer] = summary.problems.as_slice() else { panic!("{:?}", summary.problems) };
     assert!(state.starts_with("dimensions [2] of observation.state never moved in training"), "{state}");
@@ -249,4 +261,153 @@ fn a_pi05_policy_of_an_older_lerobot_asks_which() {
             })
             .collect();
     assert_eq!(states.len(), 2);
+}
+
+/// lerobot's π0-FAST policy directory: raw images, state and task to a prompt, the answer to actions.
+#[test]
+fn a_fast_policy_of_lerobot_end_to_end() {
+    let said = read("policy_fast/e2e.json");
+    let bytes = std::fs::read(golden("policy_fast/e2e.safetensors")).unwrap();
+    let file = SafeTensors::deserialize(&bytes).unwrap();
+    let floats = |name: &str| -> Vec<f32> {
+        let tensor = file.tensor(name).unwrap();
+        tensor.data().as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect()
+    };
+    let checkpoint = Checkpoint::open(&golden("f")).unwrap();
+    let facts = ModelFacts::from(&checkpoint.config);
+    let tokenizer = Some(golden("tokens/tokenizer.json"));
+    let options = PolicyOptions { tokenizer, ..Default::default() };
+    let policy = Policy::load(&golden("policy_fast"), facts, &options).unwrap();
+    policy.ready().unwrap();
+    let summary = policy.summary();
+    let text = StateText { form: StateForm::FastLerobot, rounding: Rounding::F32, pad: 0 };
+    assert_eq!(summary.state_in_prompt, Some(text));
+    assert_eq!(summary.state_normalization.unwrap().kind, Formula::LerobotMeanStd);
+    let codec = summary.action_tokenizer.unwrap();
+    assert_eq!((codec.codes, codec.chunk), (160, [10, 4]));
+    assert_eq!(codec.form, ReplyForm::Lerobot { checked: true });
+
+    let images = said["cameras"].as_array().unwrap().iter().enumerate().map(|(i, name)| {
+        let data = file.tensor(&format!("raw.image_{i}")).unwrap().data().to_vec();
+        (name.as_str().unwrap().to_owned(), Image::rgb8(data, 30, 40))
+    });
+    let observation = Observation {
+        images: images.collect(),
+        state: floats("raw.state").into_iter().map(f64::from).collect(),
+        prompt: Some(said["prompt"].as_str().unwrap().into()),
+    };
+    let prepared = policy.preprocess(&observation).unwrap();
+    let mask = floats("processed.token_mask");
+    let tokens = floats("processed.tokens");
+    let valid: Vec<u32> =
+        tokens.iter().zip(mask).filter(|(_, on)| *on != 0.0).map(|(id, _)| *id as u32).collect();
+    assert_eq!(prepared.inputs.tokens, valid, "{}", said["text"]);
+    assert_eq!(prepared.inputs.end, Some(377));
+
+    let model = Pi0::load(Reference, checkpoint, Extent::Cache, &|_| ()).unwrap();
+    let inputs = std::slice::from_ref(&prepared.inputs);
+    let answer = &model.sample_actions(inputs, &SampleOptions::default()).unwrap()[0];
+    let far = |got: &[f64], wanted: &[f32]| {
+        assert_eq!(got.len(), wanted.len());
+        got.iter().zip(wanted).map(|(a, b)| (a - f64::from(*b)).abs()).fold(0.0, f64::max)
+    };
+    let reply = policy.read_answer(&answer.data).unwrap();
+    assert_eq!((reply.shape, reply.faults.as_slice()), ([10, 4], [].as_slice()));
+    let chunk = far(&reply.actions, &floats("actions.model"));
+    let actions = policy.postprocess(&answer.data, &prepared).unwrap();
+    assert_eq!((actions.rows, actions.cols, actions.warnings.as_slice()), (10, 4, [].as_slice()));
+    let far = far(&actions.data, &floats("actions"));
+    assert!(chunk <= 1e-6 && far <= 1e-6, "{chunk} {far}");
+    println!("actions within {far:.1e}");
+
+    // An answer without its last codes is told, and refused when that was asked for.
+    let mut short = answer.data.clone();
+    short.truncate(short.len() - 3);
+    let told = policy.postprocess(&short, &prepared).unwrap().warnings;
+    let words: Vec<_> = told.iter().map(ToString::to_string).collect();
+    assert!(words[0].contains("has no end mark") && words[1].contains("coefficients"), "{words:?}");
+    let strict = PolicyOptions { strict: true, ..options.clone() };
+    let strict = Policy::load(&golden("policy_fast"), facts, &strict).unwrap();
+    assert!(strict.postprocess(&answer.data, &prepared).is_ok());
+    let error = strict.postprocess(&short, &prepared).unwrap_err();
+    assert!(error.to_string().contains("has no end mark"), "{error}");
+    // No word of an answer at all.
+    let error = policy.postprocess(&[5.0, 6.0], &prepared).unwrap_err();
+    assert!(error.to_string().contains("and not with \"Action: \""), "{error}");
+    assert!(
+        policy.postprocess(&[0.5], &prepared).is_err() && policy.postprocess(&[-1.0], &prepared).is_err()
+    );
+}
+
+#[test]
+fn a_fast_policy_without_its_codec_is_not_ready() {
+    let dir = Dir::new("golden-fast");
+    for entry in std::fs::read_dir(golden("policy_fast")).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_file() {
+            dir.write(path.file_name().unwrap().to_str().unwrap(), std::fs::read(&path).unwrap());
+        }
+    }
+    let facts = ModelFacts { action_dim: 4, horizon: 10, ..FAST };
+    let tokenizer = Some(golden("tokens/tokenizer.json"));
+    let options = PolicyOptions { tokenizer, ..Default::default() };
+    let error = dir.load(facts, &options).unwrap().ready().unwrap_err();
+    assert!(matches!(error, Error::NoActionTokenizer { .. }), "{error}");
+    let with = |codec: &str| PolicyOptions { action_tokenizer: Some(golden(codec)), ..options.clone() };
+    dir.load(facts, &with("tokens/fast_narrow")).unwrap().ready().unwrap();
+    // Another kind of file, and a vocabulary without places for codes.
+    assert!(dir.load(facts, &with("tokens")).unwrap_err().to_string().contains("processor_config.json"));
+    let other = PolicyOptions { tokenizer: None, ..with("tokens/fast_narrow") };
+    dir.write("tokenizer.json", TINY_TOKENIZER);
+    let error = dir.load(facts, &other).unwrap_err().to_string();
+    assert!(error.contains("not Gemma's"), "{error}");
+    // Options of π0-FAST mean nothing for the others.
+    for options in [with("tokens/fast_narrow"), PolicyOptions { strict: true, ..options.clone() }] {
+        let facts = ModelFacts { horizon: 10, ..PI05 };
+        let error = Policy::load(&golden("policy_pi05"), facts, &options).unwrap_err().to_string();
+        assert!(error.contains("only π0-FAST"), "{error}");
+    }
+}
+
+/// openpi's π0-FAST: quantiles, the task in lower case, cameras that are black and not masked.
+#[test]
+fn a_fast_policy_of_openpi() {
+    let dir = Dir::new("golden-fast-openpi");
+    let stats = |n: usize| json!({"mean": vec![0.0; n], "std": vec![1.0; n], "q01": vec![-1.0; n], "q99": vec![1.0; n]});
+    dir.write("norm_stats.json", json!({"state": stats(8), "actions": stats(8)}).to_string());
+    dir.write("params/x", "");
+    let facts = ModelFacts { chunk_known: false, vocab_size: 1712, ..FAST };
+    let options = PolicyOptions {
+        config: Some("pi0_fast_droid".into()),
+        tokenizer: Some(golden("tokens/tokenizer.model")),
+        action_tokenizer: Some(golden("tokens/fast_narrow")),
+        ..Default::default()
+    };
+    let policy = dir.load(facts, &options).unwrap();
+    policy.ready().unwrap();
+    let summary = policy.summary();
+    assert_eq!(summary.action_tokenizer.as_ref().unwrap().chunk, [10, 8]);
+    assert_eq!((summary.actions_per_chunk, summary.action_width, summary.max_tokens), (10, 8, 200));
+    let keys: Vec<_> =
+        summary.cameras.iter().map(|c| (c.key.as_str(), c.accepts.first().map(String::as_str))).collect();
+    let exterior = Some("observation/exterior_image_1_left");
+    let wrist = Some("observation/wrist_image_left");
+    assert_eq!(keys, [("base_0_rgb", exterior), ("base_1_rgb", None), ("wrist_0_rgb", wrist)]);
+    let observation = Observation {
+        images: [exterior, wrist].map(|name| (name.unwrap().to_owned(), image(200))).into(),
+        state: vec![0.0; 8],
+        prompt: Some("Put it\nDown_there ".into()),
+    };
+    let prepared = policy.preprocess(&observation).unwrap();
+    assert!(prepared.inputs.images[1].as_ref().unwrap().iter().all(|x| *x == -1.0));
+    assert!(prepared.inputs.images[2].as_ref().unwrap().iter().any(|x| *x > 0.0));
+    let tokenizer = Tokenizer::open(&golden("tokens/tokenizer.model")).unwrap();
+    let bins = ["127"; 8].join(" ");
+    let text = format!("Task: put it\ndown there, State: {bins};\n");
+    assert_eq!(prepared.inputs.tokens[1..], tokenizer.encode(&text).unwrap());
+    assert_eq!(prepared.inputs.end, Some(1));
+    // Without a configuration nobody knows the chunk.
+    let nameless = PolicyOptions { config: None, ..options };
+    let error = dir.load(facts, &nameless).unwrap().ready().unwrap_err().to_string();
+    assert!(error.contains("--config, such as pi0_fast_droid, pi0_fast_full_droid_finetune"), "{error}");
 }

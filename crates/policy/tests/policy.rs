@@ -161,7 +161,7 @@ fn lerobot_files_that_lie() {
     });
     refuse("says type \"pi05\", but the weights are those of a π0 network");
     dir.edit("config.json", |config| config["type"] = json!("act"));
-    refuse("a policy of type \"act\" is not supported; this program runs pi0 and pi05");
+    refuse("a policy of type \"act\" is not supported; this program runs pi0, pi05 and pi0_fast");
     let missing = Policy::load(&dir.0.join("none"), FACTS, &options);
     assert!(error(missing).contains("it does not exist"));
     let file = Policy::load(&dir.0.join("config.json"), FACTS, &options);

@@ -41,7 +41,7 @@ pub(crate) struct Answer {
 }
 
 impl Answer {
-    /// openpi's reply. `previous_total` is from the connection's second request on.
+    /// openpi's reply, with `warnings` where the policy has any to give. `previous_total` is from the connection's second request on.
     pub fn encode(&self, previous_total: Option<Duration>) -> Vec<u8> {
         let ms = |time: Duration| Value::Float(time.as_secs_f64() * 1e3);
         let shape = vec![self.actions.rows, self.actions.cols];
@@ -52,11 +52,16 @@ impl Answer {
         };
         let mut server_timing = vec![("infer_ms".to_owned(), ms(self.infer))];
         server_timing.extend(previous_total.map(|total| ("prev_total_ms".to_owned(), ms(total))));
-        encode(&Value::Map(Map::from([
-            ("actions", actions),
-            ("policy_timing", Value::Map([("infer_ms", ms(self.model))].into())),
-            ("server_timing", Value::Map(Map(server_timing))),
-        ])))
+        let mut reply = vec![
+            ("actions".to_owned(), actions),
+            ("policy_timing".to_owned(), Value::Map([("infer_ms", ms(self.model))].into())),
+            ("server_timing".to_owned(), Value::Map(Map(server_timing))),
+        ];
+        if !self.actions.warnings.is_empty() {
+            let warnings = self.actions.warnings.iter().map(|w| Value::Text(w.to_string())).collect();
+            reply.push(("warnings".to_owned(), Value::List(warnings)));
+        }
+        encode(&Value::Map(Map(reply)))
     }
 }
 
@@ -88,6 +93,9 @@ impl Service {
         let finishing = Instant::now();
         let actions = self.translator.policy().postprocess(&done.actions.data, &prepared);
         let actions = actions.map_err(|e| Failure::Model(e.to_string()))?;
+        for warning in &actions.warnings {
+            tracing::warn!(%warning, "a reply");
+        }
         let end = Instant::now();
         self.metrics.stage("finish", end - finishing);
         self.metrics.stage("total", end - start);

@@ -222,7 +222,7 @@ fn batches(mut named: BTreeMap<String, HostTensor>) -> std::result::Result<Batch
                 tokens: row.map(|i| token(tokens.data[i])).collect::<std::result::Result<_, String>>()?,
                 state: state.as_ref().map_or_else(Vec::new, |s| part(s, b)),
                 noise: noise.as_ref().map(|n| part(n, b)),
-                rtc: None,
+                ..Inputs::default()
             })
         };
         (0..robots).map(robot).collect()

@@ -135,6 +135,8 @@ pub fn common(checkpoint: &Checkpoint, dump: &Dump) -> Result<Vec<Hypothesis>, M
     match c.kind {
         Kind::Pi0 => pi0_suffix(c, dump, &mut list)?,
         Kind::Pi05 => pi05_suffix(&mut list),
+        // Behind the prompt there is the same language model.
+        Kind::Pi0Fast => {}
     }
     steps(&mut list);
     everywhere(checkpoint, &mut list);

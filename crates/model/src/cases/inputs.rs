@@ -28,7 +28,7 @@ pub struct Setup {
     pub checkpoint: Checkpoint,
     /// The robots.
     pub batch: Vec<Inputs>,
-    /// Denoising steps.
+    /// Denoising steps, or of π0-FAST tokens.
     pub steps: usize,
     /// Layers that run alone.
     pub layers: LayerChoice,
@@ -45,6 +45,7 @@ impl Setup {
             Self::random("odd", odd(), &robots, 3)?,
             Self::random("grouped", grouped, &[([true, true], 11)], 2)?,
             Self::pi05_odd()?,
+            Self::random("pi0-FAST odd", odd().of_kind(Kind::Pi0Fast), &robots, 4)?,
         ])
     }
 
@@ -65,6 +66,7 @@ impl Setup {
         let robots = [([true, false], 9), ([true, true], 32)];
         all.push(Self::random("even", even(), &robots, 4)?);
         all.push(Self::random("pi05 even", Config { kind: Kind::Pi05, ..even() }, &robots, 4)?);
+        all.push(Self::random("pi0-FAST even", even().of_kind(Kind::Pi0Fast), &robots, 9)?);
         Ok(all)
     }
 
@@ -74,6 +76,8 @@ impl Setup {
         all.push(Self::random("tiny", Config::tiny(), &[([true, true], 48), ([false, true], 17)], 10)?);
         let pi05 = Config::tiny().of_kind(Kind::Pi05);
         all.push(Self::random("pi05 tiny", pi05, &[([true, true], 120), ([false, true], 41)], 10)?);
+        let fast = Config::tiny().of_kind(Kind::Pi0Fast);
+        all.push(Self::random("pi0-FAST tiny", fast, &[([true, true], 120), ([false, true], 41)], 20)?);
         Ok(all)
     }
 
@@ -199,7 +203,7 @@ pub fn random_inputs(c: &Config, seed: u64, cameras: &[bool], tokens: usize) -> 
         1 => c.vocab_size as u32 - 1,
         _ => (rng.next_u64() % c.vocab_size as u64) as u32,
     };
-    Inputs { images, tokens: (0..tokens).map(&mut token).collect(), state, noise, rtc: None }
+    Inputs { images, tokens: (0..tokens).map(&mut token).collect(), state, noise, ..Inputs::default() }
 }
 
 /// Brings rows to a device.

@@ -8,6 +8,7 @@
 //! pi0_model::module_tests!(Cpu, pi0_model::cases::Format::F32);
 //! ```
 
+mod answer;
 mod bounds;
 pub mod check;
 mod inputs;
@@ -58,8 +59,14 @@ pub enum Module {
     Suffix,
     /// Denoising steps over a given prefix cache: the first, and one that reuses its state rows.
     Denoise,
+    /// π0-FAST: rows of the language model to logits.
+    AnswerHead,
+    /// π0-FAST: tokens of an answer, one after the other, over a given prefix cache; robots end one by one.
+    AnswerTokens,
     /// Images and prompt to the prefix cache.
     PaliGemma,
+    /// π0-FAST: images and prompt to the rows that the answer is the continuation of.
+    AnswerPrompt,
     /// The whole network.
     Pi0,
 }
@@ -107,16 +114,25 @@ const fn gemma(tower: Tower) -> [Module; 7] {
 impl Module {
     /// Every module of a network, parts before what is made of them.
     pub fn all(kind: Kind) -> Vec<Module> {
-        Self::of_family().into_iter().filter(|m| kind == Kind::Pi05 || !m.is_of_pi05()).collect()
+        Self::of_family().into_iter().filter(|m| m.belongs(kind)).collect()
     }
 
-    /// Whether only π0.5 has this module.
-    fn is_of_pi05(self) -> bool {
-        matches!(self, Module::Modulations | Module::Gemma(_, Part::GatedAdd))
+    /// Whether a network has this module.
+    fn belongs(self, kind: Kind) -> bool {
+        use Module::*;
+        match self {
+            Modulations | Gemma(_, Part::GatedAdd) => kind == Kind::Pi05,
+            AnswerHead | AnswerTokens | AnswerPrompt => kind == Kind::Pi0Fast,
+            // The masks and positions of states and actions; an answer's are judged by its tokens.
+            TimeEmbedding | Positions | Masks | Suffix | Denoise | Gemma(Tower::Expert, _) => {
+                kind != Kind::Pi0Fast
+            }
+            _ => true,
+        }
     }
 
     /// Every module of any network of the family.
-    fn of_family() -> Vec<Module> {
+    pub fn of_family() -> Vec<Module> {
         use Module::*;
         let mut all = vec![
             TimeEmbedding,
@@ -130,9 +146,9 @@ impl Module {
             Projector,
             VisionTower,
         ];
-        all.extend(gemma(Tower::Prefix).into_iter().filter(|m| !m.is_of_pi05()));
+        all.extend(gemma(Tower::Prefix).into_iter().filter(|m| *m != Gemma(Tower::Prefix, Part::GatedAdd)));
         all.extend(gemma(Tower::Expert));
-        all.extend([Prefix, Suffix, Denoise, PaliGemma, Pi0]);
+        all.extend([Prefix, Suffix, Denoise, AnswerHead, AnswerTokens, PaliGemma, AnswerPrompt, Pi0]);
         all
     }
 
@@ -171,6 +187,9 @@ impl Module {
             Prefix => "prefix",
             Suffix => "suffix",
             Denoise => "denoise",
+            AnswerHead => "answer.head",
+            AnswerTokens => "answer.tokens",
+            AnswerPrompt => "answer.prompt",
             PaliGemma => "paligemma",
             Pi0 => "pi0",
         }
@@ -205,14 +224,28 @@ impl Module {
             Suffix => vec![TimeEmbedding],
             Denoise => vec![Suffix, Modulations, Gemma(Tower::Expert, Part::Stack)],
             PaliGemma => vec![Prefix, Gemma(Tower::Prefix, Part::Stack)],
-            Pi0 => vec![PaliGemma, Denoise],
+            AnswerHead => vec![Gemma(Tower::Prefix, Part::RmsNorm)],
+            AnswerTokens => vec![Gemma(Tower::Prefix, Part::Stack)],
+            AnswerPrompt => vec![PaliGemma],
+            Pi0 => vec![PaliGemma, Denoise, AnswerHead, AnswerTokens, AnswerPrompt],
         }
     }
 
     /// Whether this module runs many layers: a tower, or more.
     pub fn is_deep(self) -> bool {
         use Module::*;
-        matches!(self, VisionTower | Gemma(_, Part::Stack) | Prefix | Suffix | Denoise | PaliGemma | Pi0)
+        matches!(
+            self,
+            VisionTower
+                | Gemma(_, Part::Stack)
+                | Prefix
+                | Suffix
+                | Denoise
+                | AnswerTokens
+                | AnswerPrompt
+                | PaliGemma
+                | Pi0
+        )
     }
 
     /// Runs this module alone on `d`.
@@ -231,7 +264,11 @@ impl Module {
             Prefix => whole::prefix(d, setup),
             Suffix => whole::suffix(d, setup),
             Denoise => whole::denoise(d, setup),
+            AnswerHead => answer::head(d, setup),
+            AnswerTokens => answer::tokens(d, setup),
+            AnswerPrompt => answer::prompt(d, setup),
             PaliGemma => whole::paligemma(d, setup),
+            Pi0 if setup.config().kind == Kind::Pi0Fast => answer::whole(d, setup),
             Pi0 => whole::pi0(d, setup),
         }
     }

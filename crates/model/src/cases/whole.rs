@@ -10,7 +10,7 @@ use crate::pi0::{Condition, PrefixCache};
 use crate::weights::Weights;
 use crate::{Extent, Kind, ModelError, Pi0, SampleOptions};
 
-fn load<'d, D: Device>(d: &'d D, setup: &Setup) -> Result<Pi0<&'d D>, ModelError> {
+pub(super) fn load<'d, D: Device>(d: &'d D, setup: &Setup) -> Result<Pi0<&'d D>, ModelError> {
     Pi0::load(d, setup.checkpoint.clone(), Extent::Cache, &|_| ())
 }
 
@@ -29,7 +29,7 @@ pub(super) fn time_embedding<D: Device>(d: &D, setup: &Setup) -> Result<Outputs,
             let y = d.linear(&embedded, &time_mlp_in)?;
             Ok(vec![("time_emb".into(), d.download(&embedded)?), ("time_mlp_in".into(), d.download(&y)?)])
         }
-        Kind::Pi05 => {
+        Kind::Pi05 | Kind::Pi0Fast => {
             let made = condition(d, &setup.checkpoint, &setup.times())?;
             made.iter().map(|(name, rows)| Ok((name.to_string(), d.download(rows)?))).collect()
         }
@@ -68,10 +68,7 @@ pub(super) fn suffix<D: Device>(d: &D, setup: &Setup) -> Result<Outputs, ModelEr
 /// Velocities of the first step, and of the last, which reuses the first one's state rows; over a random prefix.
 pub(super) fn denoise<D: Device>(d: &D, setup: &Setup) -> Result<Outputs, ModelError> {
     let (model, layout, c) = (load(d, setup)?, setup.layout()?, setup.config());
-    let width = c.gemma.num_kv_heads * c.gemma.head_dim;
-    let random = |what: &str, layer| upload(d, &rows(&format!("{what}{layer}"), layout.prefix_rows(), width));
-    let cache = (0..c.gemma.depth).map(|i| Ok(LayerCache { k: random("k", i)?, v: random("v", i)? }));
-    let prefix = PrefixCache(cache.collect::<Result<_, ModelError>>()?);
+    let prefix = random_prefix(d, setup)?;
     let steps = model.prepare_steps(&setup.batch, &layout, &setup.times())?;
     let mut state_cache = None;
     let mut outputs = Outputs::new();
@@ -99,4 +96,16 @@ pub(super) fn pi0<D: Device>(d: &D, setup: &Setup) -> Result<Outputs, ModelError
     let options = SampleOptions { steps: Some(setup.steps), ..Default::default() };
     let chunks = load(d, setup)?.sample_actions(&setup.batch, &options)?;
     Ok(chunks.into_iter().enumerate().map(|(i, chunk)| (format!("robot{i}"), chunk)).collect())
+}
+
+/// Keys and values of a prefix that no network made.
+pub(super) fn random_prefix<'d, D: Device>(
+    d: &'d D,
+    setup: &Setup,
+) -> Result<PrefixCache<&'d D>, ModelError> {
+    let (layout, c) = (setup.layout()?, setup.config());
+    let width = c.gemma.num_kv_heads * c.gemma.head_dim;
+    let random = |what: &str, layer| upload(d, &rows(&format!("{what}{layer}"), layout.prefix_rows(), width));
+    let cache = (0..c.gemma.depth).map(|i| Ok(LayerCache { k: random("k", i)?, v: random("v", i)? }));
+    Ok(PrefixCache(cache.collect::<Result<_, ModelError>>()?))
 }

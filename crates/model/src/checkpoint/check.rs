@@ -46,7 +46,7 @@ pub(super) fn check(
         let name = names::of_kind(s.name.clone(), config.kind);
         let name = match name.as_str() {
             LM_HEAD if tied => EMBED.to_string(),
-            LM_HEAD => continue,
+            LM_HEAD if config.answer.as_ref().is_none_or(|answer| answer.tied) => continue,
             _ if names::unused(&name, config.kind) => continue,
             _ => name,
         };

@@ -113,10 +113,6 @@ pub(super) fn open(params: &Path) -> Result<(Vec<Stored>, Heads, Arc<Ahead>), Mo
     let arrays = &tree.arrays;
     let shape = |name: &str| arrays.get(name).map(|a| a.shape());
     let q = shape("PaliGemma/llm/layers/attn/q_einsum/w");
-    if q.is_some() && shape("PaliGemma/llm/layers/attn/q_einsum_1/w").is_none() {
-        let what = "is a π0-FAST checkpoint (no action expert); this program runs π0 and π0.5";
-        return Err(ModelError::config(params, what));
-    }
     if arrays.keys().any(|name| name.contains("qkv_einsum")) {
         return Err(ModelError::config(
             params,

@@ -18,7 +18,7 @@ use pi0_device::{Bytes, Dtype, Lazy, Preferred, TensorSource};
 
 use self::ahead::{Ahead, Form, Reading};
 use self::folder::{Found, Weights};
-use crate::weights::expected_tensors;
+use crate::weights::{EMBED, LM_HEAD, expected_tensors};
 use crate::{Config, Kind, ModelError};
 
 /// A checked checkpoint: its configuration and every tensor of the network, still in its file.
@@ -80,6 +80,8 @@ pub struct NamedConfig {
     pub kind: Kind,
     /// Actions in one chunk.
     pub horizon: usize,
+    /// Width of an action, where the tensors do not show it: of π0-FAST.
+    pub action_dim: usize,
     /// Longest prompt, in tokens; none for the network's usual one.
     pub max_tokens: Option<usize>,
 }
@@ -121,13 +123,14 @@ impl Checkpoint {
             // Tensors of no network of the family are listed as missing and unexpected, under what the configuration says.
             match kind {
                 Some(kind) => Config::load(&directory, kind)?,
-                None => {
-                    Config::load(&directory, Kind::Pi0).or_else(|_| Config::load(&directory, Kind::Pi05))?
-                }
+                None => Config::load(&directory, Kind::Pi0)
+                    .or_else(|_| Config::load(&directory, Kind::Pi05))
+                    .or_else(|_| Config::load(&directory, Kind::Pi0Fast))?,
             }
         } else {
             let kind = kind.ok_or_else(|| {
-                ModelError::config(&path, "has the tensors of no policy that this program runs (π0, π0.5)")
+                let what = "has the tensors of no policy that this program runs (π0, π0.5, π0-FAST)";
+                ModelError::config(&path, what)
             })?;
             without_config(&directory, kind, &stored, heads, options, &mut origin)?
         };
@@ -135,6 +138,10 @@ impl Checkpoint {
             config.read_arch(arch)?;
             origin.sizes = format!("{}, given with --arch", arch.display());
             config.check().map_err(|what| ModelError::config(arch, what))?;
+        }
+        if let Some(answer) = &mut config.answer {
+            let stored = |name: &str| stored.iter().any(|s| s.name == name);
+            answer.tied = !(stored(EMBED) && stored(LM_HEAD));
         }
         let mut compressed = ahead.map(|ahead| {
             let order =
@@ -294,11 +301,20 @@ fn without_config(
         }
         config.horizon = named.horizon;
         config.max_tokens = named.max_tokens.unwrap_or(config.max_tokens);
+        if let Some(answer) = &mut config.answer {
+            config.action_dim = named.action_dim;
+            answer.sizes_known = true;
+        }
         format!("from --config {}", named.name)
     } else {
         "as the published models have them; --config NAME or --arch FILE say otherwise".into()
     };
-    origin.sizes = format!("the tensors; {} actions and {} tokens {rest}", config.horizon, config.max_tokens);
+    origin.sizes = match &config.answer {
+        Some(answer) if !answer.sizes_known => {
+            "the tensors; of the actions' number and width nothing is known".into()
+        }
+        _ => format!("the tensors; {} actions and {} tokens {rest}", config.horizon, config.max_tokens),
+    };
     if let Some(arch) = arch.filter(|_| options.arch.is_none()) {
         config.read_arch(&arch)?;
         origin.sizes = "arch.json".into();

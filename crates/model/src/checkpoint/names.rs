@@ -59,6 +59,7 @@ pub(super) fn of_kind(name: String, kind: Kind) -> String {
     let (from, to) = match kind {
         Kind::Pi0 => ("time_mlp_", "action_time_mlp_"),
         Kind::Pi05 => ("action_time_mlp_", "time_mlp_"),
+        Kind::Pi0Fast => return name,
     };
     for side in ["in", "out"] {
         if let Some(rest) = name.strip_prefix(&format!("{from}{side}.")) {

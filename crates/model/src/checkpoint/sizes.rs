@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::stored::Stored;
 use crate::weights::{EMBED, EXPERT, LANGUAGE, VISION};
-use crate::{Config, Family, GemmaConfig, Kind, TimeSchedule, VisionConfig};
+use crate::{AnswerConfig, Config, Family, GemmaConfig, Kind, TimeSchedule, VisionConfig};
 
 /// Numbers of heads: a matrix of `heads * width` outputs does not show them.
 #[derive(Debug, Clone, Copy)]
@@ -65,7 +65,9 @@ pub(super) fn of_tensors(
             head_dim: heads.head_dim,
         })
     };
-    let (gemma, expert) = (tower(LANGUAGE)?, tower(EXPERT)?);
+    let fast = kind == Kind::Pi0Fast;
+    let gemma = tower(LANGUAGE)?;
+    let expert = if fast { gemma.clone() } else { tower(EXPERT)? };
     if published
         && (gemma != full.gemma || expert != full.expert || vision.hidden_size != full.vision.hidden_size)
     {
@@ -76,8 +78,9 @@ pub(super) fn of_tensors(
         );
     }
     let embed = if shapes.contains_key(EMBED) { EMBED } else { crate::weights::LM_HEAD };
-    let action_dim = dim("action_in_proj.weight".into(), 1)?;
+    let action_dim = if fast { full.action_dim } else { dim("action_in_proj.weight".into(), 1)? };
     Ok(Config {
+        answer: fast.then(|| AnswerConfig::of_family(Family::Openpi)),
         family: Family::Openpi,
         schedule: TimeSchedule::Openpi,
         vision,

@@ -222,6 +222,76 @@ pub fn pi05() -> Vec<(&'static str, &'static str, Plant)> {
     ]
 }
 
+/// The same for what π0-FAST does in place of denoising.
+pub fn fast() -> Vec<(&'static str, &'static str, Plant)> {
+    use Plant::*;
+    vec![
+        ("projector 1 % too large", "projector", Weight("multi_modal_projector", |w| each(w, |x| 1.01 * x))),
+        ("vocabulary head 1 % too large", "answer.head", Weight("lm_head", |w| each(w, |x| 1.01 * x))),
+        (
+            "final norm times w in place of 1 + w",
+            "gemma.prefix.rms_norm",
+            Weight("language_model.norm", |w| norm(w, |x| x - 1.0)),
+        ),
+        (
+            "keys and values of a token stored one place early",
+            "answer.tokens",
+            Store(|at| at.iter_mut().for_each(|at| *at = at.saturating_sub(1))),
+        ),
+        (
+            "tokens do not see themselves",
+            "answer.tokens",
+            Attention("answer", |spans, _| spans.iter_mut().for_each(|s| s.keys.truncate(s.keys.len() - 1))),
+        ),
+        (
+            "tokens do not see the last of the prompt",
+            "answer.tokens",
+            Attention("answer", |spans, _| {
+                let of_prefix = |k: &&mut Keys| k.part == 1;
+                spans
+                    .iter_mut()
+                    .filter_map(|s| s.keys.iter_mut().filter(of_prefix).last())
+                    .for_each(|k| k.rows.end -= 1);
+            }),
+        ),
+        (
+            "tokens do not see the first of the answer",
+            "answer.tokens",
+            Attention("answer", |spans, _| {
+                let written = |k: &&mut Keys| k.part == 2 && k.rows.len() > 1;
+                spans
+                    .iter_mut()
+                    .filter_map(|s| s.keys.iter_mut().find(written))
+                    .for_each(|k| k.rows.start += 1);
+            }),
+        ),
+        (
+            "tokens one position late",
+            "answer.tokens",
+            Rope("answer", |x, p, d| Reference.rope(x, &shifted(p), d)),
+        ),
+        ("logits of attention scaled by 1 / head_dim", "answer.tokens", Attention("answer", |_, s| *s *= *s)),
+        ("tokens embedded without sqrt(width)", "prefix, answer.tokens", EmbedScale(1.0)),
+        ("the prompt's last row but one", "answer.prompt", SliceRows(1)),
+        ("last rows of the robots in another order", "answer.prompt", Concat("prefix.layer1")),
+        (
+            "prompt one position late",
+            "gemma.prefix.rope",
+            Rope("prefix", |x, p, d| Reference.rope(x, &shifted(p), d)),
+        ),
+        (
+            "gate and up swapped",
+            "gemma.prefix.mlp",
+            Weight("language_model.layers.1.mlp.gate", |w| linear(w).0.swap(0, 1)),
+        ),
+        (
+            "k and v swapped",
+            "gemma.prefix.attention",
+            Weight("language_model.layers.1.self_attn.q_proj", |w| linear(w).0.swap(1, 2)),
+        ),
+    ]
+}
+
 /// The module that has a site of [`Mutant::sites`](crate::mutant::Mutant::sites). The last prefix layer computes
 /// only keys and values, in a form that no smaller module has.
 pub fn owner(site: &str, last: usize) -> String {
@@ -233,6 +303,9 @@ pub fn owner(site: &str, last: usize) -> String {
         ["suffix", ..] if op == "gated_add" => "gemma.expert.gated_add".into(),
         ["modulations"] if has(&["dense"]) => "common.modulations".into(),
         ["modulations"] => "common.time_embedding".into(),
+        ["answer"] if has(&["lm_head"]) || op == "rms_norm" => "answer.head".into(),
+        ["answer", ..] => "answer.tokens".into(),
+        ["prefix", _] if ["slice_rows", "concat_rows"].contains(&op) => "answer.prompt".into(),
         ["vision", _] if has(&["self_attn", "layer_norm1"]) => "siglip.attention".into(),
         ["vision", _] => "siglip.mlp".into(),
         ["vision"] if has(&["patch_embedding"]) => "siglip.patch_embedding".into(),

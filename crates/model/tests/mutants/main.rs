@@ -10,7 +10,7 @@ use pi0_model::cases::check::{Checked, Wanted, check_against, culprits, wanted};
 use pi0_model::cases::{Format, Module, Setup};
 use pi0_model::{Kind, ModelError};
 
-/// The small setups that errors are planted in: π0's first, π0.5's last.
+/// The small setups that errors are planted in: the first of each network.
 struct Bench {
     setup: Setup,
     /// In f32 and in bf16.
@@ -53,6 +53,11 @@ fn planted_errors_of_pi05_are_laid_at_the_right_door() {
     attribute(&Bench::new(Kind::Pi05), faults::pi05());
 }
 
+#[test]
+fn planted_errors_of_fast_are_laid_at_the_right_door() {
+    attribute(&Bench::new(Kind::Pi0Fast), faults::fast());
+}
+
 fn attribute(bench: &Bench, faults: Vec<(&'static str, &'static str, Plant)>) {
     assert!(culprits(&bench.check(&Mutant::new(None), Format::F32)).is_empty());
     let mut wrong = Vec::new();
@@ -91,6 +96,11 @@ fn a_wrong_scale_in_any_operation_of_pi05_is_laid_at_the_right_door() {
     scale_each(&Bench::new(Kind::Pi05));
 }
 
+#[test]
+fn a_wrong_scale_in_any_operation_of_fast_is_laid_at_the_right_door() {
+    scale_each(&Bench::new(Kind::Pi0Fast));
+}
+
 fn scale_each(bench: &Bench) {
     let sites_of = |m: Module| {
         let right = Mutant::new(None);
@@ -106,7 +116,10 @@ fn scale_each(bench: &Bench) {
         // A module that never runs the operation is not changed by it.
         let runs = |m: Module| modules.iter().any(|(n, sites)| *n == m && sites.contains(site));
         let found = names(&culprits(&bench.check_some(&mutant, Format::F32, runs)));
-        let owner = faults::owner(site, bench.setup.config().gemma.depth - 1);
+        // π0-FAST runs all of the last layer, the others its keys and values.
+        let c = bench.setup.config();
+        let last = if c.kind == Kind::Pi0Fast { usize::MAX } else { c.gemma.depth - 1 };
+        let owner = faults::owner(site, last);
         if found != owner {
             wrong.push(format!("{site}: blamed {found:?} and not {owner}"));
         }

@@ -29,6 +29,8 @@ pub enum Plant {
     EmbedScale(f32),
     /// Rows are put together in another order below this scope.
     Concat(&'static str),
+    /// Rows of a cache are stored in other places.
+    Store(fn(&mut Vec<u32>)),
     /// A slice of this many rows begins one row early, or late where it cannot.
     SliceRows(usize),
     /// Adaptive norms below this scope.
@@ -280,6 +282,14 @@ impl Device for Mutant {
             parts.reverse();
         }
         self.at(OpKind::ConcatRows, None, Reference.concat_rows(&parts)?)
+    }
+    fn store_rows(&self, to: &mut Tensor, at: &[u32], x: &Tensor) -> Result<()> {
+        let mut at = at.to_vec();
+        if let Some(Plant::Store(change)) = &self.plant {
+            self.hits.set(self.hits.get() + 1);
+            change(&mut at);
+        }
+        Reference.store_rows(to, &at, x)
     }
     fn slice_rows(&self, x: &Tensor, range: Range<usize>) -> Result<Tensor> {
         let mut range = range;

@@ -60,6 +60,7 @@ pub fn inputs(case: &Path, run: &str, c: &Config) -> Vec<Inputs> {
 }
 
 /// openpi's configuration has one schedule and lerobot's another; the golden data always follows lerobot's.
+#[allow(dead_code)] // not of every test that includes this
 pub fn checkpoint(case: &Path) -> Checkpoint {
     let mut checkpoint = Checkpoint::open(case).unwrap();
     checkpoint.config.schedule = pi0_model::TimeSchedule::Lerobot;

@@ -25,7 +25,7 @@ use audit::Audited;
 use limits::Limits;
 use measure::{Timed, tables};
 use process::MemoryWatch;
-use report::{Report, Shape};
+use report::{Answer, Report, Shape};
 use verify::{Model, Subject, flat, same, verify};
 
 use super::check::default_format;
@@ -40,6 +40,7 @@ use crate::weights::WeightsArgs;
   pi0 bench models/tiny
   pi0 bench --synth full --dtype bf16 --cameras 2 --tokens 12 --json result.json
   pi0 bench --synth full --kind pi05 --cameras 3 --tokens 80 --steps 5
+  pi0 bench --synth full --kind pi0-fast --cameras 3 --tokens 80 --steps 40 --dtype bf16
   pi0 bench pi0_base --inputs run.inputs.safetensors --golden actions.safetensors")]
 pub struct Args {
     /// Checkpoint: a folder of lerobot's or of openpi's, JAX (with `params`) or PyTorch
@@ -69,7 +70,7 @@ pub struct Args {
     /// Write the tensor `actions` here
     #[arg(long, value_name = "FILE")]
     output: Option<PathBuf>,
-    /// Denoising steps [default: the checkpoint's, usually 10]
+    /// Denoising steps [default: the checkpoint's, usually 10]; of π0-FAST most tokens of an answer [256]
     #[arg(long, value_name = "N")]
     steps: Option<usize>,
     /// Timed inferences
@@ -111,8 +112,14 @@ pub fn run(args: &Args) -> Result<()> {
         report.launches = Some(launches::measure(&args.device, index, &again, &batch, &options, repeat)?);
     }
     if let Some(path) = &args.output {
-        let shape = [actions.len(), actions[0].shape[0], actions[0].shape[1]];
-        let actions = HostTensor::new(shape, flat(&actions));
+        // Answers of π0-FAST need not be of one length.
+        let cols = actions.iter().map(HostTensor::cols).max().unwrap_or(0);
+        let rows = actions.iter().map(HostTensor::rows).max().unwrap_or(0);
+        let mut all = HostTensor::zeros([actions.len(), rows, cols]);
+        for (i, one) in actions.iter().enumerate() {
+            (0..one.rows()).for_each(|r| all.row_mut(i * rows + r)[..one.cols()].copy_from_slice(one.row(r)));
+        }
+        let actions = all;
         write_tensors(path, &BTreeMap::from([("actions".to_string(), actions)]))?;
     }
     match &args.json {
@@ -155,7 +162,7 @@ fn robot(c: &Config, args: &Args, seed: u64) -> Inputs {
     let images = (0..args.cameras).map(|_| Some(draw(3 * c.vision.image_size.pow(2)))).collect();
     let state = draw(c.state_dim);
     let tokens = (0..args.tokens).map(|_| rng.next_u32() % c.vocab_size as u32).collect();
-    Inputs { images, tokens, state, noise: None, rtc: None }
+    Inputs { images, tokens, state, ..Inputs::default() }
 }
 
 /// Everything known before the device is open.
@@ -221,11 +228,14 @@ impl Visitor for Bench<'_> {
         let limits =
             before.zip(after).map(|(before, after)| before.or_more(&after, format, tables.fastest()));
         tables.measure_by(limits.as_ref().and_then(|l| l.of(format)));
+        let memory = limits.as_ref().map(|l| l.memory);
+        let answer = Answer::of(&checkpoint.config, &actions, &runs, weight_bytes(format), memory);
         let report = Report {
             model: self.dir.display().to_string(),
             processor: process::processor(),
             device: args.device.device.probe(&args.device).unwrap_or_else(|e| e),
-            inputs: Shape::of(batch, options.steps.unwrap_or(checkpoint.config.num_steps)),
+            inputs: Shape::of(batch, &checkpoint.config, options.steps),
+            answer,
             verdict,
             first_action,
             load: load.as_secs_f64(),

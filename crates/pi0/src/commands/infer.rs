@@ -8,8 +8,8 @@ use anyhow::{Context, Result, anyhow, bail};
 use npyz::WriterBuilder;
 use pi0_device::{Device, HostTensor, Tapped};
 use pi0_model::golden::{golden_taps, read_inputs, read_previous_chunk, write_tensors};
-use pi0_model::{Checkpoint, Clean, Extent, Guidance, GuidanceSchedule, Inputs, Rtc, SampleOptions};
-use pi0_policy::{Actions, Image, Observation};
+use pi0_model::{Checkpoint, Clean, Extent, Guidance, GuidanceSchedule, Inputs, Kind, Rtc, SampleOptions};
+use pi0_policy::{Actions, Image, Observation, Policy};
 
 use crate::device::{self, DeviceArgs, Visitor};
 use crate::output;
@@ -44,7 +44,8 @@ pub struct Args {
     /// Read model tensors instead of images, state and prompt; named as in the golden data
     #[arg(long, value_name = "FILE", requires = "output")]
     inputs: Option<PathBuf>,
-    /// Write the tensor `actions` here
+    /// Write the tensor `actions` here; of π0-FAST also `tokens`, and `actions` if --tokenizer and --action-tokenizer are
+    /// known
     #[arg(long, value_name = "FILE", requires = "inputs")]
     output: Option<PathBuf>,
     /// Also write every intermediate here, under the golden names
@@ -52,10 +53,10 @@ pub struct Args {
     dump: Option<PathBuf>,
     #[command(flatten)]
     chunking: Chunking,
-    /// Seed of the starting noise
+    /// Seed of the starting noise, or of π0-FAST's tokens at a temperature
     #[arg(long, default_value_t = 0)]
     seed: u64,
-    /// Denoising steps [default: the checkpoint's, usually 10]
+    /// Denoising steps [default: the checkpoint's, usually 10]; of π0-FAST most tokens of an answer [256]
     #[arg(long, value_name = "N")]
     steps: Option<usize>,
     #[command(flatten)]
@@ -166,7 +167,7 @@ pub fn run(args: &Args) -> Result<()> {
 
 fn run_observation(args: &Args) -> Result<()> {
     let format = args.out.as_deref().map(Format::of).transpose()?;
-    let checkpoint = args.open()?;
+    let mut checkpoint = args.open()?;
     let policy = args.policy.load(&checkpoint.directory, &checkpoint.config)?;
     let observation = Observation {
         images: args.images.iter().map(|s| parse_image(s)).collect::<Result<_>>()?,
@@ -178,6 +179,7 @@ fn run_observation(args: &Args) -> Result<()> {
     for w in &prepared.warnings {
         eprintln!("warning: {w}");
     }
+    args.policy.answer(&mut checkpoint, &policy)?;
     let loaded = device::load(&args.device, checkpoint)?;
     let start = Instant::now();
     let spinner = output::spinner("thinking");
@@ -185,6 +187,9 @@ fn run_observation(args: &Args) -> Result<()> {
     let time = start.elapsed();
     drop(spinner);
     let actions = policy.postprocess(&chunks[0].data, &prepared)?;
+    for w in &actions.warnings {
+        eprintln!("warning: {w}");
+    }
     match (&args.out, format) {
         (Some(path), Some(format)) => format.write(path, &actions)?,
         _ => output::print(&table(&actions))?,
@@ -196,13 +201,25 @@ fn run_observation(args: &Args) -> Result<()> {
         time.as_secs_f64(),
         loaded.time.as_secs_f64()
     );
+    if policy.writes_tokens() {
+        let tokens = chunks[0].data.len();
+        eprintln!(
+            "the answer has {tokens} tokens, {:.1} a second, prompt included",
+            tokens as f64 / time.as_secs_f64()
+        );
+    }
     Ok(())
 }
 
 fn run_tensors(args: &Args, inputs: &Path, output: &Path) -> Result<()> {
     let mut batch = read_inputs(inputs)?;
-    let checkpoint = args.open()?;
+    let mut checkpoint = args.open()?;
     args.chunking.apply(inputs, &mut batch, checkpoint.config.action_dim)?;
+    let reader = match checkpoint.config.kind {
+        Kind::Pi0Fast => Some(Answers::find(args, &mut checkpoint, &mut batch)?),
+        Kind::Pi0 | Kind::Pi05 => None,
+    };
+    let limit = args.steps.or(checkpoint.config.answer.as_ref().map(|answer| answer.max_tokens));
     let options = args.options();
     let _spinner = output::spinner("thinking");
     let actions = match &args.dump {
@@ -214,10 +231,58 @@ fn run_tensors(args: &Args, inputs: &Path, output: &Path) -> Result<()> {
             actions
         }
     };
+    if let Some(reader) = reader {
+        return Ok(write_tensors(output, &reader.tensors(&actions, limit.unwrap_or_default())?)?);
+    }
     let shape = [actions.len(), actions[0].shape[0], actions[0].shape[1]];
     let data = actions.into_iter().flat_map(|a| a.data).collect();
     write_tensors(output, &BTreeMap::from([("actions".to_string(), HostTensor::new(shape, data))]))?;
     Ok(())
+}
+
+/// What reads the answers of π0-FAST where model tensors go in.
+struct Answers {
+    /// None where tokenizer or codec are not known: then tokens are all there is.
+    policy: Option<Policy>,
+}
+
+impl Answers {
+    /// Looks for tokenizer and codec, and tells the batch where an answer ends.
+    fn find(args: &Args, checkpoint: &mut Checkpoint, batch: &mut [Inputs]) -> Result<Self> {
+        let policy = args.policy.load(&checkpoint.directory, &checkpoint.config)?;
+        let end = match policy.answer_end() {
+            Ok(end) => end,
+            Err(e) => {
+                eprintln!("warning: {e}; tokens are written, and no actions; an answer ends with <eos>");
+                return Ok(Self { policy: None });
+            }
+        };
+        batch.iter_mut().for_each(|inputs| inputs.end = end);
+        args.policy.answer(checkpoint, &policy)?;
+        Ok(Self { policy: Some(policy) })
+    }
+
+    /// `tokens` `[B, limit]`, zeros behind each answer's end, and `actions` `[B, T, A]`, normalized.
+    fn tensors(&self, answers: &[HostTensor], limit: usize) -> Result<BTreeMap<String, HostTensor>> {
+        let mut tokens = HostTensor::zeros([answers.len(), limit]);
+        let (mut actions, mut chunk) = (Vec::new(), [0; 2]);
+        for (i, answer) in answers.iter().enumerate() {
+            tokens.row_mut(i)[..answer.data.len()].copy_from_slice(&answer.data);
+            let Some(policy) = &self.policy else { continue };
+            let reply = policy.read_answer(&answer.data).with_context(|| format!("answer {i}"))?;
+            for fault in &reply.faults {
+                eprintln!("warning: answer {i}: {fault}");
+            }
+            chunk = reply.shape;
+            actions.extend(reply.actions.iter().map(|&x| x as f32));
+        }
+        let mut tensors = BTreeMap::from([("tokens".to_string(), tokens)]);
+        if self.policy.is_some() {
+            let shape = [answers.len(), chunk[0], chunk[1]];
+            tensors.insert("actions".into(), HostTensor::new(shape, actions));
+        }
+        Ok(tensors)
+    }
 }
 
 /// Runs the whole network, layer by layer, and keeps every intermediate.

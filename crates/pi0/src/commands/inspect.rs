@@ -71,10 +71,14 @@ pub fn run(args: &Args) -> Result<()> {
     }
     let stored = checkpoint.bytes_by_dtype();
     // The embedding table stays in the file: few of its rows are read.
-    let table = (c.vocab_size * c.gemma.width) as u64;
+    let table = match &c.answer {
+        // It is the vocabulary head as well.
+        Some(answer) if answer.tied => 0,
+        _ => (c.vocab_size * c.gemma.width) as u64,
+    };
     // Of what drives π0.5's norms only the results stay.
     let driven = match c.kind {
-        Kind::Pi0 => 0,
+        Kind::Pi0 | Kind::Pi0Fast => 0,
         Kind::Pi05 => ((2 * c.expert.depth + 1) * 3 * c.expert.width * (c.expert.width + 1)) as u64,
     };
     let parameters = checkpoint.parameters();
@@ -130,17 +134,28 @@ fn text(r: &Report<'_>, policy: Option<&Summary>) -> String {
             ),
         ),
         ("language", tower(&c.gemma)),
-        ("action expert", tower(&c.expert)),
-        ("actions", format!("{} steps of {}, {} denoising steps", c.horizon, c.action_dim, c.num_steps)),
-        (
-            "real-time chunking",
-            match c.rtc_training_max_delay {
-                0 => "guided (not trained for it)".into(),
-                delay => format!("trained, for delays of up to {delay} actions; or guided"),
-            },
-        ),
-        ("prompt", format!("up to {} tokens of {}", c.max_tokens, c.vocab_size)),
     ];
+    if let Some(answer) = &c.answer {
+        let how = match answer.temperature {
+            0.0 => "the likeliest each".into(),
+            t => format!("drawn at temperature {t}"),
+        };
+        let head = if answer.tied { "the token embedding" } else { "a matrix of its own" };
+        rows.push(("answer", format!("up to {} tokens, {how}; vocabulary head: {head}", answer.max_tokens)));
+        if answer.sizes_known {
+            rows.push(("actions", format!("{} steps of {}, read from the answer", c.horizon, c.action_dim)));
+        }
+    } else {
+        rows.push(("action expert", tower(&c.expert)));
+        let steps = c.num_steps;
+        rows.push(("actions", format!("{} steps of {}, {steps} denoising steps", c.horizon, c.action_dim)));
+        let chunking = match c.rtc_training_max_delay {
+            0 => "guided (not trained for it)".into(),
+            delay => format!("trained, for delays of up to {delay} actions; or guided"),
+        };
+        rows.push(("real-time chunking", chunking));
+    }
+    rows.push(("prompt", format!("up to {} tokens of {}", c.max_tokens, c.vocab_size)));
     rows.extend(policy.map(policy_facts).unwrap_or_default());
     let mut text = output::facts(&rows);
     for m in &r.missing {
@@ -184,6 +199,22 @@ fn policy_facts(p: &Summary) -> Vec<(&'static str, String)> {
             }),
         ),
     ];
+    if let Some(a) = &p.action_tokenizer {
+        let [steps, dims] = a.chunk;
+        let strict = if a.strict { ", malformed answers are refused" } else { "" };
+        rows.push((
+            "action tokenizer",
+            format!(
+                "{}, {} codes for {steps} x {dims}, read as {}{strict}",
+                a.path.display(),
+                a.codes,
+                match a.form {
+                    pi0_policy::ReplyForm::OpenPi => "openpi does",
+                    pi0_policy::ReplyForm::Lerobot { .. } => "lerobot does",
+                }
+            ),
+        ));
+    }
     rows.extend(p.config.iter().map(|c| ("openpi config", c.clone())));
     rows.extend(p.statistics.iter().map(|file| ("statistics", file.display().to_string())));
     if let Some(state) = p.state_in_prompt {

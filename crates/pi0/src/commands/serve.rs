@@ -52,7 +52,7 @@ pub struct Args {
     /// A request without a result after this many seconds is refused [default: 120]
     #[arg(long, value_name = "SECONDS", value_parser = parse_seconds)]
     pub request_timeout: Option<Duration>,
-    /// Denoising steps [default: the checkpoint's, usually 10]
+    /// Denoising steps [default: the checkpoint's, usually 10]; of π0-FAST most tokens of an answer [256]
     #[arg(long, value_name = "N")]
     pub steps: Option<usize>,
     /// Seed of the first request's noise [default: by chance]
@@ -144,12 +144,14 @@ pub fn open(
     default_prompt: Option<String>,
     device: &DeviceArgs,
 ) -> Result<Served> {
-    let checkpoint = weights.open(model, policy.config.as_deref())?;
+    let mut checkpoint = weights.open(model, policy.config.as_deref())?;
     let mut options = policy.options()?;
     options.default_prompt = default_prompt;
+    let args = policy;
     let policy = pi0_policy::Policy::load(&checkpoint.directory, (&checkpoint.config).into(), &options)?;
     // Before the weights are packed: a server that can only refuse is of no use.
     policy.ready()?;
+    args.answer(&mut checkpoint, &policy)?;
     let loaded = device::load(device, checkpoint)
         .with_context(|| format!("cannot load {} on {}", model.display(), device.device.name()))?;
     tracing::info!(seconds = loaded.time.as_secs_f64(), device = device.device.name(), "model loaded");

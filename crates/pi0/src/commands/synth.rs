@@ -6,14 +6,18 @@ use std::time::Instant;
 use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
 use pi0_model::{Config, Kind, synth};
-use pi0_policy::{LerobotProcessors, TINY_TOKENIZER, VectorStats, write_lerobot_processors};
+use pi0_policy::{
+    LerobotProcessors, TINY_TOKENIZER, VectorStats, tiny_fast_tokenizer, write_lerobot_processors,
+};
 
 use crate::output;
 
 /// Make a valid checkpoint with random weights, to test and measure without a download
 #[derive(clap::Args)]
-#[command(after_help = "Examples:\n  pi0 synth /tmp/pi0-tiny\n  pi0 synth /tmp/pi05-tiny --model pi05\n  \
-                  pi0 synth /tmp/pi0-full --size full   # 7 GB")]
+#[command(
+    after_help = "Examples:\n  pi0 synth /tmp/pi0-tiny\n  pi0 synth /tmp/pi05-tiny --model pi05\n  pi0 synth /tmp/fast-tiny --model pi0-fast\n  \
+                  pi0 synth /tmp/pi0-full --size full   # 7 GB"
+)]
 pub struct Args {
     /// Directory to make; must not hold a checkpoint yet
     dir: PathBuf,
@@ -56,6 +60,9 @@ pub enum Network {
     Pi0,
     /// π0.5: the state stands in the prompt, time drives the expert's norms.
     Pi05,
+    /// π0-FAST: the state stands in the prompt, the language model writes the actions as tokens.
+    #[value(name = "pi0-fast", alias = "pi0_fast")]
+    Pi0Fast,
 }
 
 impl Network {
@@ -64,6 +71,7 @@ impl Network {
         match self {
             Network::Pi0 => Kind::Pi0,
             Network::Pi05 => Kind::Pi05,
+            Network::Pi0Fast => Kind::Pi0Fast,
         }
     }
 }
@@ -93,6 +101,14 @@ pub fn make(dir: &Path, size: Size, kind: Kind, seed: u64) -> Result<u64> {
         Size::Full => Config::full(),
     }
     .of_kind(kind);
+    let fast = kind == Kind::Pi0Fast;
+    let tokenizer = if fast { tiny_fast_tokenizer() } else { TINY_TOKENIZER.into() };
+    let config = match (fast, size) {
+        // As many entries as its tokenizer, of which the last stand for codes.
+        (true, Size::Tiny) => Config { action_dim: JOINTS, vocab_size: 300 + 1024 + 128, ..config },
+        (true, Size::Full) => Config { action_dim: JOINTS, ..config },
+        (false, _) => config,
+    };
     let in_dir = || format!("cannot make a checkpoint in {}", dir.display());
     std::fs::create_dir_all(dir).with_context(in_dir)?;
     for file in ["model.safetensors", "config.json"] {
@@ -111,7 +127,7 @@ pub fn make(dir: &Path, size: Size, kind: Kind, seed: u64) -> Result<u64> {
             max_tokens: config.max_tokens,
             state: neutral.clone(),
             action: neutral,
-            tokenizer: TINY_TOKENIZER.into(),
+            tokenizer,
         },
     )?;
     let bytes = synth::weight_bytes(&config);

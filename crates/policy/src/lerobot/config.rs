@@ -13,7 +13,7 @@ use crate::files::{Ordered, read_json};
 /// With lerobot's defaults.
 #[derive(Debug, Deserialize)]
 pub(crate) struct Config {
-    /// `pi0` or `pi05`.
+    /// `pi0`, `pi05` or `pi0_fast`.
     #[serde(rename = "type", default)]
     pub kind: String,
     #[serde(default = "fifty")]
@@ -37,6 +37,12 @@ pub(crate) struct Config {
     use_visual_memory: bool,
     #[serde(default)]
     use_proprioceptive_memory: bool,
+    /// π0-FAST: ids behind those that stand for codes.
+    #[serde(default = "skipped")]
+    pub fast_skip_tokens: usize,
+    /// π0-FAST: whether an answer that does not begin with `Action:` is refused.
+    #[serde(default = "yes")]
+    pub validate_action_token_prefix: bool,
     /// Up to 0.3.
     #[serde(default)]
     pub adapt_to_pi_aloha: bool,
@@ -57,6 +63,12 @@ fn one() -> usize {
 }
 fn fifty() -> usize {
     50
+}
+fn skipped() -> usize {
+    crate::fast::SKIPPED
+}
+fn yes() -> bool {
+    true
 }
 fn thirty_two() -> usize {
     32
@@ -112,9 +124,18 @@ impl Config {
         self.kind == "pi05"
     }
 
+    pub fn is_fast(&self) -> bool {
+        self.kind == "pi0_fast"
+    }
+
+    /// Whether the prompt holds the state.
+    pub fn state_in_prompt(&self) -> bool {
+        self.is_pi05() || self.is_fast()
+    }
+
     /// Longest prompt in tokens.
     pub fn max_tokens(&self) -> usize {
-        self.tokenizer_max_length.unwrap_or(if self.is_pi05() { 200 } else { 48 })
+        self.tokenizer_max_length.unwrap_or(if self.state_in_prompt() { 200 } else { 48 })
     }
 
     /// Adds lerobot's empty cameras to the others.

@@ -11,9 +11,12 @@ use std::path::Path;
 pub(crate) use config::Config;
 #[cfg(test)]
 pub(crate) use processors::Reader;
-pub use writer::{LerobotProcessors, TINY_TOKENIZER, VectorStats, write_lerobot_processors};
+pub use writer::{
+    LerobotProcessors, TINY_CODEC, TINY_TOKENIZER, VectorStats, tiny_fast_tokenizer, write_lerobot_processors,
+};
 
-use crate::assemble::Parts;
+use crate::assemble::{Answers, Parts};
+use crate::fast::ReplyForm;
 use crate::observation::{Filter, LayoutRule, Pad, Resize};
 use crate::pipeline::{InputStep, OutputStep, StateLength};
 use crate::policy::{Camera, LerobotVersion, ModelFacts, Policy, PolicyOptions, RobotChoice};
@@ -41,9 +44,9 @@ pub(crate) fn load(directory: &Path, facts: ModelFacts, options: &PolicyOptions)
     let path = directory.join("config.json");
     let config = Config::open(&path)?;
     options.only_for_openpi(directory)?;
-    if config.is_pi05() != facts.pi05 {
-        let network = if facts.pi05 { "π0.5" } else { "π0" };
-        let why = format!("says type {:?}, but the weights are those of a {network} network", config.kind);
+    if config.kind != facts.kind.name() {
+        let why =
+            format!("says type {:?}, but the weights are those of a {} network", config.kind, facts.kind);
         return Err(Error::format(path, why));
     }
     let files = processors::find(directory);
@@ -57,6 +60,7 @@ pub(crate) fn load(directory: &Path, facts: ModelFacts, options: &PolicyOptions)
         mut after,
         rename,
         tokenizer,
+        codec,
         relative_step,
         visual,
         statistics,
@@ -134,7 +138,7 @@ pub(crate) fn load(directory: &Path, facts: ModelFacts, options: &PolicyOptions)
         }
     } else if options.lerobot_version.is_none() {
         let bars = options.pad.is_none() && shapes.iter().any(|(_, feature)| !is_square(feature));
-        let padded = facts.pi05 && state.max < config.max_state_dim;
+        let padded = config.state_in_prompt() && state.max < config.max_state_dim;
         let mut differ = Vec::new();
         if bars {
             differ.push("the bars of letterboxed images (-3 in 0.4, -1 in 0.5)");
@@ -175,6 +179,13 @@ pub(crate) fn load(directory: &Path, facts: ModelFacts, options: &PolicyOptions)
         cols,
         default_prompt: None,
         tokenizer,
+        answers: config.is_fast().then_some(Answers {
+            form: ReplyForm::Lerobot { checked: config.validate_action_token_prefix },
+            skipped: config.fast_skip_tokens,
+            size: [config.n_action_steps, cols],
+            codec,
+        }),
+        black: false,
         gaps,
         origin: Origin {
             family: if files.is_some() { Family::Lerobot } else { Family::LerobotOld },

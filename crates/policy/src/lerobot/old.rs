@@ -33,12 +33,12 @@ impl Reader<'_> {
             }
             self.out.before.push(InputStep::Reference);
         }
-        if !config.is_pi05() {
+        if !config.state_in_prompt() {
             self.out.before.push(InputStep::NewLine);
         }
         let made = normalizer(&path, config.mode("STATE"), EPS, STATE, statistics.as_ref())?;
         self.normalize(STATE, made, InputStep::Normalize, |out| &mut out.before);
-        if config.is_pi05() {
+        if config.state_in_prompt() {
             self.state_text();
         }
         self.out.before.push(InputStep::Tokenize(PromptFormat::Verbatim, config.max_tokens()));

@@ -12,7 +12,7 @@ use super::{ACTION, POSTPROCESSOR, PREPROCESSOR, STATE, unsupported};
 use crate::files::{Ordered, inside, parse_json, read_small, read_vectors};
 use crate::pipeline::{InputStep, Normalizer, OutputStep};
 use crate::policy::{LerobotVersion, PolicyOptions};
-use crate::prompt::{PromptFormat, Rounding, StateText};
+use crate::prompt::{PromptFormat, Rounding, StateForm, StateText};
 use crate::statistics::{Counted, Gaps, Statistics};
 use crate::{Error, Result};
 
@@ -32,6 +32,8 @@ pub(crate) struct Processors {
     pub rename: Vec<(String, String)>,
     /// Where the tokenizer is, if the files say so.
     pub tokenizer: Option<PathBuf>,
+    /// Where π0-FAST's codec is, if the files say so.
+    pub codec: Option<PathBuf>,
     /// Written by lerobot 0.5.1 or later, as the step for relative actions tells.
     pub relative_step: bool,
     /// Cameras of the normalizing step.
@@ -178,7 +180,14 @@ impl<'a> Reader<'a> {
                 "pi0_new_line_processor" | "smolvla_new_line_processor" => {
                     self.out.before.push(InputStep::NewLine);
                 }
-                "pi05_prepare_state_tokenizer_processor_step" => self.state_text(),
+                "pi05_prepare_state_tokenizer_processor_step"
+                | "pi0_fast_prepare_state_tokenizer_processor_step" => self.state_text(),
+                // For training; here it only says where the codec is.
+                "action_tokenizer_processor" if self.config.is_fast() => {
+                    if let Some(folder) = step.artifacts.get("action_tokenizer_name") {
+                        self.out.codec = Some(inside(directory, folder, path)?);
+                    }
+                }
                 "tokenizer_processor" => {
                     let config: TokenizerConfig = step.config(path)?;
                     if config.padding_side.is_some_and(|side| side != "right") {
@@ -247,13 +256,14 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// π0.5's text with the state. lerobot saves the step without its settings, so it always holds the state.
+    /// The text of π0.5 or π0-FAST with the state. lerobot saves the step without its settings, so it always holds the state.
     pub fn state_text(&mut self) {
         let pad = match self.options.lerobot_version {
             Some(LerobotVersion::V0_4) => self.config.max_state_dim,
             Some(LerobotVersion::V0_5) | None => 0,
         };
-        self.out.before.push(InputStep::StateText(StateText { rounding: Rounding::F32, pad }));
+        let form = if self.config.is_fast() { StateForm::FastLerobot } else { StateForm::Pi05 };
+        self.out.before.push(InputStep::StateText(StateText { form, rounding: Rounding::F32, pad }));
     }
 
     /// The steps behind the network.

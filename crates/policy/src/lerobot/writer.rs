@@ -8,17 +8,25 @@ use safetensors::{Dtype, tensor::TensorView};
 use serde_json::{Value, json};
 
 use super::{ACTION, POSTPROCESSOR, PREPROCESSOR, STATE};
+use crate::fast::SKIPPED;
 use crate::{Error, Result};
 
 /// A `tokenizer.json` of 300 entries laid out like PaliGemma's: PAD 0, EOS 1, BOS 2, newline 108, bytes for whatever
 /// it does not know. Made by `tests/make_fixtures.py`.
 pub const TINY_TOKENIZER: &str = include_str!("../../tests/data/tiny.json");
 
+/// A codec of π0-FAST for chunks of few small motions, `processor_config.json` and `tokenizer.json`: the one of the golden
+/// data. Made by `golden/make_tokens.py` with the published class.
+pub const TINY_CODEC: [&str; 2] = [
+    include_str!("../../tests/data/tiny_codec/processor_config.json"),
+    include_str!("../../tests/data/tiny_codec/tokenizer.json"),
+];
+
 /// Statistics of one vector, as its kind of network is normalized by.
 #[derive(Debug, Clone, PartialEq)]
 #[allow(missing_docs)] // as many values in both
 pub enum VectorStats {
-    /// Means and standard deviations: π0.
+    /// Means and standard deviations: π0, π0-FAST.
     MeanStd { mean: Vec<f32>, std: Vec<f32> },
     /// The first and the 99th percentile: π0.5.
     Quantiles { q01: Vec<f32>, q99: Vec<f32> },
@@ -28,7 +36,7 @@ impl VectorStats {
     /// Statistics of `kind` that change nothing: of values around 0 with deviation 1, or between -1 and 1.
     pub fn neutral(kind: Kind, width: usize) -> Self {
         match kind {
-            Kind::Pi0 => Self::MeanStd { mean: vec![0.0; width], std: vec![1.0; width] },
+            Kind::Pi0 | Kind::Pi0Fast => Self::MeanStd { mean: vec![0.0; width], std: vec![1.0; width] },
             Kind::Pi05 => Self::Quantiles { q01: vec![-1.0; width], q99: vec![1.0; width] },
         }
     }
@@ -56,7 +64,7 @@ impl VectorStats {
 /// What the processor files say.
 #[derive(Debug, Clone)]
 pub struct LerobotProcessors {
-    /// Which network the files are for: π0.5 has the state in its prompt.
+    /// Which network the files are for: π0.5 and π0-FAST have the state in their prompt.
     pub kind: Kind,
     /// Camera features such as `observation.images.top`, in order.
     pub cameras: Vec<String>,
@@ -72,8 +80,8 @@ pub struct LerobotProcessors {
     pub tokenizer: String,
 }
 
-/// Writes `policy_preprocessor.json`, `policy_postprocessor.json`, their statistics and `tokenizer/tokenizer.json`
-/// into an existing directory, as lerobot 0.5 and later lay them out.
+/// Writes `policy_preprocessor.json`, `policy_postprocessor.json`, their statistics `tokenizer/tokenizer.json` and, for
+/// π0-FAST, `action_tokenizer/` into an existing directory, as lerobot 0.5 and later lay them out.
 pub fn write_lerobot_processors(directory: &Path, spec: &LerobotProcessors) -> Result<()> {
     let image = json!({"type": "VISUAL", "shape": [3, spec.image_size, spec.image_size]});
     let mut features: serde_json::Map<String, Value> =
@@ -112,6 +120,16 @@ pub fn write_lerobot_processors(directory: &Path, spec: &LerobotProcessors) -> R
             steps.extend([relative, normalize, write_state, tokenize, device]);
             3
         }
+        Kind::Pi0Fast => {
+            let write_state = step("pi0_fast_prepare_state_tokenizer_processor_step", json!({}));
+            let mut codes = step(
+                "action_tokenizer_processor",
+                json!({"max_action_tokens": 256, "fast_skip_tokens": SKIPPED, "allow_truncation": true}),
+            );
+            codes["artifacts"] = json!({"action_tokenizer_name": "action_tokenizer"});
+            steps.extend([relative, normalize, write_state, tokenize, codes, device]);
+            3
+        }
     };
     let before_stats = format!("policy_preprocessor_step_{normalizer}_normalizer_processor.safetensors");
     steps[normalizer]["state_file"] = before_stats.as_str().into();
@@ -131,7 +149,32 @@ pub fn write_lerobot_processors(directory: &Path, spec: &LerobotProcessors) -> R
     write_stats(&directory.join(after_stats), &stats)?;
     let folder = directory.join("tokenizer");
     std::fs::create_dir_all(&folder).map_err(|source| Error::Write { path: folder.clone(), source })?;
-    write(&folder.join("tokenizer.json"), spec.tokenizer.as_bytes())
+    write(&folder.join("tokenizer.json"), spec.tokenizer.as_bytes())?;
+    if spec.kind == Kind::Pi0Fast {
+        let folder = directory.join("action_tokenizer");
+        std::fs::create_dir_all(&folder).map_err(|source| Error::Write { path: folder.clone(), source })?;
+        let [settings, bpe] = TINY_CODEC;
+        write(&folder.join("processor_config.json"), settings.as_bytes())?;
+        write(&folder.join("tokenizer.json"), bpe.as_bytes())?;
+    }
+    Ok(())
+}
+
+/// The vocabulary of [`TINY_TOKENIZER`] with PaliGemma's last entries behind it, `<loc0000>` to `<seg127>`, which π0-FAST
+/// writes its actions with.
+pub fn tiny_fast_tokenizer() -> String {
+    let mut file: Value = serde_json::from_str(TINY_TOKENIZER).expect("the tokenizer is JSON");
+    let vocabulary = file["model"]["vocab"].as_object_mut().expect("the tokenizer has a vocabulary");
+    let mut added = Vec::new();
+    let names = (0..1024).map(|i| format!("<loc{i:04}>")).chain((0..128).map(|i| format!("<seg{i:03}>")));
+    for name in names {
+        let id = vocabulary.len();
+        added.push(json!({"id": id, "content": name, "single_word": false, "lstrip": false, "rstrip": false,
+            "normalized": false, "special": false}));
+        vocabulary.insert(name, id.into());
+    }
+    file["added_tokens"].as_array_mut().expect("the tokenizer has added tokens").extend(added);
+    file.to_string()
 }
 
 fn write_stats(path: &Path, stats: &[(&str, &VectorStats)]) -> Result<()> {

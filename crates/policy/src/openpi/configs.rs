@@ -2,10 +2,12 @@
 //!
 //! Read in `src/openpi/training/config.py` and `training/misc/{roboarena,polaris}_config.py` of openpi.
 
+use pi0_model::Kind;
+
 use crate::robot::Robot;
 use crate::{Error, Result};
 
-/// A training configuration of openpi's, for a π0 or π0.5 network.
+/// A training configuration of openpi's.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct OpenPiConfig {
     /// Its name upstream.
@@ -28,9 +30,9 @@ pub struct OpenPiConfig {
     pub default_prompt: Option<&'static str>,
     /// Where the runtime moves each arm before an episode, told to clients as metadata.
     pub reset_pose: Option<[f64; 6]>,
-    /// A π0.5 model.
-    pub pi05: bool,
-    /// Of π0.5: whether the prompt holds the state (`discrete_state_input`).
+    /// Which network.
+    pub kind: Kind,
+    /// Of π0.5 and π0-FAST: whether the prompt holds the state (`discrete_state_input`).
     pub state_in_prompt: bool,
 }
 
@@ -45,7 +47,7 @@ const TROSSEN: OpenPiConfig = OpenPiConfig {
     adapt_to_pi: true,
     default_prompt: None,
     reset_pose: Some([0.0, -1.5, 1.5, 0.0, 0.0, 0.0]),
-    pi05: false,
+    kind: Kind::Pi0,
     state_in_prompt: false,
 };
 const PEN: OpenPiConfig = OpenPiConfig { default_prompt: Some("uncap the pen"), reset_pose: None, ..TROSSEN };
@@ -73,11 +75,16 @@ const LIBERO: OpenPiConfig = OpenPiConfig {
 
 /// The same with a π0.5 network, which reads 200 tokens and the state in the prompt.
 const fn pi05(config: OpenPiConfig) -> OpenPiConfig {
-    OpenPiConfig { pi05: true, max_tokens: 200, state_in_prompt: true, ..config }
+    OpenPiConfig { kind: Kind::Pi05, max_tokens: 200, state_in_prompt: true, ..config }
 }
 
-/// openpi's configurations of π0 and π0.5, the plainest of each asset first.
-pub const CONFIGS: [OpenPiConfig; 20] = [
+/// The same with a π0-FAST network, which writes this robot's own actions, ten a chunk.
+const fn fast(config: OpenPiConfig, action_dim: usize, max_tokens: usize) -> OpenPiConfig {
+    OpenPiConfig { kind: Kind::Pi0Fast, horizon: 10, action_dim, max_tokens, state_in_prompt: true, ..config }
+}
+
+/// openpi's configurations, the plainest of each asset first.
+pub const CONFIGS: [OpenPiConfig; 24] = [
     TROSSEN,
     OpenPiConfig { name: "pi05_aloha", ..pi05(TROSSEN) },
     OpenPiConfig { name: "pi0_aloha_towel", default_prompt: Some("fold the towel"), ..TROSSEN },
@@ -104,6 +111,10 @@ pub const CONFIGS: [OpenPiConfig; 20] = [
     LIBERO,
     OpenPiConfig { name: "pi0_libero_low_mem_finetune", ..LIBERO },
     OpenPiConfig { name: "pi05_libero", horizon: 10, delta: false, state_in_prompt: false, ..pi05(LIBERO) },
+    OpenPiConfig { name: "pi0_fast_droid", ..fast(DROID, 8, 250) },
+    OpenPiConfig { name: "pi0_fast_full_droid_finetune", horizon: 16, ..fast(DROID_POSITION, 8, 180) },
+    OpenPiConfig { name: "pi0_fast_libero", ..fast(LIBERO, 7, 180) },
+    OpenPiConfig { name: "pi0_fast_libero_low_mem_finetune", ..fast(LIBERO, 7, 180) },
     // Not in the configurations but in openpi's documentation (docs/norm_stats.md, examples/ur5).
     OpenPiConfig { name: "pi0_ur5", robot: Robot::Ur5, asset_id: "ur5e", ..LIBERO },
 ];
@@ -111,12 +122,8 @@ pub const CONFIGS: [OpenPiConfig; 20] = [
 /// Those of the published DROID checkpoints. Files of the less usual ones, which move the arm to positions, look the same.
 const PUBLISHED: [&str; 2] = ["pi0_droid", "pi05_droid"];
 
-/// Configurations of openpi that are no π0 or π0.5 network.
-const FAST: [&str; 10] = [
-    "pi0_fast_droid",
-    "pi0_fast_libero",
-    "pi0_fast_libero_low_mem_finetune",
-    "pi0_fast_full_droid_finetune",
+/// Configurations of openpi that write their actions with other codecs, or in sizes that nobody here has checked.
+const OTHER_CODECS: [&str; 6] = [
     "pi0_fast_droid_jointpos_polaris",
     "paligemma_binning_droid",
     "paligemma_binning_droid_jointpos",
@@ -136,8 +143,10 @@ impl OpenPiConfig {
         if let Some(found) = CONFIGS.iter().find(|config| config.name == name) {
             return Ok(*found);
         }
-        let why = if FAST.contains(&name) {
-            format!("{name} writes its actions as tokens; it is a network of another kind than π0 and π0.5")
+        let why = if OTHER_CODECS.contains(&name) {
+            format!(
+                "{name} writes its actions as tokens of another codec, or in sizes that are not known here"
+            )
         } else if DEBUG.contains(&name) {
             format!("{name} is trained on made-up data and drives no robot")
         } else {
@@ -170,12 +179,12 @@ pub(super) enum Verdict {
 
 /// The configurations that may have made a checkpoint with these assets, this kind of network and this horizon. Where none
 /// has the horizon, it tells nothing.
-pub(super) fn of_asset(asset_id: &str, pi05: bool, horizon: usize) -> Verdict {
-    let same = |config: &&OpenPiConfig| config.asset_id == asset_id && config.pi05 == pi05;
+pub(super) fn of_asset(asset_id: &str, kind: Kind, horizon: Option<usize>) -> Verdict {
+    let same = |config: &&OpenPiConfig| config.asset_id == asset_id && config.kind == kind;
     let mut found: Vec<_> = CONFIGS.iter().filter(same).collect();
-    let exact = found.iter().any(|config| config.horizon == horizon);
+    let exact = found.iter().any(|config| Some(config.horizon) == horizon);
     if exact {
-        found.retain(|config| config.horizon == horizon);
+        found.retain(|config| Some(config.horizon) == horizon);
     }
     let [first, rest @ ..] = found.as_slice() else { return Verdict::Unknown };
     let others: Vec<_> = rest.iter().filter(|config| !config.agrees(first)).copied().collect();
@@ -228,35 +237,45 @@ mod tests {
         for (i, config) in CONFIGS.iter().enumerate() {
             assert_eq!(OpenPiConfig::named(config.name).unwrap(), *config);
             assert!(CONFIGS[..i].iter().all(|other| other.name != config.name), "{}", config.name);
-            assert_eq!(config.max_tokens == 200, config.pi05, "{}", config.name);
+            assert_eq!(config.max_tokens == 200, config.kind == Kind::Pi05, "{}", config.name);
         }
         let refuse = |name: &str| OpenPiConfig::named(name).unwrap_err().to_string();
-        assert!(refuse("pi0_fast_droid").contains("another kind"));
+        assert!(refuse("paligemma_vq_droid").contains("another codec"));
         assert!(refuse("debug_pi05").contains("made-up data"));
         assert!(refuse("pi0_nothing").contains("known are pi0_aloha, pi05_aloha, "));
     }
 
     #[test]
     fn assets_tell_what_their_configurations_agree_on() {
-        let verdict = |asset, pi05, horizon| match of_asset(asset, pi05, horizon) {
+        let verdict = |asset, kind, horizon| match of_asset(asset, kind, Some(horizon)) {
             Verdict::One(config, note) => config.name.to_owned() + &note.unwrap_or_default(),
             Verdict::Several(names) => names,
             Verdict::Unknown => "?".into(),
         };
-        assert_eq!(verdict("trossen", false, 50), "pi0_aloha");
-        assert_eq!(verdict("trossen", true, 7), "pi05_aloha");
-        assert_eq!(verdict("physical-intelligence/libero", false, 50), "pi0_libero");
-        assert_eq!(verdict("physical-intelligence/libero", true, 10), "pi05_libero");
-        assert_eq!(verdict("me/mine", true, 10), "?");
+        assert_eq!(verdict("trossen", Kind::Pi0, 50), "pi0_aloha");
+        assert_eq!(verdict("trossen", Kind::Pi05, 7), "pi05_aloha");
+        assert_eq!(verdict("physical-intelligence/libero", Kind::Pi0, 50), "pi0_libero");
+        assert_eq!(verdict("physical-intelligence/libero", Kind::Pi05, 10), "pi05_libero");
+        assert_eq!(verdict("me/mine", Kind::Pi05, 10), "?");
         // The same files may be of velocities or of positions.
         assert!(
-            verdict("droid", true, 15).starts_with("pi05_droidtaken for pi05_droid: its actions are used as")
+            verdict("droid", Kind::Pi05, 15)
+                .starts_with("pi05_droidtaken for pi05_droid: its actions are used as")
         );
         assert!(
-            verdict("droid", true, 15).contains("pi05_droid_jointpos or pi05_droid_jointpos_polaris, whose")
+            verdict("droid", Kind::Pi05, 15)
+                .contains("pi05_droid_jointpos or pi05_droid_jointpos_polaris, whose")
         );
-        assert!(verdict("droid", false, 10).starts_with("pi0_droidtaken for pi0_droid"));
-        assert!(verdict("droid", false, 11).contains("pi0_droid_jointpos_polaris (actions relative"));
-        assert!(verdict("droid", true, 16).contains("pi05_full_droid_finetune (actions relative"));
+        assert!(verdict("droid", Kind::Pi0, 10).starts_with("pi0_droidtaken for pi0_droid"));
+        assert!(verdict("droid", Kind::Pi0, 11).contains("pi0_droid_jointpos_polaris (actions relative"));
+        // π0-FAST's files say no horizon.
+        let fast = |asset| match of_asset(asset, Kind::Pi0Fast, None) {
+            Verdict::One(config, _) => config.name.to_owned(),
+            Verdict::Several(names) => names,
+            Verdict::Unknown => "?".into(),
+        };
+        assert_eq!(fast("physical-intelligence/libero"), "pi0_fast_libero");
+        assert!(fast("droid").contains("pi0_fast_droid (actions as they are), pi0_fast_full_droid_finetune"));
+        assert!(verdict("droid", Kind::Pi05, 16).contains("pi05_full_droid_finetune (actions relative"));
     }
 }

@@ -12,17 +12,20 @@ use std::path::Path;
 use configs::Verdict;
 pub use configs::{CONFIGS, OpenPiConfig};
 
-use crate::assemble::Parts;
+use pi0_model::Kind;
+
+use crate::assemble::{Answers, Parts};
+use crate::fast::{ReplyForm, SKIPPED};
 use crate::observation::{Filter, LayoutRule, Pad, Resize};
 use crate::pipeline::{Formula, InputStep, Normalizer, OPENPI_EPS, OutputStep, StateLength};
 use crate::policy::{Camera, ModelFacts, Policy, PolicyOptions, RobotChoice};
-use crate::prompt::{PromptFormat, Rounding, StateText};
+use crate::prompt::{PromptFormat, Rounding, StateForm, StateText};
 use crate::robot::{OPENPI_CAMERAS, Robot, aloha_units};
 use crate::statistics::{ACTION, Counted, Gaps, STATE};
 use crate::summary::{Family, Origin};
 use crate::{Error, Result};
 
-pub(crate) fn load(directory: &Path, facts: ModelFacts, options: &PolicyOptions) -> Result<Policy> {
+pub(crate) fn load(directory: &Path, mut facts: ModelFacts, options: &PolicyOptions) -> Result<Policy> {
     let mut problems = Vec::new();
     let mut gaps = Gaps::default();
     options.only_for_lerobot(directory)?;
@@ -33,7 +36,7 @@ pub(crate) fn load(directory: &Path, facts: ModelFacts, options: &PolicyOptions)
     let found = assets::find(directory, named, options)?;
     let verdict = match (named, found.asset_id.as_deref()) {
         (Some(config), _) => Verdict::One(config, None),
-        (None, Some(id)) => configs::of_asset(id, facts.pi05, facts.horizon),
+        (None, Some(id)) => configs::of_asset(id, facts.kind, facts.chunk_known.then_some(facts.horizon)),
         (None, None) => Verdict::Unknown,
     };
     let known = match &verdict {
@@ -44,6 +47,17 @@ pub(crate) fn load(directory: &Path, facts: ModelFacts, options: &PolicyOptions)
         }
         Verdict::Several(_) | Verdict::Unknown => None,
     };
+    let fast = facts.kind == Kind::Pi0Fast;
+    if !facts.chunk_known {
+        match known {
+            Some(config) => (facts.horizon, facts.action_dim) = (config.horizon, config.action_dim),
+            None => gaps.ask(format!(
+                "openpi's π0-FAST checkpoints do not say how many actions of how many values they write: name the \
+                 configuration (--config, such as {}) or give the sizes with --arch",
+                CONFIGS.iter().filter(|c| c.kind == Kind::Pi0Fast).map(|c| c.name).collect::<Vec<_>>().join(", ")
+            )),
+        }
+    }
     let robot = match options.robot {
         RobotChoice::Preset(robot) => Some(robot),
         RobotChoice::None => None,
@@ -80,15 +94,14 @@ pub(crate) fn load(directory: &Path, facts: ModelFacts, options: &PolicyOptions)
         );
         return Err(Error::Option { option: "--stats", why });
     }
-    let (formula, stats) = match facts.pi05 {
-        true => (Formula::OpenPiQuantile, ["q01", "q99"]),
-        false => (Formula::OpenPiZScore, ["mean", "std"]),
+    let (formula, stats) = match facts.kind {
+        Kind::Pi05 | Kind::Pi0Fast => (Formula::OpenPiQuantile, ["q01", "q99"]),
+        Kind::Pi0 => (Formula::OpenPiZScore, ["mean", "std"]),
     };
     let mut normalizer = |key: &str| {
         let made = match &found.statistics {
             Some(statistics) => statistics.normalizer(key, formula, stats, OPENPI_EPS).map_err(|why| {
-                let network = if facts.pi05 { "π0.5" } else { "π0" };
-                format!("{why}; {network} of openpi is trained on {} and {}", stats[0], stats[1])
+                format!("{why}; {} of openpi is trained on {} and {}", facts.kind, stats[0], stats[1])
             }),
             None => Err(found.missing.clone()),
         };
@@ -110,8 +123,9 @@ pub(crate) fn load(directory: &Path, facts: ModelFacts, options: &PolicyOptions)
         });
     }
     let mut format = PromptFormat::OpenPi;
-    if facts.pi05 && choices.state_in_prompt {
-        before.push(InputStep::StateText(StateText { rounding: Rounding::F64, pad: 0 }));
+    if fast || facts.kind == Kind::Pi05 && choices.state_in_prompt {
+        let form = if fast { StateForm::FastOpenPi } else { StateForm::Pi05 };
+        before.push(InputStep::StateText(StateText { form, rounding: Rounding::F64, pad: 0 }));
         format = PromptFormat::Verbatim;
     }
     before.push(InputStep::Tokenize(format, facts.max_tokens));
@@ -121,7 +135,7 @@ pub(crate) fn load(directory: &Path, facts: ModelFacts, options: &PolicyOptions)
     after.push(OutputStep::Crop(cols));
     after.extend(units.map(OutputStep::Aloha));
 
-    let (cameras, ignored) = cameras(robot);
+    let (cameras, ignored) = cameras(robot, fast);
     let widest = state_stats.map_or(facts.state_dim, |stats| facts.state_dim.min(stats.width()));
     let state = match robot {
         Some(robot) => {
@@ -148,6 +162,14 @@ pub(crate) fn load(directory: &Path, facts: ModelFacts, options: &PolicyOptions)
         after,
         rows: facts.horizon,
         cols,
+        answers: fast.then_some(Answers {
+            form: ReplyForm::OpenPi,
+            skipped: SKIPPED,
+            size: [facts.horizon, facts.action_dim],
+            codec: None,
+        }),
+        // openpi's masks of these two are all true, and what they lack is black.
+        black: fast && matches!(robot, Some(Robot::Droid | Robot::Libero)),
         default_prompt: config.and_then(|config| config.default_prompt).map(str::to_owned),
         tokenizer: None,
         gaps,
@@ -166,9 +188,8 @@ pub(crate) fn load(directory: &Path, facts: ModelFacts, options: &PolicyOptions)
 /// Whether a configuration that was named can be that of this network and robot.
 fn fits(config: OpenPiConfig, facts: ModelFacts, robot: RobotChoice) -> Result<()> {
     let refuse = |option, why| Err(Error::Option { option, why });
-    let kind = |pi05| if pi05 { "π0.5" } else { "π0" };
-    if config.pi05 != facts.pi05 {
-        let (wanted, got) = (kind(config.pi05), kind(facts.pi05));
+    if config.kind != facts.kind {
+        let (wanted, got) = (config.kind, facts.kind);
         return refuse("--config", format!("{} is of a {wanted} network, this is a {got}", config.name));
     }
     match robot {
@@ -202,8 +223,8 @@ impl Choices {
             let why = "only a robot preset knows which dimensions are joints".into();
             return Err(Error::Option { option: "--delta-actions", why });
         }
-        if options.state_in_prompt.is_some() && !facts.pi05 {
-            let why = "only π0.5 reads the state in the prompt".into();
+        if options.state_in_prompt.is_some() && facts.kind != Kind::Pi05 {
+            let why = "only π0.5 may or may not read the state in the prompt".into();
             return Err(Error::Option { option: "--state-in-prompt", why });
         }
         let mut open = Vec::new();
@@ -232,7 +253,7 @@ impl Choices {
             ),
             state_in_prompt: choose(
                 options.state_in_prompt,
-                facts.pi05,
+                facts.kind == Kind::Pi05,
                 config.map(|c| c.state_in_prompt),
                 "whether the prompt holds the state (--state-in-prompt true, openpi's default, or false as in pi05_libero)",
             ),
@@ -244,7 +265,11 @@ impl Choices {
                 "{assets} do not say {}; name the configuration of openpi that it was trained with (--config, such as \
                  {}) or answer each",
                 open.join(", nor "),
-                if facts.pi05 { "pi05_aloha" } else { "pi0_aloha" }
+                match facts.kind {
+                    Kind::Pi0 => "pi0_aloha",
+                    Kind::Pi05 => "pi05_aloha",
+                    Kind::Pi0Fast => "pi0_fast_droid",
+                }
             ));
         }
         Ok(choices)
@@ -278,10 +303,15 @@ fn widths(
 }
 
 /// openpi's three cameras under the robot's names, or their own; and those it ignores.
-fn cameras(robot: Option<Robot>) -> (Vec<Camera>, Vec<(String, Option<String>)>) {
+///
+/// π0-FAST's of DROID are two of the base and then the wrist's; the second is black.
+fn cameras(robot: Option<Robot>, fast: bool) -> (Vec<Camera>, Vec<(String, Option<String>)>) {
     let theirs = robot.map_or(&[][..], Robot::cameras);
+    let droid = fast && robot == Some(Robot::Droid);
+    let keys = if droid { ["base_0_rgb", "base_1_rgb", "wrist_0_rgb"] } else { OPENPI_CAMERAS };
+    let place = |slot: usize| if droid && slot == 1 { 2 } else { slot };
     let camera = |(slot, key): (usize, &&str)| {
-        let camera = theirs.iter().find(|camera| camera.slot == Some(slot));
+        let camera = theirs.iter().find(|camera| camera.slot.map(place) == Some(slot));
         let name = camera.map(|camera| camera.key).or(robot.is_none().then_some(*key));
         Camera {
             key: (*key).into(),
@@ -294,5 +324,5 @@ fn cameras(robot: Option<Robot>) -> (Vec<Camera>, Vec<(String, Option<String>)>)
         .filter(|camera| camera.slot.is_none())
         .map(|camera| (camera.key.into(), None))
         .collect();
-    (OPENPI_CAMERAS.iter().enumerate().map(camera).collect(), ignored)
+    (keys.iter().enumerate().map(camera).collect(), ignored)
 }

@@ -5,6 +5,7 @@ mod tokenizer;
 
 use serde::Serialize;
 
+pub(crate) use tokenizer::{Piece, read_tokenizer};
 pub use tokenizer::{TOKENIZER_FILES, Tokenizer};
 
 use crate::{Error, Result, Warning};
@@ -57,13 +58,27 @@ impl PromptFormat {
     }
 }
 
-/// π0.5's text: the task, and the state as one of 256 bins for each dimension.
+/// The text of π0.5 and π0-FAST: the task, and the state as one of 256 bins for each dimension.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct StateText {
+    /// Whose text.
+    pub form: StateForm,
     /// In which precision values are compared with the bins' edges.
     pub rounding: Rounding,
     /// lerobot 0.4 fills the state up with zeros to so many dimensions first; 0: as it is.
     pub pad: usize,
+}
+
+/// Texts that hold the state.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum StateForm {
+    /// π0.5's, which ends with `Action: `.
+    Pi05,
+    /// π0-FAST's in openpi: the task in lower case, its newlines kept.
+    FastOpenPi,
+    /// π0-FAST's in lerobot.
+    FastLerobot,
 }
 
 /// Precision of a normalized state.
@@ -77,13 +92,18 @@ pub enum Rounding {
 }
 
 impl StateText {
-    /// `Task: fold the towel, State: 25 -1 255;\nAction: `, with the space at the end. Neither the case of the task nor
-    /// spaces and tabs inside it change.
+    /// `Task: fold the towel, State: 25 -1 255;\nAction: `, with the space at the end; π0-FAST's ends before `Action`. Spaces
+    /// and tabs inside the task do not change, nor does its case but for openpi's π0-FAST.
     pub fn write(self, task: &str, state: &[f64]) -> String {
         let padding = std::iter::repeat_n(&0.0, self.pad.saturating_sub(state.len()));
         let bins: Vec<String> =
             state.iter().chain(padding).map(|&x| bin(x, self.rounding).to_string()).collect();
-        format!("Task: {}, State: {};\nAction: ", clean(task), bins.join(" "))
+        let (task, end) = match self.form {
+            StateForm::Pi05 => (clean(task), "Action: "),
+            StateForm::FastLerobot => (clean(task), ""),
+            StateForm::FastOpenPi => (strip(&task.to_lowercase()).replace('_', " "), ""),
+        };
+        format!("Task: {task}, State: {};\n{end}", bins.join(" "))
     }
 }
 
@@ -108,7 +128,7 @@ fn clean(task: &str) -> String {
 }
 
 /// Python's `str.strip`, which knows four separators more than Rust's `trim`.
-fn strip(text: &str) -> &str {
+pub(crate) fn strip(text: &str) -> &str {
     text.trim_matches(|c: char| c.is_whitespace() || ('\u{1c}'..='\u{1f}').contains(&c))
 }
 
@@ -145,9 +165,13 @@ mod tests {
 
     #[test]
     fn the_state_is_written_unpadded_or_padded() {
-        let text = StateText { rounding: Rounding::F64, pad: 0 };
+        let text = StateText { form: StateForm::Pi05, rounding: Rounding::F64, pad: 0 };
         assert_eq!(text.write("  Fold_the\ttowel\n", &[]), "Task: Fold the\ttowel, State: ;\nAction: ");
-        let text = StateText { rounding: Rounding::F32, pad: 4 };
+        let text = StateText { form: StateForm::Pi05, rounding: Rounding::F32, pad: 4 };
         assert_eq!(text.write("x", &[-2.0, 1.0]), "Task: x, State: -1 255 128 128;\nAction: ");
+        let text = StateText { form: StateForm::FastOpenPi, rounding: Rounding::F64, pad: 0 };
+        assert_eq!(text.write("  Fold_the\nTowel\n", &[0.0]), "Task: fold the\ntowel, State: 128;\n");
+        let text = StateText { form: StateForm::FastLerobot, ..text };
+        assert_eq!(text.write("  Fold_the\nTowel\n", &[0.0]), "Task: Fold the Towel, State: 128;\n");
     }
 }

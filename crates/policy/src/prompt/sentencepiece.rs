@@ -6,6 +6,8 @@
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap};
 
+use super::tokenizer::Piece as Entry;
+
 /// What a piece is for; numbers of the protobuf.
 const NORMAL: u64 = 1;
 const UNKNOWN: u64 = 2;
@@ -20,6 +22,8 @@ pub(crate) struct SentencePiece {
     /// Pieces that text can become, with id and score.
     pieces: HashMap<Box<str>, Piece>,
     control: HashMap<Box<str>, u32>,
+    /// Text and kind of every piece, by its id.
+    by_id: Vec<(Box<str>, u64)>,
     /// Ids of the 256 byte pieces, if unknown characters fall back to bytes.
     bytes: Option<Box<[u32; 256]>>,
     unknown: u32,
@@ -59,6 +63,25 @@ impl SentencePiece {
     /// Id of a control piece such as `<bos>`.
     pub fn control(&self, piece: &str) -> Option<u32> {
         self.control.get(piece).copied()
+    }
+
+    /// Id of what no piece covers.
+    pub fn unknown(&self) -> u32 {
+        self.unknown
+    }
+
+    /// The piece of an id.
+    pub fn piece(&self, id: u32) -> Option<Entry<'_>> {
+        let (text, kind) = self.by_id.get(id as usize)?;
+        Some(match *kind {
+            CONTROL => Entry::Control((&**text).into()),
+            UNKNOWN => Entry::Unknown((&**text).into()),
+            BYTE => {
+                let bytes = self.bytes.as_deref()?;
+                Entry::Byte(bytes.iter().position(|&of| of == id)? as u8)
+            }
+            _ => Entry::Text((&**text).into()),
+        })
     }
 
     /// Ids of a text, without BOS.
@@ -304,6 +327,7 @@ impl Model {
         let mut model = SentencePiece {
             pieces: HashMap::new(),
             control: HashMap::new(),
+            by_id: self.pieces.iter().map(|piece| (piece.text.as_str().into(), piece.kind)).collect(),
             bytes: None,
             unknown: 0,
             longest_user_defined: 0,

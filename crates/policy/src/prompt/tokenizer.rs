@@ -2,6 +2,7 @@
 //!
 //! The text of a user is only ever text: whatever it spells, BOS, EOS and padding never come out of it.
 
+use std::borrow::Cow;
 use std::path::{Path, PathBuf};
 
 use super::sentencepiece::SentencePiece;
@@ -24,9 +25,35 @@ pub struct Tokenizer {
     path: PathBuf,
     encoder: Encoder,
     bos: u32,
+    eos: u32,
     /// Ids that text must never become.
     control: Vec<u32>,
+    unknown: Option<u32>,
     size: usize,
+    /// Without what was added behind the vocabulary proper.
+    proper: usize,
+}
+
+/// An entry of the vocabulary, as it reads in a text.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Piece<'a> {
+    /// Characters, with `▁` for a space.
+    Text(Cow<'a, str>),
+    /// One byte of a character that has no entry.
+    Byte(u8),
+    /// Not in any text, such as `<eos>`.
+    Control(Cow<'a, str>),
+    /// What no entry covers.
+    Unknown(Cow<'a, str>),
+}
+
+impl std::fmt::Display for Piece<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Piece::Text(text) | Piece::Control(text) | Piece::Unknown(text) => f.write_str(text),
+            Piece::Byte(byte) => write!(f, "<0x{byte:02X}>"),
+        }
+    }
 }
 
 enum Encoder {
@@ -62,17 +89,17 @@ impl Tokenizer {
             let why = "it is a git-lfs pointer, not the tokenizer: run `git lfs pull` in its folder, or download the file";
             return Err(Error::format(path, why));
         }
-        let (encoder, size) = if path.extension().is_some_and(|extension| extension == "model") {
+        let (encoder, size, proper) = if path.extension().is_some_and(|extension| extension == "model") {
             let model = SentencePiece::parse(bytes).map_err(|why| Error::format(path, why))?;
             let size = model.size();
-            (Encoder::Model(model), size)
+            (Encoder::Model(model), size, size)
         } else {
-            let mut json = read_json(bytes).map_err(|why| Error::format(path, why))?;
+            let mut json = read_tokenizer(bytes).map_err(|why| Error::format(path, why))?;
             json.with_truncation(None).map_err(|why| Error::format(path, why))?;
             json.with_padding(None);
             json.set_encode_special_tokens(true);
-            let size = json.get_vocab_size(true);
-            (Encoder::Json(Box::new(json)), size)
+            let (size, proper) = (json.get_vocab_size(true), json.get_vocab_size(false));
+            (Encoder::Json(Box::new(json)), size, proper)
         };
         let id = |piece: &str| match &encoder {
             Encoder::Json(json) => json.token_to_id(piece),
@@ -80,7 +107,12 @@ impl Tokenizer {
         };
         let control: Vec<u32> = ["<bos>", "<eos>", "<pad>"].into_iter().filter_map(id).collect();
         let bos = id("<bos>").ok_or_else(|| Error::format(path, "the vocabulary has no <bos>"))?;
-        Ok(Self { path: path.into(), encoder, bos, control, size })
+        let eos = id("<eos>").unwrap_or(1);
+        let unknown = match &encoder {
+            Encoder::Json(json) => json.token_to_id("<unk>"),
+            Encoder::Model(model) => Some(model.unknown()),
+        };
+        Ok(Self { path: path.into(), encoder, bos, eos, control, unknown, size, proper })
     }
 
     /// The file.
@@ -93,9 +125,58 @@ impl Tokenizer {
         self.size
     }
 
+    /// Entries of the vocabulary proper, without tokens such as `<image>` that were added behind it.
+    pub fn proper_size(&self) -> usize {
+        self.proper
+    }
+
+    /// The entry of an id.
+    pub(crate) fn piece(&self, id: u32) -> Option<Piece<'_>> {
+        let json = match &self.encoder {
+            Encoder::Model(model) => return model.piece(id),
+            Encoder::Json(json) => json,
+        };
+        let text = json.id_to_token(id)?;
+        let byte = || {
+            let hex = text.strip_prefix("<0x")?.strip_suffix('>').filter(|hex| hex.len() == 2)?;
+            u8::from_str_radix(hex, 16).ok()
+        };
+        Some(match byte() {
+            Some(byte) => Piece::Byte(byte),
+            None if self.control.contains(&id) => Piece::Control(text.into()),
+            None if self.unknown == Some(id) => Piece::Unknown(text.into()),
+            None => Piece::Text(text.into()),
+        })
+    }
+
+    /// The text of these ids, as SentencePiece writes it: control ids vanish, bytes that make no character become U+FFFD.
+    /// Ids beyond the vocabulary are left out.
+    pub(crate) fn decode(&self, ids: &[u32]) -> String {
+        let (mut text, mut bytes) = (String::new(), Vec::new());
+        for piece in ids.iter().filter_map(|&id| self.piece(id)) {
+            if let Piece::Byte(byte) = piece {
+                bytes.push(byte);
+                continue;
+            }
+            push_bytes(&mut text, &mut bytes);
+            match piece {
+                Piece::Text(piece) => text.extend(piece.chars().map(|c| if c == '▁' { ' ' } else { c })),
+                Piece::Unknown(_) => text.push_str(" ⁇ "),
+                Piece::Control(_) | Piece::Byte(_) => {}
+            }
+        }
+        push_bytes(&mut text, &mut bytes);
+        text
+    }
+
     /// The id that opens every prompt: 2 in Gemma's vocabularies.
     pub fn bos(&self) -> u32 {
         self.bos
+    }
+
+    /// The id that ends what a network writes: 1 in Gemma's vocabularies.
+    pub fn eos(&self) -> u32 {
+        self.eos
     }
 
     /// Ids of a text, without BOS.
@@ -117,9 +198,27 @@ impl Tokenizer {
     }
 }
 
+/// Appends bytes as characters; each byte that is part of none becomes U+FFFD.
+fn push_bytes(text: &mut String, bytes: &mut Vec<u8>) {
+    let mut rest = bytes.as_slice();
+    while !rest.is_empty() {
+        let good = match std::str::from_utf8(rest) {
+            Ok(good) => good.len(),
+            Err(error) => error.valid_up_to(),
+        };
+        text.push_str(std::str::from_utf8(&rest[..good]).unwrap_or_default());
+        rest = &rest[good..];
+        if !rest.is_empty() {
+            text.push(char::REPLACEMENT_CHARACTER);
+            rest = &rest[1..];
+        }
+    }
+    bytes.clear();
+}
+
 /// Reads a `tokenizer.json`. The library panics on some broken files: on bad syntax, which is found out before, and
 /// on some contradictions, which are caught.
-fn read_json(bytes: &[u8]) -> Result<tokenizers::Tokenizer, String> {
+pub(crate) fn read_tokenizer(bytes: &[u8]) -> Result<tokenizers::Tokenizer, String> {
     serde_json::from_slice::<serde::de::IgnoredAny>(bytes).map_err(|error| error.to_string())?;
     match std::panic::catch_unwind(|| tokenizers::Tokenizer::from_bytes(bytes)) {
         Ok(read) => read.map_err(|error| error.to_string()),

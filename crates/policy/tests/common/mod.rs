@@ -4,6 +4,7 @@
 
 use std::path::PathBuf;
 
+use pi0_model::Kind;
 use pi0_policy::*;
 use serde_json::{Value, json};
 
@@ -49,10 +50,13 @@ pub const FACTS: ModelFacts = ModelFacts {
     max_tokens: 48,
     image_size: 8,
     vocab_size: 300,
-    pi05: false,
+    kind: Kind::Pi0,
+    chunk_known: true,
 };
+/// A π0-FAST network with the golden data's vocabulary.
+pub const FAST: ModelFacts = ModelFacts { max_tokens: 200, vocab_size: 1713, kind: Kind::Pi0Fast, ..FACTS };
 /// A π0.5 network of the same sizes.
-pub const PI05: ModelFacts = ModelFacts { max_tokens: 200, pi05: true, ..FACTS };
+pub const PI05: ModelFacts = ModelFacts { max_tokens: 200, kind: Kind::Pi05, ..FACTS };
 
 pub const STATE: [f32; 3] = [0.5, -2.0, 3.0];
 pub const MEAN: [f32; 3] = [0.25, 1.0, 3.0];
@@ -72,7 +76,7 @@ pub fn lerobot(name: &str) -> Dir {
     }"#;
     dir.write("config.json", config);
     let spec = LerobotProcessors {
-        kind: pi0_model::Kind::Pi0,
+        kind: Kind::Pi0,
         cameras: vec!["observation.images.top".into(), "observation.images.left_wrist".into()],
         image_size: 8,
         max_tokens: 48,

@@ -13,7 +13,7 @@ pub enum Stage {
     Vision,
     /// Image and prompt tokens through the language model.
     Prefix,
-    /// State, noise and time through the action expert, all steps.
+    /// State, noise and time through the action expert, all steps; of π0-FAST all tokens of the answer.
     Denoise,
     /// Between operations: cutting images into patches, noise, bookkeeping; and the moves to and from the device.
     Host,
@@ -228,7 +228,7 @@ fn milliseconds(t: Duration) -> f64 {
 }
 
 /// Bytes that the operation must read and write: a record counts all as f32, but weights are packed.
-fn bytes(r: &Record, weight_bytes: usize) -> u64 {
+pub fn bytes(r: &Record, weight_bytes: usize) -> u64 {
     let weight = Key::of(r).weight.map_or(0, |[out, inputs]| (out * inputs) as u64);
     r.bytes - 4 * weight + weight_bytes as u64 * weight
 }

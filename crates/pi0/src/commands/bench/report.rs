@@ -1,11 +1,12 @@
 //! The result of a benchmark, for people and for machines.
 
-use pi0_model::Inputs;
+use pi0_device::{HostTensor, Record};
+use pi0_model::{Config, Inputs};
 use serde::{Deserialize, Serialize};
 
 use super::launches::{LAUNCH_COLUMNS, Launches};
 use super::limits::Limits;
-use super::measure::{Line, Spread, Tables};
+use super::measure::{Line, Spread, Tables, Timed, bytes};
 use super::verify::{Method, Verdict};
 use crate::output;
 
@@ -28,6 +29,9 @@ pub struct Report {
     pub device: String,
     /// What went in.
     pub inputs: Shape,
+    /// How fast π0-FAST writes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub answer: Option<Answer>,
     /// How the actions were checked.
     pub verdict: Verdict,
     /// From the start of the process to the first actions, seconds.
@@ -61,19 +65,83 @@ pub struct Shape {
     pub images: usize,
     /// Prompt tokens in all.
     pub tokens: usize,
-    /// Denoising steps.
+    /// Denoising steps, or of π0-FAST most tokens of an answer.
     pub steps: usize,
 }
 
 impl Shape {
-    /// Of a batch.
-    pub fn of(batch: &[Inputs], steps: usize) -> Self {
+    /// Of a batch, for a network that is told so many steps or none.
+    pub fn of(batch: &[Inputs], config: &Config, steps: Option<usize>) -> Self {
         Self {
             batch: batch.len(),
             images: batch.iter().flat_map(|i| &i.images).flatten().count(),
             tokens: batch.iter().map(|i| i.tokens.len()).sum(),
-            steps,
+            steps: steps
+                .unwrap_or(config.answer.as_ref().map_or(config.num_steps, |answer| answer.max_tokens)),
         }
+    }
+}
+
+/// How fast π0-FAST writes, the first token aside: that comes with the prompt.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Answer {
+    /// Tokens of all robots.
+    pub tokens: usize,
+    /// Passes through the network, each for a token of every robot that still writes.
+    pub passes: usize,
+    /// Milliseconds of a pass, the choice of its tokens included.
+    pub ms: Spread,
+    /// Tokens a second at the median.
+    pub tokens_per_second: f64,
+    /// GB/s of weights and activations, each read and written once a pass, at the median.
+    pub gbs: f64,
+    /// Share of what the machine reads from memory.
+    pub share: Option<f64>,
+}
+
+impl Answer {
+    /// From timed inferences, of which each operation's module tells the pass; none of a network that denoises.
+    pub fn of(
+        config: &Config,
+        answers: &[HostTensor],
+        runs: &[Timed],
+        weight_bytes: usize,
+        memory: Option<f64>,
+    ) -> Option<Self> {
+        config.answer.as_ref()?;
+        let later = |r: &&Record| r.module.starts_with("step") && r.module.split('.').next() != Some("step0");
+        let first = runs.first()?;
+        let mut modules: Vec<&str> =
+            first.records.iter().filter(later).filter_map(|r| r.module.split('.').next()).collect();
+        modules.dedup();
+        let passes = modules.len();
+        let seconds = |run: &Timed| {
+            let start = run.records.iter().find(|r| later(r))?.start;
+            let last = run.records.iter().rfind(|r| later(r))?;
+            Some((last.start + last.time).saturating_sub(start).as_secs_f64())
+        };
+        let seconds = runs.iter().map(seconds).collect::<Option<Vec<_>>>()?;
+        let median = Spread::of(seconds.clone()).median;
+        let bytes: u64 = first.records.iter().filter(later).map(|r| bytes(r, weight_bytes)).sum();
+        let tokens: usize = answers.iter().map(HostTensor::cols).sum();
+        let gbs = bytes as f64 / median / 1e9;
+        Some(Self {
+            tokens,
+            passes,
+            ms: Spread::of(seconds.iter().map(|s| 1e3 * s / passes as f64).collect()),
+            tokens_per_second: (tokens - answers.len()) as f64 / median,
+            gbs,
+            share: memory.map(|memory| gbs / memory),
+        })
+    }
+
+    /// In words.
+    pub fn text(&self) -> String {
+        let share = self.share.map_or(String::new(), |s| format!(", {:.0} % of the memory's", 100.0 * s));
+        format!(
+            "{} tokens; {:.2} ms a pass, {:.1} tokens a second, {:.1} GB/s{share}",
+            self.tokens, self.ms.median, self.tokens_per_second, self.gbs
+        )
     }
 }
 
@@ -109,7 +177,7 @@ impl Report {
             count(i.batch, "robot"),
             count(i.images, "image"),
             count(i.tokens, "prompt token"),
-            count(i.steps, "denoising step")
+            count(i.steps, if self.answer.is_some() { "token at most" } else { "denoising step" })
         );
         let memory = |bytes: Option<u64>| {
             bytes.map_or("unknown".into(), |b| format!("{:.2} GiB", b as f64 / f64::from(1 << 30)))
@@ -129,6 +197,7 @@ impl Report {
         let (loading, running) = (memory(self.memory_loading), memory(self.memory_running));
         facts.push(("private memory", format!("at most {loading} loading, {running} running")));
         facts.extend(self.limits.as_ref().map(|l| ("limits", l.text())));
+        facts.extend(self.answer.as_ref().map(|a| ("answer", a.text())));
         facts
     }
 
@@ -186,5 +255,12 @@ fn cells(name: &str, operation: Option<&Line>, l: &Line) -> Vec<String> {
 }
 
 fn count(n: usize, what: &str) -> String {
-    format!("{n} {what}{}", if n == 1 { "" } else { "s" })
+    match n {
+        1 => format!("{n} {what}"),
+        // The first word is what there are several of.
+        _ => match what.split_once(" at ") {
+            Some((what, rest)) => format!("{n} {what}s at {rest}"),
+            None => format!("{n} {what}s"),
+        },
+    }
 }

@@ -1,0 +1,254 @@
+//! π0-FAST's answer: behind the prompt the language model goes on by itself, token by token, until it has written what a
+//! codec reads a chunk of actions from.
+//!
+//! Shapes: B robots, N of them still writing, W the language model's width, V tokens to choose from.
+
+use pi0_device::{Dense, Device, HostTensor, Norm, Scope, dense, store_rows};
+use rand_chacha::ChaCha12Rng;
+use rand_chacha::rand_core::{Rng, SeedableRng};
+
+use crate::gemma::{Extent, LayerCache, pick_rows};
+use crate::layout::Layout;
+use crate::pi0::PrefixCache;
+use crate::weights::{EMBED, LM_HEAD, Weights};
+use crate::{AnswerConfig, Config, EOS, Inputs, ModelError, Pi0, SampleOptions};
+
+/// Lengths of an answer that make sense.
+const LENGTHS: std::ops::RangeInclusive<usize> = 1..=4096;
+
+/// What of the network only answers need.
+pub(crate) struct Answer<D: Device> {
+    /// From the last layer to logits.
+    head: D::Weight,
+    config: AnswerConfig,
+    /// Whether of the prompt's last layer only the last rows are computed: nothing reads the others.
+    last_rows_only: bool,
+}
+
+/// Keys and values of what was written: each robot has `room` rows in each layer.
+pub(crate) struct Written<D: Device> {
+    layers: Vec<LayerCache<D>>,
+    room: usize,
+    /// Tokens of each robot whose keys and values are here.
+    counts: Vec<usize>,
+}
+
+impl<D: Device> Answer<D> {
+    pub(crate) fn load(c: &Config, w: &Weights<'_, D>, extent: Extent) -> Result<Self, ModelError> {
+        let config =
+            c.answer.clone().ok_or_else(|| ModelError::Call("a network without an answer".into()))?;
+        let beyond = |ids: &[u32]| ids.iter().any(|&id| id as usize >= c.vocab_size);
+        if config.only.as_deref().is_some_and(|ids| ids.is_empty() || beyond(ids)) {
+            let what =
+                format!("the tokens to choose from are none or beyond the vocabulary of {}", c.vocab_size);
+            return Err(ModelError::Call(what));
+        }
+        let head = w.rows(if config.tied { EMBED } else { LM_HEAD }, config.only.as_deref())?;
+        Ok(Self { head, config, last_rows_only: extent == Extent::Cache })
+    }
+
+    /// The token behind row `i` of the logits.
+    fn token(&self, i: usize) -> u32 {
+        self.config.only.as_ref().map_or(i as u32, |ids| ids[i])
+    }
+}
+
+impl<D: Device> Pi0<D> {
+    /// The tokens `[1, n]` of each robot's answer, its end mark included. A robot that has ended takes no further part:
+    /// what one writes does not depend on the others.
+    pub(crate) fn write_answers(
+        &self,
+        answer: &Answer<D>,
+        batch: &[Inputs],
+        options: &SampleOptions,
+    ) -> Result<Vec<HostTensor>, ModelError> {
+        let d = self.device();
+        let layout = Layout::new(self.config(), batch)?;
+        let limit = options.steps.unwrap_or(answer.config.max_tokens);
+        if !LENGTHS.contains(&limit) {
+            let what = format!("answers of {limit} tokens; from 1 to 4096 make sense, 256 is usual");
+            return Err(ModelError::Call(what));
+        }
+        let (prefix, mut last) = self.read_prompt(batch, &layout)?;
+        let mut written = self.nothing_written(batch.len(), limit - 1)?;
+        let mut choose: Vec<Chooser> = (0..batch.len())
+            .map(|row| Chooser::new(answer.config.temperature, options.seed.wrapping_add(row as u64)))
+            .collect();
+        let mut texts: Vec<Vec<u32>> = vec![Vec::new(); batch.len()];
+        let mut robots: Vec<usize> = (0..batch.len()).collect();
+        for step in 0..limit {
+            let _scope = Scope::new(d, format_args!("step{step}"));
+            if step > 0 {
+                let tokens: Vec<u32> =
+                    robots.iter().filter_map(|&robot| texts[robot].last().copied()).collect();
+                last = self.read_tokens(&tokens, &robots, &layout, &prefix, &mut written)?;
+            }
+            let logits = self.logits(answer, &last)?;
+            for (row, &robot) in robots.iter().enumerate() {
+                texts[robot].push(answer.token(choose[robot].choose(logits.row(row))));
+            }
+            robots.retain(|&robot| texts[robot].last() != Some(&batch[robot].end.unwrap_or(EOS)));
+            if robots.is_empty() {
+                break;
+            }
+        }
+        let tensor =
+            |text: Vec<u32>| HostTensor::new([1, text.len()], text.iter().map(|&t| t as f32).collect());
+        Ok(texts.into_iter().map(tensor).collect())
+    }
+
+    /// Runs the prompt: its keys and values, and the last layer's output `[B, W]` of each robot's last row.
+    pub(crate) fn read_prompt(
+        &self,
+        batch: &[Inputs],
+        layout: &Layout,
+    ) -> Result<(PrefixCache<D>, D::Tensor), ModelError> {
+        let (d, answer) = (self.device(), self.answer()?);
+        let embs = self.embed_prefix(batch, layout)?;
+        let _scope = Scope::new(d, format_args!("prefix"));
+        let (positions, spans, rows) = (layout.prefix_positions(), layout.prefix_spans(), layout.last_rows());
+        let mut cache = Vec::with_capacity(self.language.layers().len());
+        let keep = |layer| cache.push(layer);
+        let whole = || ModelError::Call("the language model is not loaded whole".into());
+        let last = if answer.last_rows_only {
+            let last_spans = layout.last_row_spans();
+            self.language
+                .forward_to(d, embs, &positions, &spans, &rows, &last_spans, keep)?
+                .ok_or_else(whole)?
+        } else {
+            let out =
+                self.language.forward(d, embs, &positions, &[], &spans, None, keep)?.ok_or_else(whole)?;
+            if let Some(Norm::Rms(norm)) = self.language.norm(d, None) {
+                d.tap("norm", &d.rms_norm(&out, norm)?);
+            }
+            pick_rows(d, &out, &rows)?
+        };
+        Ok((PrefixCache(cache), last))
+    }
+
+    /// Room for the keys and values of answers of `room` tokens.
+    pub(crate) fn nothing_written(&self, robots: usize, room: usize) -> Result<Written<D>, ModelError> {
+        let (d, g) = (self.device(), &self.config().gemma);
+        let (rows, cols) = (robots * room.max(1), g.num_kv_heads * g.head_dim);
+        let zeros = vec![0.0; rows * cols];
+        let empty = || d.upload(rows, cols, &zeros);
+        let layers = (0..g.depth).map(|_| Ok(LayerCache { k: empty()?, v: empty()? }));
+        let layers = layers.collect::<Result<_, ModelError>>()?;
+        Ok(Written { layers, room: room.max(1), counts: vec![0; robots] })
+    }
+
+    /// Runs one token of each of `robots` through the language model and keeps its keys and values: the last layer's output
+    /// `[N, W]`.
+    pub(crate) fn read_tokens(
+        &self,
+        tokens: &[u32],
+        robots: &[usize],
+        layout: &Layout,
+        prefix: &PrefixCache<D>,
+        written: &mut Written<D>,
+    ) -> Result<D::Tensor, ModelError> {
+        let (d, c, config) = (self.device(), self.config(), &self.answer()?.config);
+        let _scope = Scope::new(d, format_args!("answer"));
+        let position = |&robot: &usize| {
+            (layout.prefix_len(robot) + config.skipped_positions + written.counts[robot]) as u32
+        };
+        let positions: Vec<u32> = robots.iter().map(position).collect();
+        let spans = layout.token_spans(robots, &written.counts, written.room);
+        let embs = d.embed(&self.embed_tokens, tokens, (c.gemma.width as f32).sqrt())?;
+        let mut new = Vec::with_capacity(written.layers.len());
+        let cached = [prefix.0.as_slice(), &written.layers];
+        let out =
+            self.language.forward(d, embs, &positions, &cached, &spans, None, |layer| new.push(layer))?;
+        let at: Vec<u32> =
+            robots.iter().map(|&robot| (robot * written.room + written.counts[robot]) as u32).collect();
+        for (layer, new) in written.layers.iter_mut().zip(&new) {
+            store_rows(d, &mut layer.k, &at, &new.k)?;
+            store_rows(d, &mut layer.v, &at, &new.v)?;
+        }
+        robots.iter().for_each(|&robot| written.counts[robot] += 1);
+        out.ok_or_else(|| ModelError::Call("the language model is not loaded whole".into()))
+    }
+
+    /// How likely each token comes next, `[N, V]`, behind rows `[N, W]` of the last layer.
+    pub(crate) fn logits(&self, answer: &Answer<D>, last: &D::Tensor) -> Result<HostTensor, ModelError> {
+        let d = self.device();
+        let _scope = Scope::new(d, format_args!("answer"));
+        let norm = self.language.norm(d, None);
+        let logits = dense(d, &Dense { norm, ..Dense::new(last, &answer.head) })?;
+        d.tap("logits", &logits);
+        let logits = d.download(&logits)?;
+        self.check_finite(&logits.data)?;
+        Ok(logits)
+    }
+}
+
+/// Picks a robot's tokens.
+enum Chooser {
+    /// The likeliest; of equals the first.
+    Greedy,
+    /// By chance, at a temperature.
+    Drawn(f32, Box<ChaCha12Rng>),
+}
+
+impl Chooser {
+    fn new(temperature: f32, seed: u64) -> Self {
+        match temperature > 0.0 {
+            true => Chooser::Drawn(temperature, Box::new(ChaCha12Rng::seed_from_u64(seed))),
+            false => Chooser::Greedy,
+        }
+    }
+
+    fn choose(&mut self, logits: &[f32]) -> usize {
+        let best = |best: (usize, f32), (i, &x): (usize, &f32)| if x > best.1 { (i, x) } else { best };
+        let (first, most) = logits.iter().enumerate().fold((0, f32::NEG_INFINITY), best);
+        let Chooser::Drawn(temperature, rng) = self else { return first };
+        let weight = |&x: &f32| f64::from((x - most) / *temperature).exp();
+        let total: f64 = logits.iter().map(weight).sum();
+        // 53 random bits, as many as an f64 has.
+        let mut left = (rng.next_u64() >> 11) as f64 / (1u64 << 53) as f64 * total;
+        for (i, x) in logits.iter().enumerate() {
+            left -= weight(x);
+            if left < 0.0 {
+                return i;
+            }
+        }
+        first
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_of_equals_is_taken() {
+        assert_eq!(Chooser::new(0.0, 0).choose(&[1.0, 3.0, 3.0, 2.0]), 1);
+        assert_eq!(Chooser::new(0.0, 0).choose(&[f32::MIN, f32::MIN]), 0);
+    }
+
+    #[test]
+    fn tokens_are_drawn_as_often_as_they_are_likely() {
+        let logits = [0.0, 1.0, 2.0, -50.0];
+        for temperature in [0.5f32, 1.0, 3.0] {
+            let mut chooser = Chooser::new(temperature, 7);
+            let mut counts = [0usize; 4];
+            (0..20_000).for_each(|_| counts[chooser.choose(&logits)] += 1);
+            let weights = logits.map(|x| f64::from(x / temperature).exp());
+            let total: f64 = weights.iter().sum();
+            for (count, weight) in counts.iter().zip(weights) {
+                let (got, want) = (*count as f64 / 20_000.0, weight / total);
+                assert!((got - want).abs() < 0.02, "{temperature}: {counts:?}");
+            }
+        }
+        let draw = |seed| {
+            (0..20)
+                .map({
+                    let mut chooser = Chooser::new(1.0, seed);
+                    move |_| chooser.choose(&logits)
+                })
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(draw(3), draw(3));
+        assert_ne!(draw(3), draw(4));
+    }
+}
