@@ -40,6 +40,8 @@ enum Command {
     Report(Box<commands::report::Args>),
     Serve(Box<commands::serve::Args>),
     Replay(Box<commands::replay::Args>),
+    Doctor(Box<commands::doctor::Args>),
+    Evaluate(Box<commands::evaluate::Args>),
 }
 
 /// Runs the command line `args`, the program's name first, and gives its exit code. Results go to standard output,
@@ -68,6 +70,8 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> u8 {
         Command::Report(args) => commands::report::run(&args),
         Command::Serve(args) => commands::serve::run(*args),
         Command::Replay(args) => commands::replay::run(&args),
+        Command::Doctor(args) => commands::doctor::run(&args),
+        Command::Evaluate(args) => commands::evaluate::run(&args),
     };
     match done {
         Ok(()) => 0,

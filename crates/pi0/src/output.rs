@@ -65,3 +65,10 @@ pub fn write_json(path: &Path, value: &impl serde::Serialize) -> Result<()> {
     }
     std::fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))
 }
+
+/// A progress bar over a number of things on standard error; silent where that is no terminal.
+pub fn counter(what: &str, count: u64) -> ProgressBar {
+    let style = ProgressStyle::with_template("{msg} {wide_bar} {pos}/{len} {eta}");
+    let bar = ProgressBar::new(count).with_message(what.to_string());
+    style.map_or(bar.clone(), |style| bar.with_style(style))
+}

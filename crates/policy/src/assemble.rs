@@ -9,8 +9,9 @@ use crate::pipeline::{InputStep, OutputStep, StateLength};
 use crate::policy::{Camera, Meaning, ModelFacts, Policy, PolicyOptions};
 use crate::prompt::{TOKENIZER_FILES, Tokenizer};
 use crate::robot::Robot;
-use crate::statistics::Gaps;
+use crate::statistics::{Gaps, Statistics};
 use crate::summary::Origin;
+use crate::training::TrainingData;
 use crate::{Error, Result};
 
 /// A policy but for the tokenizer and the options that both families share.
@@ -36,6 +37,8 @@ pub(crate) struct Parts<'a> {
     /// Whether cameras that send nothing are black images and not masked.
     pub black: bool,
     pub gaps: Gaps,
+    /// What the normalization of the state and that of the actions were made of.
+    pub statistics: [Option<Statistics>; 2],
     pub origin: Origin,
 }
 
@@ -118,6 +121,8 @@ impl Parts<'_> {
             }
             camera.names = mine;
         }
+        let [state, actions] = self.statistics.each_ref().map(Option::as_ref);
+        let data = TrainingData::of(&self.before, &self.after, &self.cameras, state, actions);
         Ok(Policy {
             directory: self.directory.into(),
             facts: self.facts,
@@ -141,6 +146,7 @@ impl Parts<'_> {
             names,
             state_names: self.state_names,
             missing: self.gaps.sentences(),
+            data,
             origin: self.origin,
         })
     }

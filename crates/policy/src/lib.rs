@@ -27,6 +27,7 @@ mod robot;
 mod robustness;
 mod statistics;
 mod summary;
+mod training;
 
 pub use error::{Error, Result, Warning};
 pub use fast::{Became, Damage, Decoded, FastCodec, Precision, Reply, ReplyFault, ReplyForm, ReplyReader};
@@ -40,3 +41,4 @@ pub use policy::{Actions, LerobotVersion, ModelFacts, Policy, PolicyOptions, Pre
 pub use prompt::{PromptFormat, Rounding, StateForm, StateText, TOKENIZER_FILES, Tokenizer};
 pub use robot::{AlohaUnits, OPENPI_CAMERAS, Robot, RobotCamera};
 pub use summary::{ActionTokenizerSummary, CameraSummary, Family, Normalization, Summary, TokenizerSummary};
+pub use training::{Picture, TrainingData, VectorStatistics};

@@ -12,6 +12,7 @@ use crate::pipeline::{InputStep, OutputStep, StateLength, Transition, finite, ru
 use crate::prompt::Tokenizer;
 use crate::robot::Robot;
 use crate::summary::{Origin, Summary};
+use crate::training::TrainingData;
 use crate::{Error, Observation, Result, Warning, load};
 
 /// What the policy must know of the network.
@@ -212,6 +213,7 @@ pub struct Policy {
     pub(crate) state_names: Vec<String>,
     /// What must be settled before it runs, each with the options that do.
     pub(crate) missing: Vec<String>,
+    pub(crate) data: TrainingData,
     pub(crate) origin: Origin,
 }
 

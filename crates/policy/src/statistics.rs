@@ -88,6 +88,12 @@ impl Statistics {
                 }
             }
         }
+        // Nothing is normalized with the colours of images; they tell cameras apart.
+        for (name, entry) in inner.iter().filter(|(name, _)| name.starts_with("observation.image")) {
+            if let Some(mean) = entry.get("mean").and_then(colour) {
+                vectors.insert(format!("{name}.mean"), mean);
+            }
+        }
         Ok(Self { path: path.into(), counted, vectors })
     }
 
@@ -138,7 +144,7 @@ impl Statistics {
 
     /// A vector under its own name, or under the only name that ends with it: some tools put the data set's name in
     /// front (`so100.buffer.observation.state.mean`).
-    fn find(&self, key: &str, stat: &str) -> Result<&Vec<f64>, String> {
+    pub fn find(&self, key: &str, stat: &str) -> Result<&Vec<f64>, String> {
         let name = format!("{key}.{stat}");
         if let Some(values) = self.vectors.get(&name) {
             return Ok(values);
@@ -179,6 +185,12 @@ fn vector(values: &Value) -> Result<Option<Vec<f64>>, String> {
         Value::Number(_) => number((0, values)).map(|x| Some(vec![x])),
         _ => Ok(None),
     }
+}
+
+/// A data set's mean red, green and blue, `[[[r]], [[g]], [[b]]]`.
+fn colour(value: &Value) -> Option<Vec<f64>> {
+    let channel = |value: &Value| value.get(0)?.get(0)?.as_f64();
+    value.as_array().filter(|channels| channels.len() == 3)?.iter().map(channel).collect()
 }
 
 /// Without a byte order mark, and with `null` for the `NaN` and `Infinity` that Python writes although JSON has none.
@@ -282,11 +294,14 @@ mod tests {
             assert_eq!(stats.vectors["action.std"], [2.5]);
         }
         let dataset = r#"{"observation.state": {"q01": [0], "q99": [1], "count": [7]}, "action": {"min": [-Infinity]},
-                          "observation.images.top": {"mean": [[[0.5]]]}, "x": 3}"#;
+                          "observation.images.top": {"mean": [[[0.5]], [[0.25]], [[1]]]},
+                          "observation.images.depth": {"mean": [[[0.5]]]}, "x": 3}"#;
         let stats = parse(dataset).unwrap();
         assert_eq!(stats.counted, Counted::Raw);
         assert_eq!(stats.width("observation.state"), Some(1));
         assert!(stats.vectors["action.min"][0].is_nan());
+        assert_eq!(stats.vectors["observation.images.top.mean"], [0.5, 0.25, 1.0]);
+        assert!(!stats.vectors.contains_key("observation.images.depth.mean"));
         for (text, word) in [
             ("{}", "holds no statistics"),
             ("[]", "invalid type"),

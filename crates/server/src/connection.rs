@@ -8,6 +8,7 @@ use bytes::Bytes;
 use tokio::time::{MissedTickBehavior, interval, timeout};
 use tokio_util::sync::CancellationToken;
 
+use crate::page::Registered;
 use crate::service::{Answer, Service};
 use crate::{Failure, Settings};
 
@@ -35,6 +36,7 @@ enum End {
 pub(crate) struct Connection {
     socket: WebSocket,
     service: Arc<Service>,
+    client: Registered,
     stop: CancellationToken,
     ping: tokio::time::Interval,
     ping_interval: Duration,
@@ -51,6 +53,7 @@ impl Connection {
     pub fn new(
         socket: WebSocket,
         service: Arc<Service>,
+        peer: String,
         settings: &Settings,
         stop: CancellationToken,
     ) -> Self {
@@ -59,6 +62,7 @@ impl Connection {
         ping.reset();
         Self {
             socket,
+            client: service.board.register(peer),
             service,
             stop,
             ping,
@@ -109,6 +113,7 @@ impl Connection {
                 Ok((Ok(frame), received)) => (frame, received),
                 Ok((Err(failure), _)) => {
                     self.service.metrics.request(Some(&failure));
+                    self.service.failed(&self.client, &failure);
                     return End::Failed(failure);
                 }
                 Err(end) => return end,
@@ -124,6 +129,7 @@ impl Connection {
             let answer = match result {
                 Ok(answer) => answer,
                 Err(failure) => {
+                    self.service.failed(&self.client, &failure);
                     self.record(&frame, Err(&failure));
                     return End::Failed(failure);
                 }
@@ -140,7 +146,11 @@ impl Connection {
 
     fn record(&self, frame: &Bytes, result: Result<(&Answer, Bytes), &Failure>) {
         if let Some(recorder) = &self.service.recorder {
-            recorder.record(frame.clone(), result.map(|(answer, reply)| (answer.seed, reply)));
+            recorder.record(
+                self.client.id,
+                frame.clone(),
+                result.map(|(answer, reply)| (answer.seed, reply)),
+            );
         }
     }
 
@@ -162,8 +172,8 @@ impl Connection {
 
     /// Waits for the answer while it keeps listening: pings are answered and a client that leaves is noticed.
     async fn answer(&mut self, frame: Bytes) -> Result<Result<Answer, Failure>, End> {
-        let service = self.service.clone();
-        let answer = service.answer(frame);
+        let (service, client) = (self.service.clone(), self.client.share());
+        let answer = service.answer(frame, &client);
         tokio::pin!(answer);
         loop {
             tokio::select! {

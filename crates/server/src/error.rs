@@ -57,6 +57,9 @@ pub enum Failure {
     /// The message is larger than the server takes, and was not read.
     #[error("{0}")]
     TooLarge(String),
+    /// The doctor found what the operator does not allow.
+    #[error("refused by --strict: {0}")]
+    Strict(String),
     /// Too many wait already.
     #[error("the server is busy: {waiting} requests wait already; try again later or another replica")]
     Busy {
@@ -79,14 +82,15 @@ pub enum Failure {
 
 impl Failure {
     /// All labels in metrics.
-    pub(crate) const KINDS: [&'static str; 6] =
-        ["bad_request", "busy", "expired", "model", "panic", "shutting_down"];
+    pub(crate) const KINDS: [&'static str; 7] =
+        ["bad_request", "busy", "expired", "model", "panic", "shutting_down", "strict"];
 
     /// The label in metrics.
     pub fn kind(&self) -> &'static str {
-        let [bad_request, busy, expired, model, panic, shutting_down] = Self::KINDS;
+        let [bad_request, busy, expired, model, panic, shutting_down, strict] = Self::KINDS;
         match self {
             Failure::BadRequest(_) | Failure::TooLarge(_) => bad_request,
+            Failure::Strict(_) => strict,
             Failure::Busy { .. } => busy,
             Failure::Expired(_) => expired,
             Failure::Model(_) => model,

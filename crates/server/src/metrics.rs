@@ -4,6 +4,7 @@ use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use pi0_device::MemoryMeter;
+use pi0_doctor::Kind;
 use prometheus_client::encoding::{EncodeLabelSet, text};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -28,11 +29,17 @@ struct Reason {
     reason: &'static str,
 }
 
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Warning {
+    kind: &'static str,
+}
+
 pub(crate) struct Metrics {
     registry: Registry,
     requests: Family<Outcome, Counter>,
     stages: Family<Stage, Histogram, fn() -> Histogram>,
     refused: Family<Reason, Counter>,
+    warnings: Family<Warning, Counter>,
     queue_depth: Gauge,
     resident: Gauge<u64, AtomicU64>,
     device: Gauge<u64, AtomicU64>,
@@ -59,6 +66,7 @@ impl Metrics {
             requests: Family::default(),
             stages: Family::new_with_constructor(latency),
             refused: Family::default(),
+            warnings: Family::default(),
             queue_depth: Gauge::default(),
             resident: Gauge::default(),
             device: Gauge::default(),
@@ -70,13 +78,14 @@ impl Metrics {
         let pi0 = m.registry.sub_registry_with_prefix("pi0");
         pi0.register("requests", "Requests by outcome; all but ok are errors", m.requests.clone());
         pi0.register("requests_accepted", "Requests that came in whole", m.accepted.clone());
-        let help = "Time of a request by stage: prepare, queue, inference, finish, total; overhead is total \
-                    without queue and inference";
+        let help = "Time of a request by stage: prepare, queue, inference, finish, total; doctor is a part of \
+                    prepare and finish; overhead is total without queue and inference";
         pi0.register_with_unit("stage", help, Unit::Seconds, m.stages.clone());
         pi0.register("batch_size", "Requests in one pass of the network", m.batch_size.clone());
         pi0.register("queue_depth", "Requests that wait for the network", m.queue_depth.clone());
         pi0.register("connections", "Websocket clients", m.connections.clone());
         pi0.register("connections_refused", "Clients refused at the door, by reason", m.refused.clone());
+        pi0.register("warnings", "Requests that had a finding of the doctor, by kind", m.warnings.clone());
         if let Some(lost) = lost {
             let help = "Requests that were not recorded because the disk was too slow or failed";
             pi0.register("recordings_lost", help, lost);
@@ -102,8 +111,20 @@ impl Metrics {
 
     /// Requests that have an outcome.
     pub fn finished(&self) -> u64 {
-        let outcomes = Failure::KINDS.iter().chain(&["ok", "cancelled"]);
-        outcomes.map(|outcome| self.requests.get(&Outcome { outcome }).map_or(0, |n| n.get())).sum()
+        self.outcomes().into_iter().map(|(_, count)| count).sum()
+    }
+
+    /// The doctor found something.
+    pub fn warning(&self, kind: Kind) {
+        self.warnings.get_or_create(&Warning { kind: kind.name() }).inc();
+    }
+
+    /// How often each outcome happened.
+    pub fn outcomes(&self) -> Vec<(&'static str, u64)> {
+        let outcomes = ["ok"].into_iter().chain(Failure::KINDS).chain(["cancelled"]);
+        outcomes
+            .map(|outcome| (outcome, self.requests.get(&Outcome { outcome }).map_or(0, |n| n.get())))
+            .collect()
     }
 
     pub fn refused(&self, reason: &'static str) {
@@ -151,6 +172,7 @@ mod tests {
         metrics.cancelled();
         assert_eq!(metrics.finished(), 3);
         metrics.refused("api_key");
+        metrics.warning(Kind::ImageBlack);
         metrics.stage("total", Duration::from_millis(3));
         let text = metrics.render(7, 2);
         for line in [
@@ -159,6 +181,7 @@ mod tests {
             "pi0_requests_total{outcome=\"cancelled\"} 1",
             "pi0_connections_refused_total{reason=\"api_key\"} 1",
             "pi0_stage_seconds_bucket{le=\"0.005\",stage=\"total\"} 1",
+            "pi0_warnings_total{kind=\"image_black\"} 1",
             "pi0_queue_depth 7",
             "pi0_connections 2",
             "pi0_device_memory_bytes 4096",

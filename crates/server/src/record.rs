@@ -32,6 +32,8 @@ pub struct Recording {
     pub outcome: Result<(u64, Bytes), (String, String)>,
     /// When it was written, in seconds since 1970.
     pub time: f64,
+    /// Number of the connection that it came by; none in recordings of earlier versions.
+    pub client: Option<u64>,
 }
 
 impl Recording {
@@ -41,6 +43,7 @@ impl Recording {
             ("time".to_owned(), Value::Float(self.time)),
             ("request".to_owned(), Value::Binary(self.request.clone())),
         ];
+        entries.extend(self.client.map(|client| ("client".to_owned(), Value::Int(client.into()))));
         match &self.outcome {
             Ok((seed, reply)) => entries.extend([
                 ("seed".to_owned(), Value::Int((*seed).into())),
@@ -78,7 +81,11 @@ impl Recording {
             }
             _ => Err((text("failure").ok_or_else(wrong)?, text("error").ok_or_else(wrong)?)),
         };
-        Ok(Self { request: request.clone(), outcome, time: *time })
+        let client = match map.get("client") {
+            Some(Value::Int(client)) => u64::try_from(*client).ok(),
+            _ => None,
+        };
+        Ok(Self { request: request.clone(), outcome, time: *time, client })
     }
 }
 
@@ -134,13 +141,13 @@ impl Recorder {
         self.lost.clone()
     }
 
-    pub fn record(&self, request: Bytes, outcome: Result<(u64, Bytes), &Failure>) {
+    pub fn record(&self, client: u64, request: Bytes, outcome: Result<(u64, Bytes), &Failure>) {
         let outcome = outcome.map_err(|failure| (failure.kind().to_owned(), failure.to_string()));
         let time = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |t| t.as_secs_f64());
         let sender = self.sender.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(sender) = &*sender
             && let Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) =
-                sender.try_send(Recording { request, outcome, time })
+                sender.try_send(Recording { request, outcome, time, client: Some(client) })
         {
             self.lost.inc();
         }
@@ -215,12 +222,13 @@ mod tests {
     fn recordings_are_read_back() {
         let dir = tempfile::tempdir().unwrap();
         let recorder = Recorder::open(dir.path(), 1 << 20).unwrap();
-        recorder.record(Bytes::from_static(b"abc"), Ok((u64::MAX, Bytes::from_static(b"reply"))));
-        recorder.record(Bytes::from_static(b"def"), Err(&Failure::BadRequest("no".into())));
+        recorder.record(9, Bytes::from_static(b"abc"), Ok((u64::MAX, Bytes::from_static(b"reply"))));
+        recorder.record(9, Bytes::from_static(b"def"), Err(&Failure::BadRequest("no".into())));
         recorder.close();
         let found = recordings(dir.path()).unwrap();
         assert_eq!(found.iter().map(|(n, _)| *n).collect::<Vec<_>>(), [0, 1]);
         let [a, b] = [0, 1].map(|i: usize| Recording::open(&found[i].1).unwrap());
+        assert_eq!((a.client, b.client), (Some(9), Some(9)));
         assert_eq!((&a.request[..], a.outcome), (&b"abc"[..], Ok((u64::MAX, Bytes::from_static(b"reply")))));
         assert_eq!(b.outcome, Err(("bad_request".into(), "no".into())));
         assert_eq!(recorder.lost.get(), 0);
@@ -233,7 +241,7 @@ mod tests {
         for round in 0..3 {
             let recorder = Recorder::open(dir.path(), 3500).unwrap();
             for _ in 0..4 {
-                recorder.record(request.clone(), Ok((0, Bytes::new())));
+                recorder.record(9, request.clone(), Ok((0, Bytes::new())));
             }
             recorder.close();
             let numbers: Vec<u64> = recordings(dir.path()).unwrap().iter().map(|(n, _)| *n).collect();
@@ -251,7 +259,7 @@ mod tests {
         assert_eq!(recordings(dir.path()).unwrap().len(), 1);
         assert!(Recording::open(&bad).is_err());
         let recorder = Recorder::open(dir.path(), 1000).unwrap();
-        recorder.record(Bytes::from_static(b"abc"), Ok((0, Bytes::new())));
+        recorder.record(9, Bytes::from_static(b"abc"), Ok((0, Bytes::new())));
         recorder.close();
         assert!(dir.path().join("000000000006.pi0rec").is_file() && dir.path().join("notes.txt").is_file());
     }

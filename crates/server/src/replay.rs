@@ -2,9 +2,12 @@
 
 use std::path::{Path, PathBuf};
 
+use pi0_doctor::Thresholds;
 use pi0_model::SampleOptions;
+use pi0_policy::Actions;
 
 use crate::decode::{Limits, decode};
+use crate::examine::{Examined, Examiner};
 use crate::record::{Recording, recordings};
 use crate::server::Served;
 use crate::translator::Translator;
@@ -33,15 +36,18 @@ pub enum Verdict {
 }
 
 /// One replayed recording.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone)]
 pub struct Replayed {
     /// The recording.
     pub path: PathBuf,
     /// What came of it.
     pub verdict: Verdict,
+    /// What the doctor says of it and of its answer now.
+    pub examined: Examined,
 }
 
-/// Replays all recordings of a directory, the oldest first, one at a time; `report` hears of each.
+/// Replays all recordings of a directory, the oldest first, one at a time; `report` hears of each. The doctor looks at each
+/// with these thresholds.
 ///
 /// # Errors
 /// The directory cannot be read or holds no recording; a damaged recording is an error too.
@@ -49,24 +55,24 @@ pub fn replay(
     served: Served,
     dir: &Path,
     steps: Option<usize>,
+    thresholds: Thresholds,
     mut report: impl FnMut(&Replayed),
-) -> Result<Vec<Replayed>, Error> {
+) -> Result<(), Error> {
     let Served { model, policy } = served;
-    // Whether a message is within limits was decided when it was recorded.
-    let limits = Limits { depth: 128, values: usize::MAX };
-    let translator = Translator::new(policy, model.config(), limits);
+    let mut examiner = Examiner::new(policy, model.config(), thresholds);
     let found = recordings(dir)?;
     if found.is_empty() {
         return Err(Error::file(dir, "holds no recordings"));
     }
-    let mut all = Vec::new();
     for (_, path) in found {
         let recording = Recording::open(&path)?;
         let seed = recording.outcome.as_ref().map_or(0, |(seed, _)| *seed);
-        let now = run(&*model, &translator, &recording, &SampleOptions { steps, seed });
+        let now = run(&*model, examiner.translator(), &recording, &SampleOptions { steps, seed });
+        let answer = now.as_ref().ok().map(|(network, actions)| (network.as_slice(), actions));
+        let examined = examiner.look(&recording, answer);
         let then = recording.outcome.as_ref().map(|(_, reply)| reply);
         let verdict = match (then, now) {
-            (Ok(reply), Ok((shape, values))) => compare(reply, &shape, &values),
+            (Ok(reply), Ok((_, actions))) => compare(reply, &[actions.rows, actions.cols], &actions.data),
             (Ok(_), Err(now)) => Verdict::Changed { then: "actions".into(), now: now.to_string() },
             (Err((kind, text)), _) if ["busy", "expired", "shutting_down"].contains(&kind.as_str()) => {
                 Verdict::NotRepeatable(text.clone())
@@ -75,11 +81,9 @@ pub fn replay(
             (Err((_, text)), Err(now)) => Verdict::Changed { then: text.clone(), now: now.to_string() },
             (Err((_, text)), Ok(_)) => Verdict::Changed { then: text.clone(), now: "actions".into() },
         };
-        let replayed = Replayed { path, verdict };
-        report(&replayed);
-        all.push(replayed);
+        report(&Replayed { path, verdict, examined });
     }
-    Ok(all)
+    Ok(())
 }
 
 fn run(
@@ -87,15 +91,15 @@ fn run(
     translator: &Translator,
     recording: &Recording,
     options: &SampleOptions,
-) -> Result<(Vec<usize>, Vec<f64>), Failure> {
-    let prepared = translator.prepare(&recording.request)?;
+) -> Result<(Vec<f32>, Actions), Failure> {
+    let prepared = translator.prepare(&recording.request)?.prepared;
     let chunks = model
         .sample_actions(std::slice::from_ref(&prepared.inputs), options)
         .map_err(|e| Failure::Model(e.to_string()))?;
     let chunk = chunks.first().ok_or_else(|| Failure::Model("the model returned nothing".into()))?;
     let actions = translator.policy().postprocess(&chunk.data, &prepared);
     let actions = actions.map_err(|e| Failure::Model(e.to_string()))?;
-    Ok((vec![actions.rows, actions.cols], actions.data))
+    Ok((chunk.data.clone(), actions))
 }
 
 fn compare(reply: &bytes::Bytes, shape: &[usize], now: &[f64]) -> Verdict {

@@ -1,4 +1,4 @@
-//! The listener: websockets on any path, `/healthz`, `/readyz`, `/metrics`; start and end of it all.
+//! The listener: websockets on any path, `/healthz`, `/readyz`, `/metrics`, the page at `/`; start and end of it all.
 
 use std::future::Future;
 use std::net::SocketAddr;
@@ -13,6 +13,7 @@ use axum::routing::get;
 use bytes::Bytes;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
+use pi0_doctor::{Doctor, Profile};
 use pi0_model::ActionModel;
 use pi0_policy::{Policy, Summary};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
@@ -28,6 +29,7 @@ use crate::connection::Connection;
 use crate::encode::encode;
 use crate::engine::{self, EngineOptions};
 use crate::metrics::Metrics;
+use crate::page::{Board, live, page};
 use crate::queue::Queue;
 use crate::record::Recorder;
 use crate::service::Service;
@@ -170,6 +172,9 @@ fn own_model<E>(
     };
     let summary = policy.summary();
     let service = Arc::new(Service {
+        doctor: Doctor::new(Profile::of(&policy), settings.doctor),
+        strict: settings.strict.clone(),
+        board: Board::new(settings.max_viewers),
         translator: Translator::new(policy, model.config(), settings.limits()),
         queue: Queue::new(settings.max_queue),
         metrics: Metrics::new(model.memory(), recorder.as_ref().map(Recorder::lost)),
@@ -212,14 +217,14 @@ pub fn metadata(summary: &Summary) -> Value {
 }
 
 /// What handlers share.
-struct Front {
-    service: Arc<Service>,
-    settings: Settings,
-    keys: ApiKeys,
+pub(crate) struct Front {
+    pub service: Arc<Service>,
+    pub settings: Settings,
+    pub keys: ApiKeys,
     metadata: Bytes,
     places: Arc<Semaphore>,
     clients: TaskTracker,
-    stop: CancellationToken,
+    pub stop: CancellationToken,
 }
 
 impl Front {
@@ -238,11 +243,14 @@ impl Front {
 /// Accepts connections until told to stop.
 async fn accept(listener: TcpListener, front: &Arc<Front>) {
     // Probes and half-open connections have places beside those of clients.
-    let doors = Arc::new(Semaphore::new(front.settings.max_connections.saturating_add(64)));
+    let beside = 64 + front.settings.max_viewers;
+    let doors = Arc::new(Semaphore::new(front.settings.max_connections.saturating_add(beside)));
     let app = Router::new()
         .route("/healthz", get(|| async { "OK\n" }))
         .route("/readyz", get(readyz))
         .route("/metrics", get(metrics))
+        .route("/", get(page))
+        .route("/live", get(live))
         .fallback(websocket)
         .with_state(front.clone());
     let mut app = app.into_make_service_with_connect_info::<SocketAddr>();
@@ -302,7 +310,7 @@ async fn metrics(State(front): State<Arc<Front>>) -> Response {
 }
 
 /// Any other path: a websocket, if the key fits and there is room.
-async fn websocket(
+pub(crate) async fn websocket(
     State(front): State<Arc<Front>>,
     ConnectInfo(peer): ConnectInfo<SocketAddr>,
     request: Request,
@@ -335,8 +343,13 @@ async fn websocket(
         .write_buffer_size(0)
         .on_upgrade(move |socket| async move {
             let span = tracing::info_span!("client", %peer);
-            let connection =
-                Connection::new(socket, front.service.clone(), &front.settings, front.stop.clone());
+            let connection = Connection::new(
+                socket,
+                front.service.clone(),
+                peer.to_string(),
+                &front.settings,
+                front.stop.clone(),
+            );
             connection.run(front.metadata.clone()).instrument(span).await;
             drop((place, task));
         })
@@ -348,8 +361,8 @@ async fn websocket(
 /// # Errors
 /// The system refuses to start threads.
 pub fn runtime() -> Result<Runtime, Error> {
-    // One more waits for the inference thread in the end.
-    let blocking = cores() + 1;
+    // One more waits for the inference thread in the end, one encodes pictures for those who look.
+    let blocking = cores() + 2;
     let mut builder = tokio::runtime::Builder::new_multi_thread();
     builder.worker_threads(2).max_blocking_threads(blocking).enable_all().build().map_err(Error::System)
 }

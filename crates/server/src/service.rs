@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use pi0_doctor::{Doctor, Finding, Kind};
 use pi0_model::Inputs;
 use pi0_policy::{Actions, Prepared};
 use tokio::sync::{Semaphore, oneshot};
@@ -13,9 +14,10 @@ use tokio::time::timeout_at;
 use crate::Failure;
 use crate::encode::encode;
 use crate::metrics::Metrics;
+use crate::page::{Board, Client};
 use crate::queue::{Job, Queue};
 use crate::record::Recorder;
-use crate::translator::Translator;
+use crate::translator::{Ready, Translator};
 use crate::value::{Map, NdArray, Value};
 
 /// What all connections share.
@@ -24,6 +26,10 @@ pub(crate) struct Service {
     pub queue: Queue,
     pub metrics: Metrics,
     pub recorder: Option<Recorder>,
+    pub doctor: Doctor,
+    /// Findings that are errors.
+    pub strict: Vec<Kind>,
+    pub board: Arc<Board>,
     pub request_timeout: Duration,
     /// Keeps preparation from taking more cores than there are.
     pub workers: Arc<Semaphore>,
@@ -38,6 +44,8 @@ pub(crate) struct Answer {
     /// Time from the frame's arrival to the result.
     infer: Duration,
     pub seed: u64,
+    /// What the doctor says.
+    findings: Vec<Finding>,
 }
 
 impl Answer {
@@ -52,31 +60,48 @@ impl Answer {
         };
         let mut server_timing = vec![("infer_ms".to_owned(), ms(self.infer))];
         server_timing.extend(previous_total.map(|total| ("prev_total_ms".to_owned(), ms(total))));
-        let mut reply = vec![
-            ("actions".to_owned(), actions),
-            ("policy_timing".to_owned(), Value::Map([("infer_ms", ms(self.model))].into())),
-            ("server_timing".to_owned(), Value::Map(Map(server_timing))),
-        ];
+        let mut reply = Map::from([
+            ("actions", actions),
+            ("policy_timing", Value::Map([("infer_ms", ms(self.model))].into())),
+            ("server_timing", Value::Map(Map(server_timing))),
+        ]);
         if !self.actions.warnings.is_empty() {
             let warnings = self.actions.warnings.iter().map(|w| Value::Text(w.to_string())).collect();
-            reply.push(("warnings".to_owned(), Value::List(warnings)));
+            reply.0.push(("warnings".into(), Value::List(warnings)));
         }
-        encode(&Value::Map(Map(reply)))
+        // Only where there are any: clients of openpi's that know nothing of them get what they know.
+        if !self.findings.is_empty() {
+            reply.0.push(("pi0/warnings".into(), Value::List(self.findings.iter().map(warning).collect())));
+        }
+        encode(&Value::Map(reply))
     }
+}
+
+fn warning(finding: &Finding) -> Value {
+    let text = |text: &str| Value::Text(text.to_owned());
+    Value::Map(Map::from([
+        ("kind", text(finding.kind.name())),
+        ("subject", text(&finding.subject)),
+        ("text", text(&finding.text)),
+        ("remedy", text(finding.kind.remedy())),
+        ("since", Value::Int(finding.since.into())),
+        ("count", Value::Int(finding.count.into())),
+    ]))
 }
 
 impl Service {
     /// Answers one frame. Dropping the future gives up the request's place in the queue.
-    pub async fn answer(self: &Arc<Self>, frame: Bytes) -> Result<Answer, Failure> {
+    pub async fn answer(self: &Arc<Self>, frame: Bytes, client: &Arc<Client>) -> Result<Answer, Failure> {
         let start = Instant::now();
         let deadline = start + self.request_timeout;
         let expired = || Failure::Expired(self.request_timeout.as_secs_f64());
 
-        let (prepared, inputs) = match timeout_at(deadline.into(), self.prepare(frame)).await {
+        let (prepared, inputs) = match timeout_at(deadline.into(), self.prepare(frame, client)).await {
             Ok(done) => done?,
             Err(_) => return Err(expired()),
         };
         let queued = Instant::now();
+        let preparing = queued - start;
         self.metrics.stage("prepare", queued - start);
 
         let (reply, result) = oneshot::channel();
@@ -96,23 +121,70 @@ impl Service {
         for warning in &actions.warnings {
             tracing::warn!(%warning, "a reply");
         }
+        let looking = Instant::now();
+        let found = client.answer(
+            &self.doctor,
+            self.translator.policy(),
+            &done.actions.data,
+            &actions,
+            looking - start,
+        );
+        self.told(client, &found)?;
         let end = Instant::now();
+        self.metrics.stage("doctor", end - looking);
         self.metrics.stage("finish", end - finishing);
         self.metrics.stage("total", end - start);
         let model = done.ended - done.started;
         let waited = done.started.saturating_duration_since(queued);
+        let findings = client.finish([preparing, waited, model, end - finishing, end - start]);
         self.metrics.stage("overhead", (end - start).saturating_sub(model + waited));
-        Ok(Answer { actions, model, infer: end - start, seed: done.seed })
+        Ok(Answer { actions, model, infer: end - start, seed: done.seed, findings })
+    }
+
+    /// Counts and logs what the doctor found; an error where that is not allowed.
+    fn told(&self, client: &Client, findings: &[Finding]) -> Result<(), Failure> {
+        for (i, finding) in findings.iter().enumerate() {
+            // A request with two black cameras is one.
+            if findings[..i].iter().all(|other| other.kind != finding.kind) {
+                self.metrics.warning(finding.kind);
+            }
+            if finding.news {
+                let (kind, count) = (finding.kind.name(), finding.count);
+                tracing::warn!(robot = client.id, kind, count, "{}", finding.sentence());
+            }
+        }
+        match findings.iter().find(|finding| self.strict.contains(&finding.kind)) {
+            Some(finding) => Err(Failure::Strict(format!("{}: {}", finding.kind, finding.sentence()))),
+            None => Ok(()),
+        }
+    }
+
+    /// Notes a request that failed.
+    pub fn failed(&self, client: &Client, failure: &Failure) {
+        if matches!(failure, Failure::BadRequest(_) | Failure::TooLarge(_)) {
+            let finding = client.refuse(&self.doctor, &failure.to_string());
+            self.metrics.warning(finding.kind);
+        }
+        self.board.trouble(&client.peer, failure.kind(), &failure.to_string());
     }
 
     /// Preparation takes milliseconds for large images: not on the threads that serve connections.
-    async fn prepare(self: &Arc<Self>, frame: Bytes) -> Result<(Prepared, Inputs), Failure> {
+    async fn prepare(
+        self: &Arc<Self>,
+        frame: Bytes,
+        client: &Arc<Client>,
+    ) -> Result<(Prepared, Inputs), Failure> {
         let permit = self.workers.clone().acquire_owned().await.map_err(|_| Failure::ShuttingDown)?;
-        let this = self.clone();
+        let (this, client) = (self.clone(), client.clone());
         let work = move || {
             // Held to the end of the work, even when the client leaves meanwhile.
             let _permit = permit;
-            let mut prepared = this.translator.prepare(&frame)?;
+            let Ready { observation, mut prepared, unexecuted } = this.translator.prepare(&frame)?;
+            let looking = Instant::now();
+            let policy = this.translator.policy();
+            let found = client.observe(&this.doctor, policy, &observation, &prepared, unexecuted);
+            this.metrics.stage("doctor", looking.elapsed());
+            this.told(&client, &found)?;
             let inputs = std::mem::take(&mut prepared.inputs);
             Ok((prepared, inputs))
         };

@@ -4,6 +4,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use pi0_doctor::{Kind, Thresholds};
 use pi0_model::STEPS;
 use serde::Deserialize;
 
@@ -51,6 +52,14 @@ pub struct Settings {
     pub record: Option<PathBuf>,
     /// Most bytes in that directory; the oldest recordings go first.
     pub record_max_bytes: u64,
+    /// Whether `GET /` shows what the policy sees.
+    pub page: bool,
+    /// Most viewers of that page at once.
+    pub max_viewers: usize,
+    /// Findings of the doctor that refuse a request, or withhold its answer.
+    pub strict: Vec<Kind>,
+    /// From where on something is a finding.
+    pub doctor: Thresholds,
 }
 
 impl Default for Settings {
@@ -74,6 +83,10 @@ impl Default for Settings {
             seed: None,
             record: None,
             record_max_bytes: 1 << 30,
+            page: true,
+            max_viewers: 16,
+            strict: Vec::new(),
+            doctor: Thresholds::default(),
         }
     }
 }
@@ -100,6 +113,7 @@ impl Settings {
             ("max_values", self.max_values),
             ("max_batch", self.max_batch),
             ("max_queue", self.max_queue),
+            ("max_viewers", self.max_viewers),
         ];
         let times = [
             ("request_timeout_s", self.request_timeout),
@@ -109,6 +123,10 @@ impl Settings {
         let zero = counts.iter().find(|(_, n)| *n == 0).map(|(name, _)| *name);
         match zero.or(times.iter().find(|(_, t)| t.is_zero()).map(|(name, _)| *name)) {
             Some(name) => Err(Error::Setting { name, why: "0 makes no sense" }),
+            None if self.doctor.check().is_err() => {
+                let name = self.doctor.check().err().unwrap_or_default();
+                Err(Error::Setting { name, why: "of [doctor]: must be a positive number" })
+            }
             // Each level of nesting takes stack.
             None if self.max_depth > 128 => Err(Error::Setting { name: "max_depth", why: "at most 128" }),
             None if self.steps.is_some_and(|steps| !STEPS.contains(&steps)) => {
@@ -153,6 +171,8 @@ mod tests {
             ("port = 70000", "port"),
             ("request_timeout_s = -1.0", "request_timeout_s"),
             ("host = \"here\"", "host"),
+            ("strict = [\"image_blue\"]", "image_blue"),
+            ("[doctor]\nblak = 3.0", "blak"),
         ] {
             let error = write(text).unwrap_err().to_string();
             assert!(error.contains(word), "{error}");
@@ -162,6 +182,7 @@ mod tests {
             ("steps = 0", "steps"),
             ("steps = 1001", "steps"),
             ("max_depth = 129", "max_depth"),
+            ("doctor.state_deviations = 0.0", "state_deviations"),
         ] {
             let error = write(text).unwrap().check().unwrap_err().to_string();
             assert!(error.contains(word), "{error}");

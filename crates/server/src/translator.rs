@@ -5,7 +5,7 @@ use std::sync::Mutex;
 
 use bytes::Bytes;
 use pi0_model::{Clean, Config, Guidance, Rtc};
-use pi0_policy::{Policy, Prepared, Warning};
+use pi0_policy::{Observation, Policy, Prepared, Warning};
 
 use crate::decode::decode;
 use crate::request::{self, RequestReader, RtcMode};
@@ -18,7 +18,16 @@ pub struct Translator {
     reader: RequestReader,
     limits: Limits,
     config: Config,
+    max_tokens: usize,
     warned: Warned,
+}
+
+/// A request, ready for the network.
+pub(crate) struct Ready {
+    pub observation: Observation,
+    pub prepared: Prepared,
+    /// How many actions of the last chunk the robot has not executed, where it says so.
+    pub unexecuted: Option<usize>,
 }
 
 /// Warnings that were logged. A robot repeats its mistake many times a second; the log says each once.
@@ -45,7 +54,8 @@ impl Translator {
     /// For the messages of one policy; `limits` are those of frames.
     pub fn new(policy: Policy, config: &Config, limits: Limits) -> Self {
         let (reader, config, warned) = (RequestReader::new(&policy), config.clone(), Warned::default());
-        Self { policy, reader, limits, config, warned }
+        let max_tokens = policy.summary().max_tokens;
+        Self { policy, reader, limits, config, max_tokens, warned }
     }
 
     /// The policy.
@@ -53,12 +63,14 @@ impl Translator {
         &self.policy
     }
 
+    /// Tokens of the longest prompt.
+    pub(crate) fn max_tokens(&self) -> usize {
+        self.max_tokens
+    }
+
     /// Decodes and preprocesses a frame.
-    ///
-    /// # Errors
-    /// The client's fault, in words.
-    pub fn prepare(&self, frame: &Bytes) -> Result<Prepared, Failure> {
-        self.prepare_message(&decode(frame, self.limits).map_err(Failure::bad)?)
+    pub(crate) fn prepare(&self, frame: &Bytes) -> Result<Ready, Failure> {
+        self.ready(&decode(frame, self.limits).map_err(Failure::bad)?)
     }
 
     /// Preprocesses a decoded observation.
@@ -66,6 +78,10 @@ impl Translator {
     /// # Errors
     /// The client's fault, in words.
     pub fn prepare_message(&self, message: &Value) -> Result<Prepared, Failure> {
+        self.ready(message).map(|ready| ready.prepared)
+    }
+
+    fn ready(&self, message: &Value) -> Result<Ready, Failure> {
         let request = self.reader.read(message)?;
         let mut prepared = self.policy.preprocess(&request.observation).map_err(Failure::bad)?;
         for warning in &prepared.warnings {
@@ -80,10 +96,11 @@ impl Translator {
             }
             prepared.inputs.noise = Some(noise);
         }
+        let unexecuted = request.rtc.as_ref().map(|rtc| rtc.previous.len() / rtc.cols.max(1));
         if let Some(rtc) = request.rtc {
             prepared.inputs.rtc = Some(self.rtc(rtc, &prepared)?);
         }
-        Ok(prepared)
+        Ok(Ready { observation: request.observation, prepared, unexecuted })
     }
 
     /// Real-time chunking in the network's units, checked against what the checkpoint learned.

@@ -116,7 +116,7 @@ async fn the_protocol_is_openpis() {
     assert_eq!(server.metric("pi0_connections").await, 1.0);
     assert!(server.get("/metrics").await.1.contains("pi0_stage_seconds_count{stage=\"inference\"} 3"));
     // Any other path is for websockets.
-    assert!(server.get("/").await.0.starts_with("HTTP/1.1 4"));
+    assert!(server.get("/any").await.0.starts_with("HTTP/1.1 4"));
     drop(client);
     server.end().await;
 }
@@ -666,14 +666,20 @@ async fn what_was_recorded_replays_without_a_difference() {
     let dir = server.dir.clone();
     server.end().await;
 
-    let replay = || pi0_server::replay(load(dir.path(), None), recordings.path(), None, |_| ()).unwrap();
-    let verdicts: Vec<Verdict> = replay().into_iter().map(|r| r.verdict).collect();
+    let replay = |dir: &std::path::Path| {
+        let mut all = Vec::new();
+        let limits = settings().doctor;
+        pi0_server::replay(load(dir, None), recordings.path(), None, limits, |r| all.push(r.clone()))
+            .unwrap();
+        all
+    };
+    let verdicts: Vec<Verdict> = replay(dir.path()).into_iter().map(|r| r.verdict).collect();
     assert_eq!(verdicts[..3], [const { Verdict::Actions { max_abs: 0.0 } }; 3]);
     assert!(matches!(&verdicts[3], Verdict::SameFailure(text) if text.contains("`state`")));
 
     // Another model gives other actions, and that is seen.
     std::fs::remove_dir_all(dir.path().join("assets")).unwrap();
     let other = openpi_checkpoint(Robot::Aloha, HORIZON + 1);
-    let changed = pi0_server::replay(load(other.path(), None), recordings.path(), None, |_| ()).unwrap();
+    let changed = replay(other.path());
     assert!(matches!(&changed[0].verdict, Verdict::Changed { then, .. } if then.contains("12")));
 }

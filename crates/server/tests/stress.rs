@@ -1,5 +1,5 @@
 //! Load and malice. Quick by default; the full amounts, whose results stand in `docs/serving.md`, by environment:
-//! `PI0_SOAK=50000`, `PI0_FUZZ=100000`, `PI0_OVERHEAD=1000`.
+//! `PI0_SOAK=50000`, `PI0_FUZZ=100000`, `PI0_OVERHEAD=1000`; `PI0_VIEWERS=5` look at the page during the first and the last.
 
 mod common;
 #[path = "common/damage.rs"]
@@ -173,12 +173,16 @@ async fn stage(server: &Running, stage: &str) -> f64 {
 
 async fn overhead_test() {
     let requests = amount("PI0_OVERHEAD", 30);
+    let viewers = amount("PI0_VIEWERS", 0);
     let server = start(settings()).await;
     let mut client = server.client().await;
-    let frame = Bytes::from(encode(&aloha(1)));
+    let watching: Vec<_> = (0..viewers).map(|_| tokio::spawn(watch(server.address))).collect();
+    // Robots do not stand still: a repeated picture costs the doctor a look at all of its bytes.
+    let frames: Vec<Bytes> = (0..8).map(|seed| encode(&aloha(3 * seed)).into()).collect();
+    let frame = &frames[0];
     let (mut overheads, mut models, mut last) = (Vec::new(), Vec::new(), None);
     for i in 0..requests + 11 {
-        client.send(Message::Binary(frame.clone())).await;
+        client.send(Message::Binary(frames[i % frames.len()].clone())).await;
         let Reply::Actions(reply) = client.receive().await else { panic!() };
         let part = |key, inner| match reply.get(key) {
             Some(Value::Map(map)) => map.get(inner).and_then(Value::number),
@@ -202,10 +206,29 @@ async fn overhead_test() {
         stage(&server, "prepare").await,
         stage(&server, "finish").await,
     );
+    // It is called twice for each request.
+    let doctor = 2.0 * stage(&server, "doctor").await;
+    println!("of this the doctor {doctor:.4} ms on average; {viewers} viewers");
     if std::env::var_os("PI0_OVERHEAD").is_some() {
         assert!(middle < 1.0, "the target is 1 ms");
+        assert!(doctor < 0.1, "the target is 0.1 ms");
     }
+    let mut heard = 0;
+    for viewer in watching {
+        viewer.abort();
+        heard += usize::from(viewer.await.is_err());
+    }
+    assert_eq!(heard, viewers, "viewers look until the end");
     server.end().await;
+}
+
+/// Looks at the page's events for ever.
+async fn watch(address: std::net::SocketAddr) {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
+    stream.write_all(b"GET /live HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
+    let mut buffer = vec![0; 1 << 16];
+    while stream.read(&mut buffer).await.unwrap() > 0 {}
 }
 
 #[test]
@@ -253,6 +276,8 @@ async fn soak_test() {
             })
         })
         .collect();
+    let watching: Vec<_> =
+        (0..amount("PI0_VIEWERS", 0)).map(|_| tokio::spawn(watch(server.address))).collect();
     let mut footprints = Footprints::default();
     // The first half warms up: the allocator's arenas fill slowly.
     footprints.watch(&server, &done, requests / 2, requests).await;
@@ -262,6 +287,8 @@ async fn soak_test() {
     }
     let seconds = began.elapsed().as_secs_f64();
     assert_eq!(times.len(), requests);
+    assert!(watching.iter().all(|viewer| !viewer.is_finished()), "viewers look until the end");
+    watching.iter().for_each(|viewer| viewer.abort());
     let [middle, p99, worst] = median(times);
     let batches = server.metric("pi0_batch_size_count").await - 2.0 * CLIENTS as f64;
     println!(

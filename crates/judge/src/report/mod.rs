@@ -8,4 +8,4 @@ mod placement;
 pub mod svg;
 
 pub use judgement::page as judgement;
-pub use page::page;
+pub use page::{frame, page};

@@ -23,6 +23,11 @@ pub fn page(check: Option<&CheckResults>, coverage: Option<&CoverageResults>, mo
     out + CLOSE
 }
 
+/// A page around sections: style and all, nothing to fetch.
+pub fn frame(title: &str, sections: &str) -> String {
+    open(title) + sections + CLOSE
+}
+
 /// The beginning of a page.
 pub(super) fn open(title: &str) -> String {
     let mut out = String::from("<!doctype html><html lang=en><head><meta charset=utf-8>");

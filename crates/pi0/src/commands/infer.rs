@@ -7,9 +7,11 @@ use std::time::Instant;
 use anyhow::{Context, Result, anyhow, bail};
 use npyz::WriterBuilder;
 use pi0_device::{Device, HostTensor, Tapped};
+use pi0_doctor::{Kind as Finding, Thresholds};
 use pi0_model::golden::{golden_taps, read_inputs, read_previous_chunk, write_tensors};
 use pi0_model::{Checkpoint, Clean, Extent, Guidance, GuidanceSchedule, Inputs, Kind, Rtc, SampleOptions};
 use pi0_policy::{Actions, Image, Observation, Policy};
+use pi0_server::Examiner;
 
 use crate::device::{self, DeviceArgs, Visitor};
 use crate::output;
@@ -41,6 +43,9 @@ pub struct Args {
     /// Write the actions to FILE.json or FILE.npy instead of printing a table
     #[arg(long, value_name = "FILE", conflicts_with = "inputs")]
     out: Option<PathBuf>,
+    /// Write a page that shows what the policy sees, what it answers and what the doctor says
+    #[arg(long, value_name = "FILE", conflicts_with = "inputs")]
+    html: Option<PathBuf>,
     /// Read model tensors instead of images, state and prompt; named as in the golden data
     #[arg(long, value_name = "FILE", requires = "output")]
     inputs: Option<PathBuf>,
@@ -193,6 +198,17 @@ fn run_observation(args: &Args) -> Result<()> {
     match (&args.out, format) {
         (Some(path), Some(format)) => format.write(path, &actions)?,
         _ => output::print(&table(&actions))?,
+    }
+    let mut examiner = Examiner::new(policy, loaded.model.config(), Thresholds::default());
+    let examined = examiner.observation(&observation, &prepared, &chunks[0].data, time.as_secs_f64(), 0.0)?;
+    // That one answer took long says nothing about a server; the prompt was judged above.
+    let quiet = [Finding::Latency, Finding::PromptCut, Finding::PromptEmpty];
+    for finding in examined.findings.iter().filter(|finding| !quiet.contains(&finding.kind)) {
+        eprintln!("warning: {}", finding.sentence());
+    }
+    if let Some(path) = &args.html {
+        let views: Vec<_> = examined.view_with_pictures().into_iter().collect();
+        super::doctor::write_page(path, &args.model.display().to_string(), &views)?;
     }
     eprintln!(
         "{} actions of {} values in {:.2} s, loading took {:.2} s",

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use anyhow::{Result, bail};
 use pi0_server::{Replayed, Verdict, replay};
 
+use super::doctor::{Album, HtmlArgs, ThresholdArgs};
 use crate::device::DeviceArgs;
 use crate::output;
 use crate::policy::PolicyArgs;
@@ -32,6 +33,10 @@ pub struct Args {
     #[command(flatten)]
     weights: WeightsArgs,
     #[command(flatten)]
+    html: HtmlArgs,
+    #[command(flatten)]
+    thresholds: ThresholdArgs,
+    #[command(flatten)]
     policy: PolicyArgs,
     #[command(flatten)]
     device: DeviceArgs,
@@ -46,23 +51,27 @@ pub fn run(args: &Args) -> Result<()> {
         args.default_prompt.clone(),
         &args.device,
     )?;
-    // A reader that has gone away is no reason to stop comparing.
-    let report = |replayed: &Replayed| drop(output::print(&line(replayed)));
-    let all = replay(served, &args.recordings, args.steps, report)?;
-    let differs = |r: &&Replayed| match r.verdict {
-        Verdict::Actions { max_abs } => max_abs.is_nan() || max_abs > args.tolerance,
-        Verdict::Changed { .. } => true,
-        Verdict::SameFailure(_) | Verdict::NotRepeatable(_) => false,
+    let total = pi0_server::recordings(&args.recordings)?.len();
+    let mut album = Album::new(&args.html, total);
+    let (mut count, mut different, mut worst) = (0, 0, 0.0f64);
+    let report = |replayed: &Replayed| {
+        count += 1;
+        match replayed.verdict {
+            Verdict::Actions { max_abs } => {
+                different += usize::from(max_abs.is_nan() || max_abs > args.tolerance);
+                worst = if max_abs.total_cmp(&worst).is_gt() { max_abs } else { worst };
+            }
+            Verdict::Changed { .. } => different += 1,
+            Verdict::SameFailure(_) | Verdict::NotRepeatable(_) => {}
+        }
+        let examined = &replayed.examined;
+        album.offer(examined.findings.iter().any(|finding| finding.news), || examined.view_with_pictures());
+        // A reader that has gone away is no reason to stop comparing.
+        drop(output::print(&line(replayed)));
     };
-    let worst = all.iter().filter_map(|r| match r.verdict {
-        Verdict::Actions { max_abs } => Some(max_abs),
-        _ => None,
-    });
-    let (count, different) = (all.len(), all.iter().filter(differs).count());
-    output::print(&format!(
-        "{count} replayed, {different} differ, largest difference {:.3e}\n",
-        worst.max_by(f64::total_cmp).unwrap_or(0.0)
-    ))?;
+    replay(served, &args.recordings, args.steps, args.thresholds.read()?, report)?;
+    album.write(&args.recordings.display().to_string())?;
+    output::print(&format!("{count} replayed, {different} differ, largest difference {worst:.3e}\n"))?;
     match different {
         0 => Ok(()),
         n => bail!("{n} of {count} recordings give something else now"),

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use clap::ValueEnum;
+use pi0_doctor::Kind;
 use pi0_server::{Bound, Served, Settings, runtime, stop_on_signal};
 use tracing_subscriber::EnvFilter;
 
@@ -20,6 +21,8 @@ use crate::weights::WeightsArgs;
   pi0 serve models/tiny
   pi0 serve pi0_aloha_sim --default-prompt 'Transfer cube' --port 8000
   pi0 serve pi0_base --robot aloha --api-key-file keys.txt --record /var/lib/pi0/requests
+  pi0 serve pi0_base --robot aloha --strict image_black,state_outside
+Open http://HOST:8000/ in a browser to see what the policy sees, and what the doctor says of it.
 Any path is the websocket; GET /healthz, /readyz and /metrics are for machines.
 RUST_LOG sets what is logged, such as RUST_LOG=debug.")]
 pub struct Args {
@@ -58,6 +61,12 @@ pub struct Args {
     /// Seed of the first request's noise [default: by chance]
     #[arg(long)]
     pub seed: Option<u64>,
+    /// Do not show what the policy sees at GET /
+    #[arg(long)]
+    pub no_page: bool,
+    /// Findings of the doctor that refuse a request or withhold its answer, separated by commas (docs/doctor.md)
+    #[arg(long, value_name = "KINDS", value_delimiter = ',')]
+    pub strict: Vec<Kind>,
     /// How to log
     #[arg(long, value_enum, default_value_t)]
     pub log_format: LogFormat,
@@ -122,6 +131,8 @@ fn settings(args: &mut Args) -> Result<Settings> {
     put(&mut s.request_timeout, &args.request_timeout);
     s.api_key_file = args.api_key_file.clone().or(s.api_key_file);
     s.record = args.record.clone().or(s.record);
+    s.page &= !args.no_page;
+    s.strict.extend(&args.strict);
     s.steps = args.steps.or(s.steps);
     s.seed = args.seed.or(s.seed);
     Ok(s)

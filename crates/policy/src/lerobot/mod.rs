@@ -67,6 +67,7 @@ pub(crate) fn load(directory: &Path, facts: ModelFacts, options: &PolicyOptions)
         mut gaps,
         mut problems,
     } = reader.done()?;
+    let path_of_statistics = statistics[0].as_ref().map(|statistics| statistics.path.clone());
     for step in &mut before {
         if let InputStep::Tokenize(_, limit) = step {
             *limit = (*limit).min(facts.max_tokens);
@@ -187,11 +188,12 @@ pub(crate) fn load(directory: &Path, facts: ModelFacts, options: &PolicyOptions)
         }),
         black: false,
         gaps,
+        statistics,
         origin: Origin {
             family: if files.is_some() { Family::Lerobot } else { Family::LerobotOld },
             config: None,
             asset_id: None,
-            statistics,
+            statistics: path_of_statistics,
             reset_pose: None,
             problems,
         },

@@ -48,7 +48,7 @@ impl Reader<'_> {
         self.normalize(ACTION, made, OutputStep::Unnormalize, |out| &mut out.after);
         self.out.after.extend(delta.map(OutputStep::AbsoluteF32));
         self.out.after.extend(units.map(OutputStep::Aloha));
-        self.out.statistics = statistics.map(|statistics| statistics.path);
+        self.out.statistics = [statistics.clone(), statistics];
         Ok(())
     }
 }

@@ -38,8 +38,8 @@ pub(crate) struct Processors {
     pub relative_step: bool,
     /// Cameras of the normalizing step.
     pub visual: Vec<(String, Feature)>,
-    /// The file of the statistics.
-    pub statistics: Option<PathBuf>,
+    /// The statistics that normalize the state and the actions.
+    pub statistics: [Option<Statistics>; 2],
     pub gaps: Gaps,
     pub problems: Vec<String>,
 }
@@ -236,7 +236,7 @@ impl<'a> Reader<'a> {
         let mode = config.mode("STATE");
         let made = normalizer(path, mode, config.eps(path)?, STATE, statistics.as_ref())?;
         self.normalize(STATE, made, InputStep::Normalize, |out| &mut out.before);
-        self.out.statistics = statistics.map(|statistics| statistics.path);
+        self.out.statistics[0] = statistics;
         Ok(())
     }
 
@@ -304,6 +304,7 @@ impl<'a> Reader<'a> {
                 _ => return Err(step.refuse(path)),
             }
         }
+        self.out.statistics[1] = statistics;
         if self.relative.as_ref().is_some_and(|relative| relative.enabled) && !absolute {
             self.out.problems.push(
                 "actions stay relative to the state: the postprocessor does not make them absolute".into(),

@@ -88,6 +88,11 @@ impl Image {
         Self { pixels: Pixels::F32(data.into()), shape: [height, width, 3], layout: Some(Layout::Hwc) }
     }
 
+    /// The samples, in the order of the array that the image was made of.
+    pub fn pixels(&self) -> &Pixels {
+        &self.pixels
+    }
+
     /// Decodes a PNG or JPEG. `key` is the camera, for errors. An alpha channel is dropped, grey is repeated.
     pub fn decode(key: &str, bytes: &[u8]) -> Result<Self> {
         let mut reader = image::ImageReader::new(std::io::Cursor::new(bytes))
@@ -121,6 +126,18 @@ impl Image {
 
     /// Checks everything about the image, and says how its samples lie.
     pub(crate) fn view(&self, key: &str, rule: LayoutRule) -> Result<ImageView<'_>> {
+        let view = self.shaped(key, rule)?;
+        if let Pixels::F32(data) = &self.pixels {
+            // A little slack for rounding; 0..=255 sent as floats is the usual mistake.
+            if let Some(bad) = data.iter().find(|x| !(-1e-3..=1.001).contains(*x)) {
+                return Err(Error::image(key, format!("float samples must lie in 0.0..=1.0, found {bad}")));
+            }
+        }
+        Ok(view)
+    }
+
+    /// Checks the shape only.
+    pub(crate) fn shaped(&self, key: &str, rule: LayoutRule) -> Result<ImageView<'_>> {
         let shape = self.shape;
         let layout = self.layout.unwrap_or(match rule {
             LayoutRule::ChannelsFirst => Layout::Chw,
@@ -146,12 +163,6 @@ impl Image {
         if self.pixels.len() != wanted {
             let why = format!("shape {shape:?} needs {wanted} samples, got {}", self.pixels.len());
             return Err(Error::image(key, why));
-        }
-        if let Pixels::F32(data) = &self.pixels {
-            // A little slack for rounding; 0..=255 sent as floats is the usual mistake.
-            if let Some(bad) = data.iter().find(|x| !(-1e-3..=1.001).contains(*x)) {
-                return Err(Error::image(key, format!("float samples must lie in 0.0..=1.0, found {bad}")));
-            }
         }
         Ok(ImageView { pixels: &self.pixels, height, width, layout })
     }

@@ -173,6 +173,7 @@ pub(crate) fn load(directory: &Path, mut facts: ModelFacts, options: &PolicyOpti
         default_prompt: config.and_then(|config| config.default_prompt).map(str::to_owned),
         tokenizer: None,
         gaps,
+        statistics: [found.statistics.clone(), found.statistics.clone()],
         origin: Origin {
             family: Family::Openpi,
             config: config.map(|config| config.name.into()),

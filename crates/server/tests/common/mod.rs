@@ -1,6 +1,7 @@
 //! A server in this process, its client, and observations to send.
 #![allow(dead_code)] // each test file uses its share
 
+pub mod browser;
 pub mod checkpoint;
 
 use std::path::Path;
@@ -75,7 +76,9 @@ pub struct Running {
 
 /// Settings for tests: this machine only, a free port, a fixed seed.
 pub fn settings() -> Settings {
-    Settings { host: "127.0.0.1".parse().unwrap(), port: 0, seed: Some(7), ..Settings::default() }
+    // Tests share their machine: that an answer took long says nothing.
+    let doctor = pi0_doctor::Thresholds { control_hz: Some(1e-3), ..Default::default() };
+    Settings { host: "127.0.0.1".parse().unwrap(), port: 0, seed: Some(7), doctor, ..Settings::default() }
 }
 
 impl Running {
