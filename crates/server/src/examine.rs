@@ -104,7 +104,7 @@ impl Examiner {
             Some(Value::Map(map)) => Some(map),
             _ => None,
         };
-        let latency = reply.and_then(|reply| latency(reply)).unwrap_or(0.0);
+        let latency = reply.and_then(latency).unwrap_or(0.0);
         let recorded = reply.and_then(recorded_actions).and_then(|actions| {
             let network = policy.normalize_actions(&actions.data, actions.cols, &ready.prepared).ok()?;
             Some((network, actions))
@@ -156,5 +156,5 @@ fn latency(reply: &Map) -> Option<f64> {
 fn recorded_actions(reply: &Map) -> Option<Actions> {
     let Some(Value::Array(array)) = reply.get("actions") else { return None };
     let &[rows, cols] = array.shape.as_slice() else { return None };
-    Some(Actions { rows, cols, data: array.numbers()? })
+    Some(Actions { rows, cols, data: array.numbers()?, warnings: Vec::new() })
 }
