@@ -44,7 +44,7 @@ pub struct Rig {
 
 enum Source {
     Smooth { robot: Robot, step: usize },
-    Demo { rng: Rng, episode: Box<Episode> },
+    Demo { rng: Box<Rng>, episode: Box<Episode> },
 }
 
 impl Rig {
@@ -70,7 +70,7 @@ impl Rig {
         let policy = Policy::load(&dir, (&checkpoint.config).into(), &PolicyOptions::default()).unwrap();
         let mut rng = Rng::new(seed);
         let episode = Box::new(Episode::new(Scene::random(&mut rng, Split::Train)));
-        Self::new("demo", policy, Source::Demo { rng, episode }, None)
+        Self::new("demo", policy, Source::Demo { rng: Box::new(rng), episode }, None)
     }
 
     /// A robot of openpi's on smooth paths, with the statistics of those.
@@ -205,7 +205,8 @@ fn load(dir: &Path, robot: Robot, norm_stats: serde_json::Value) -> Policy {
         max_tokens: 48,
         image_size: 32,
         vocab_size: 257_152,
-        pi05: false,
+        kind: pi0_model::Kind::Pi0,
+        chunk_known: true,
     };
     let options = PolicyOptions {
         robot: RobotChoice::Preset(robot),
