@@ -142,12 +142,19 @@ impl Policy {
         state
     }
 
-    /// What the network returned, `[horizon, action_dim]`, in the units of the statistics: `[rows, cols]` of
-    /// [`Actions`](crate::Actions), but before relative actions become absolute and robots' units apply.
+    /// What the network returned, `[horizon, action_dim]` or the tokens of an answer, in the units of the statistics:
+    /// `[rows, cols]` of [`Actions`](crate::Actions), but before relative actions become absolute and robots' units apply.
+    /// Nothing of an answer from which no action may be read.
     pub fn actions_as_trained(&self, actions: &[f32]) -> Vec<f64> {
+        let rows: Vec<Vec<f64>> = if self.writes_tokens() {
+            let Ok(reply) = self.read_answer(actions) else { return Vec::new() };
+            reply.actions.chunks_exact(reply.shape[1]).map(<[f64]>::to_vec).collect()
+        } else {
+            let rows = actions.chunks_exact(self.facts.action_dim.max(1));
+            rows.map(|row| row.iter().map(|&x| f64::from(x)).collect()).collect()
+        };
         let mut out = Vec::with_capacity(self.rows * self.cols);
-        for row in actions.chunks_exact(self.facts.action_dim.max(1)).take(self.rows) {
-            let mut action: Vec<f64> = row.iter().map(|&x| f64::from(x)).collect();
+        for mut action in rows.into_iter().take(self.rows) {
             for step in &self.after {
                 match step {
                     OutputStep::Crop(width) => action.truncate(*width),

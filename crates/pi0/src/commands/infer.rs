@@ -217,7 +217,7 @@ fn run_observation(args: &Args) -> Result<()> {
         time.as_secs_f64(),
         loaded.time.as_secs_f64()
     );
-    if policy.writes_tokens() {
+    if examiner.policy().writes_tokens() {
         let tokens = chunks[0].data.len();
         eprintln!(
             "the answer has {tokens} tokens, {:.1} a second, prompt included",
