@@ -101,7 +101,7 @@ impl Parts<'_> {
         }
         if options.strict && !fast {
             let why = "only π0-FAST can write a malformed answer".into();
-            return Err(Error::Option { option: "--strict", why });
+            return Err(Error::Option { option: "--strict-answers", why });
         }
         let replies = match (self.answers, &tokenizer) {
             (Some(answers), Some(tokenizer)) => answers.reader(self.directory, options, tokenizer)?,
