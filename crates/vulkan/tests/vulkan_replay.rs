@@ -196,10 +196,17 @@ fn a_weight_dropped_at_once_harms_nothing() {
     assert_eq!(device.download(&y).unwrap().shape, [2, 40]);
 }
 
+/// The small networks whose inference is the same launches every time. π0-FAST goes through its network once for each
+/// token, and how often depends on the tokens.
+fn of_one_pass() -> impl Iterator<Item = Setup> {
+    let setups = Setup::small().unwrap().into_iter();
+    setups.filter(|setup| setup.checkpoint.config.kind != pi0_model::Kind::Pi0Fast)
+}
+
 /// π0.5's modulations are computed while the model loads: they are no part of the first inference's tape.
 #[test]
 fn both_networks_record_once() {
-    for setup in Setup::small().unwrap() {
+    for setup in of_one_pass() {
         let Some(device) = open() else { return };
         let model = Pi0::load(&device, setup.checkpoint.clone(), Extent::Cache, &|_| ()).unwrap();
         let options = SampleOptions { steps: Some(2), ..Default::default() };
@@ -254,10 +261,11 @@ fn launches_are_timed_and_told_apart() {
 #[test]
 fn a_plan_is_what_a_device_does() {
     for format in [Format::Stored, Format::Int8] {
-        let options = VulkanOptions { format, ..Default::default() };
-        let Some(device) = open_with(options.clone()) else { return };
-        let plan = Vulkan::plan(device.info().clone(), options).unwrap();
-        for setup in Setup::small().unwrap() {
+        for setup in of_one_pass() {
+            // New ones, which hold nothing of the last network.
+            let options = VulkanOptions { format, ..Default::default() };
+            let Some(device) = open_with(options.clone()) else { return };
+            let plan = Vulkan::plan(device.info().clone(), options).unwrap();
             let outline = pi0_model::synth::outline(&setup.checkpoint.config).unwrap();
             let steps = SampleOptions { steps: Some(2), ..Default::default() };
             let run = |device: &Vulkan, checkpoint| {
@@ -268,7 +276,12 @@ fn a_plan_is_what_a_device_does() {
                 (device.launches(), stats.launches, stats.barriers, stats.arena_bytes, weights)
             };
             let (real, planned) = (run(&device, setup.checkpoint.clone()), run(&plan, outline));
-            assert!(planned.0.len() > 50 && planned.0.iter().any(|l| l.flop > 0 && l.bytes > 0));
+            assert!(
+                planned.0.iter().any(|l| l.flop > 0 && l.bytes > 0),
+                "{:?} {}",
+                setup.name,
+                planned.0.len()
+            );
             for (r, p) in real.0.iter().zip(&planned.0) {
                 assert_eq!(
                     (r.stage, r.kernel, r.unit, r.shape, r.flop, r.groups),
