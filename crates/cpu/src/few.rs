@@ -10,7 +10,7 @@ use std::ops::Range;
 use pi0_device::{Attention, KeyValue, Span};
 
 use crate::Isa;
-use crate::math::{exp, fma, per_isa};
+use crate::math::{exp, fma, per_isa, sum_lanes};
 use crate::matmul::{Engine, with_scratch};
 use crate::memory::Shared;
 use crate::tensor::Tensor;
@@ -164,16 +164,7 @@ fn dots<const FMA: bool>(queries: &[&[f32]; TOGETHER], key: &[f32]) -> [f32; TOG
             lanes[i] = fma::<FMA>(*q, *k, lanes[i]);
         }
     }
-    lanes.map(|mut lanes| {
-        let mut width = LANES / 2;
-        while width > 0 {
-            for i in 0..width {
-                lanes[i] += lanes[i + width];
-            }
-            width /= 2;
-        }
-        lanes[0]
-    })
+    lanes.map(sum_lanes)
 }
 
 /// Values of up to [`TOGETHER`] rows in `COLUMNS` columns, each key's times its weight.
