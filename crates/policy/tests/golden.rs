@@ -13,6 +13,19 @@ use pi0_policy::*;
 use safetensors::{Dtype, SafeTensors};
 use serde_json::{Value, json};
 
+/// What a golden policy saw.
+fn observation(said: &Value, file: &SafeTensors<'_>, state: &[f32]) -> Observation {
+    let images = said["cameras"].as_array().unwrap().iter().enumerate().map(|(i, name)| {
+        let data = file.tensor(&format!("raw.image_{i}")).unwrap().data().to_vec();
+        (name.as_str().unwrap().to_owned(), Image::rgb8(data, 30, 40))
+    });
+    Observation {
+        images: images.collect(),
+        state: state.iter().copied().map(f64::from).collect(),
+        prompt: Some(said["prompt"].as_str().unwrap().into()),
+    }
+}
+
 fn golden(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../golden").join(name)
 }
@@ -183,15 +196,7 @@ fn a_pi05_policy_of_lerobot_end_to_end() {
     assert!(action.starts_with("dimensions [2] of action never moved in training"), "{action}");
     assert!(tokenizer.contains("has 1713 entries, the model only 560"), "{tokenizer}");
 
-    let images = said["cameras"].as_array().unwrap().iter().enumerate().map(|(i, name)| {
-        let data = file.tensor(&format!("raw.image_{i}")).unwrap().data().to_vec();
-        (name.as_str().unwrap().to_owned(), Image::rgb8(data, 30, 40))
-    });
-    let observation = Observation {
-        images: images.collect(),
-        state: floats("raw.state").into_iter().map(f64::from).collect(),
-        prompt: Some(said["prompt"].as_str().unwrap().into()),
-    };
+    let observation = observation(&said, &file, &floats("raw.state"));
     let mut prepared = policy.preprocess(&observation).unwrap();
     let mask = floats("processed.token_mask");
     let valid: Vec<u32> = floats("processed.tokens")
@@ -287,15 +292,7 @@ fn a_fast_policy_of_lerobot_end_to_end() {
     assert_eq!((codec.codes, codec.chunk), (160, [10, 4]));
     assert_eq!(codec.form, ReplyForm::Lerobot { checked: true });
 
-    let images = said["cameras"].as_array().unwrap().iter().enumerate().map(|(i, name)| {
-        let data = file.tensor(&format!("raw.image_{i}")).unwrap().data().to_vec();
-        (name.as_str().unwrap().to_owned(), Image::rgb8(data, 30, 40))
-    });
-    let observation = Observation {
-        images: images.collect(),
-        state: floats("raw.state").into_iter().map(f64::from).collect(),
-        prompt: Some(said["prompt"].as_str().unwrap().into()),
-    };
+    let observation = observation(&said, &file, &floats("raw.state"));
     let prepared = policy.preprocess(&observation).unwrap();
     let mask = floats("processed.token_mask");
     let tokens = floats("processed.tokens");
