@@ -285,7 +285,7 @@ impl<D: Device> Device for Rounded<D> {
     type Tensor = D::Tensor;
     type Weight = RoundedWeight<D::Weight>;
 
-    forward! { D.inner: name shape tap enter exit upload download concat_rows slice_rows slice_cols }
+    forward! { D.inner: name shape tap enter exit upload download concat_rows slice_rows slice_cols store_rows }
 
     fn prepare(&self, source: &WeightSource) -> Result<Self::Weight> {
         let (WeightSource::Linear { parts, exact }, Some(format)) = (source, self.format) else {
