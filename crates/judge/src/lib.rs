@@ -2,8 +2,8 @@
 //! and `report`, for whoever drives it.
 //!
 //! [`check`] runs modules on a device and on a judge, [`coverage`] folds the records of a traced inference into tables
-//! and a roadmap, [`dump`] judges what another implementation wrote down, [`compare`] sets two results side by side, [`report`] draws them as one page, and [`results`] is what
-//! they write to JSON. Nothing here knows a device by name.
+//! and a roadmap, [`dump`] judges what another implementation wrote down, [`mutated`] makes mistakes on purpose, [`compare`]
+//! sets two results side by side, [`report`] draws them as one page, and [`results`] is what they write to JSON. Nothing here knows a device by name.
 
 #![forbid(unsafe_code)]
 
@@ -13,6 +13,7 @@ pub mod coverage;
 pub mod dump;
 mod error;
 pub mod host_ops;
+pub mod mutated;
 pub mod report;
 pub mod results;
 pub mod text;

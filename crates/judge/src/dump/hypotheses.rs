@@ -7,11 +7,12 @@ use pi0_model::layout::Layout;
 use pi0_model::{Checkpoint, Config, Inputs, Kind, ModelError};
 
 use super::file::Dump;
-use super::mistakes::{self, Rotation};
-use super::mutated::{Adaptive, Plant, Repack, Reposition, Respan};
 use super::order::{self, PREFIX, Rank, STEPS, SUFFIX, VISION};
+use crate::mutated::mistakes::{self, Rotation};
+use crate::mutated::{Adaptive, Plant, Repack, Reposition, Respan};
 
 /// A mistake.
+#[derive(Clone)]
 pub struct Hypothesis {
     /// Short name, the same for all ways to make the mistake.
     pub name: String,

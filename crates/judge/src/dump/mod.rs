@@ -2,13 +2,11 @@
 //!
 //! A dump holds one inference of whatever implementation: what went in, and intermediates under the golden names. The
 //! same inputs go through the reference; each intermediate is compared, and where they part, known mistakes are made on
-//! the reference one after the other ([`Mutated`](mutated::Mutated)). The one that makes the difference vanish is the
+//! the reference one after the other ([`Mutated`](crate::mutated::Mutated)). The one that makes the difference vanish is the
 //! cause; if a difference remains, the search goes on from there.
 
 mod file;
 mod hypotheses;
-mod mistakes;
-mod mutated;
 mod order;
 mod reference;
 mod search;

@@ -9,8 +9,8 @@ use pi0_model::{Checkpoint, Extent, Pi0};
 
 use super::file::Dump;
 use super::hypotheses::Variation;
-use super::mutated::Mutated;
 use super::order::{PREFIX, Rank, STEPS, SUFFIX};
+use crate::mutated::Mutated;
 use crate::{Progress, Result};
 
 /// The network on a device that makes mistakes on demand.

@@ -23,6 +23,8 @@ type Taps = BTreeMap<String, HostTensor>;
 const END: Rank = (STEPS, u32::MAX, u8::MAX);
 /// Most mistakes that are looked for in one dump.
 const MOST_CAUSES: usize = 6;
+/// Mistakes that explain a part of a difference and are tried together with each other one.
+const MOST_PAIRED: usize = 6;
 /// A mistake must take this much of the difference with it, where another difference remains behind it.
 const TAKES: f64 = 3.0;
 /// What remains of a difference may be the mistake's own doing, where this much of it is gone: a network that is not π0 any more
@@ -309,10 +311,12 @@ struct Search<'s, 'a, D: Device> {
 }
 
 /// A mistake that was tried.
+#[derive(Clone)]
 struct Tried {
     hypothesis: Hypothesis,
     /// Relative L2 at the first difference.
     after: f64,
+    /// Whether nothing differs there any more.
     fixed: bool,
 }
 
@@ -354,26 +358,45 @@ impl<D: Device> Search<'_, '_, D> {
             if self.causes.len() == MOST_CAUSES {
                 return Ok(Some(at));
             }
-            let mut tried = Vec::new();
+            let (mut tried, mut halves) = (Vec::new(), Vec::new());
             let mut list = hypotheses::common(self.checkpoint, self.court.dump)?;
+            let common = list.len();
             list.extend(hypotheses::of_weights(self.checkpoint, passing, rank));
-            for hypothesis in list.into_iter().filter(|h| h.from <= rank) {
+            for (i, hypothesis) in list.into_iter().enumerate().filter(|(_, h)| h.from <= rank) {
                 // A mistake that cannot be made on this network explains nothing.
                 let Ok(now) = self.compare(&self.made.and(&hypothesis.variation), rank, self.rounds) else {
                     continue;
                 };
                 let Some(here) = now.iter().find(|t| t.name == at) else { continue };
                 let (after, fixed) = (here.error(), here.passed() && first_is_later(&now, rank));
+                // One of two that show in the same place leaves what came before right. Single weights are too many for pairs.
+                let half = i < common && hypothesis.structural && after != before && earlier_pass(&now, rank);
+                let one = Tried { hypothesis, after, fixed };
+                if half && !fixed {
+                    halves.push(one.clone());
+                }
                 if fixed || after * TAKES < before {
-                    tried.push(Tried { hypothesis, after, fixed });
+                    tried.push(one);
                 }
             }
-            let Some(best) = pick(tried) else { return Ok(Some(at)) };
-            let after_all = self.rest(&best[0].hypothesis, rank)?;
-            // What only makes a difference smaller must leave nothing behind.
-            if !best[0].fixed && after_all.is_some() {
-                return Ok(Some(at));
-            }
+            let (best, after_all) = match pick(tried) {
+                Some(best) => {
+                    let after_all = self.rest(&best[0].hypothesis, rank)?;
+                    (best, after_all)
+                }
+                None => (Vec::new(), None),
+            };
+            // What only makes a difference smaller must leave nothing behind, but for another mistake in the same place.
+            let (best, after_all) = match best.first() {
+                Some(first) if first.fixed || after_all.is_none() => (best, after_all),
+                _ => match self.one_of_two(halves, before, &at, rank)? {
+                    Some(one) => {
+                        let after_all = self.rest(&one.hypothesis, rank)?;
+                        (vec![one], after_all)
+                    }
+                    None => return Ok(Some(at)),
+                },
+            };
             // Of several that explain the first difference alike, the one that explains most of the rest.
             let (chosen, rest) = self.farthest(best, after_all, rank)?;
             let or = chosen.1;
@@ -391,6 +414,29 @@ impl<D: Device> Search<'_, '_, D> {
             first = rest;
         }
         Ok(None)
+    }
+
+    /// Of two mistakes with which together nothing differs at `at` any more, where neither does it alone: the one that
+    /// takes more of the difference with it. Of several pairs the one that leaves least.
+    fn one_of_two(&self, mut halves: Vec<Tried>, before: f64, at: &str, rank: Rank) -> Result<Option<Tried>> {
+        halves.sort_by(|a, b| a.after.total_cmp(&b.after));
+        let mut best: Option<(f64, usize)> = None;
+        let firsts = halves.iter().enumerate().take(MOST_PAIRED).filter(|(_, one)| one.after < before);
+        for (i, one) in firsts {
+            let made = self.made.and(&one.hypothesis.variation);
+            for other in &halves[i + 1..] {
+                let both = made.and(&other.hypothesis.variation);
+                let Ok(now) = self.compare(&both, rank, self.rounds) else { continue };
+                let Some(here) = now.iter().find(|t| t.name == at) else { continue };
+                if here.passed()
+                    && first_is_later(&now, rank)
+                    && best.is_none_or(|(least, _)| here.error() < least)
+                {
+                    best = Some((here.error(), i));
+                }
+            }
+        }
+        Ok(best.map(|(_, i)| halves.swap_remove(i)))
     }
 
     /// Of candidates that explain a difference alike, the one with which the next difference comes latest; and those
@@ -491,6 +537,11 @@ fn divergence(compared: &[Compared]) -> Option<Difference> {
 /// Whether nothing up to `rank` differs any more.
 fn first_is_later(now: &[Compared], rank: Rank) -> bool {
     now.iter().all(|t| t.passed() || t.rank > rank || t.agreement.is_err() || is_geometry(&t.name))
+}
+
+/// Whether all that comes before `rank` passes.
+fn earlier_pass(now: &[Compared], rank: Rank) -> bool {
+    now.iter().all(|t| t.passed() || t.rank >= rank || t.agreement.is_err() || is_geometry(&t.name))
 }
 
 /// The mistakes that explain best: of those that fix a difference, all that fix it about as well.

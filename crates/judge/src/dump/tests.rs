@@ -194,6 +194,44 @@ fn two_mistakes_at_once_and_other_noise() {
     );
 }
 
+/// What tt-metal's π0 leaves out, one by one and all at once: positions behind the prefix, the state row's mask, the masks of
+/// padding; and noise that is drawn once. Two of the first three show in the same intermediate first.
+#[test]
+fn what_bring_ups_leave_out_is_named_at_once() {
+    let (checkpoint, empty) = case(Kind::Pi0);
+    let right = record(&checkpoint, &empty, &Variation::default(), exact(), &[]);
+    let list = hypotheses::common(&checkpoint, &right).unwrap();
+    let find = |what: &str| {
+        let one = list.iter().find(|h| h.what.contains(what)).unwrap();
+        (one.name.as_str(), &one.variation)
+    };
+    let gaps = [
+        find("padded tokens and absent cameras are attended to and counted"),
+        find("suffix positions count from 0"),
+        find("the state row attends to the actions"),
+    ];
+    let sets: [&[usize]; 7] = [&[0], &[1], &[2], &[1, 2], &[0, 1], &[0, 2], &[0, 1, 2]];
+    for set in sets {
+        let made = set.iter().fold(Variation::default(), |made, &i| made.and(gaps[i].1));
+        let dump = record(&checkpoint, &empty, &made, exact(), &[]);
+        let found = verdict(&checkpoint, &dump);
+        let names: BTreeSet<_> = found.causes.iter().map(|c| c.name.as_str()).collect();
+        assert_eq!(names, set.iter().map(|&i| gaps[i].0).collect(), "{}", found.text());
+        assert_eq!(found.causes.len(), set.len(), "{}", found.text());
+        assert!(found.unexplained.is_none(), "{}", found.summary());
+
+        // The same, started from noise of its own.
+        let mut other = dump.clone();
+        for inputs in &mut other.batch {
+            inputs.noise.as_mut().unwrap().reverse();
+        }
+        let again = verdict(&checkpoint, &other);
+        assert!(again.notes.iter().any(|n| n.contains("noise")), "{}", again.summary());
+        let again: BTreeSet<_> = again.causes.iter().map(|c| c.name.clone()).collect();
+        assert_eq!(again, names.iter().map(|n| n.to_string()).collect());
+    }
+}
+
 #[test]
 fn a_single_transposed_weight_is_named() {
     let (checkpoint, empty) = case(Kind::Pi0);

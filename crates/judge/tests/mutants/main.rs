@@ -2,13 +2,21 @@
 //! the module that has it.
 
 mod faults;
-mod mutant;
 
-use mutant::{Mutant, Plant};
 use pi0_device::Reference;
+use pi0_judge::mutated::{Mutated, Plant};
 use pi0_model::cases::check::{Checked, Wanted, check_against, culprits, wanted};
 use pi0_model::cases::{Format, Module, Setup};
 use pi0_model::{Kind, ModelError};
+
+/// The reference, with errors.
+type Mutant = Mutated<Reference>;
+
+fn mutant(plants: Vec<Plant>) -> Mutant {
+    let mutant = Mutated::watched(Reference);
+    mutant.plant(plants);
+    mutant
+}
 
 /// The small setups that errors are planted in: the first of each network.
 struct Bench {
@@ -59,15 +67,15 @@ fn planted_errors_of_fast_are_laid_at_the_right_door() {
 }
 
 fn attribute(bench: &Bench, faults: Vec<(&'static str, &'static str, Plant)>) {
-    assert!(culprits(&bench.check(&Mutant::new(None), Format::F32)).is_empty());
+    assert!(culprits(&bench.check(&mutant(Vec::new()), Format::F32)).is_empty());
     let mut wrong = Vec::new();
     println!("| planted error | attributed to | relative L2 there | modules that fail | caught in bf16 |");
     println!("| --- | --- | --- | --- | --- |");
     assert!(faults.len() >= 12);
     for (what, module, plant) in faults {
-        let mutant = Mutant::new(Some(plant));
+        let mutant = mutant(vec![plant]);
         let results = bench.check(&mutant, Format::F32);
-        assert!(mutant.hits.get() > 0, "{what} was never executed");
+        assert!(mutant.hits() > 0, "{what} was never executed");
         let found = culprits(&results);
         let failed = results.iter().filter(|r| !r.passed()).count();
         let error = results
@@ -103,7 +111,7 @@ fn a_wrong_scale_in_any_operation_of_fast_is_laid_at_the_right_door() {
 
 fn scale_each(bench: &Bench) {
     let sites_of = |m: Module| {
-        let right = Mutant::new(None);
+        let right = mutant(Vec::new());
         m.run(&right, &bench.setup).unwrap();
         right.sites()
     };
@@ -112,7 +120,7 @@ fn scale_each(bench: &Bench) {
     let sites = sites_of(Module::Pi0);
     let mut wrong = Vec::new();
     for site in &sites {
-        let mutant = Mutant::new(Some(Plant::Scale(site.clone())));
+        let mutant = mutant(vec![Plant::ScaleSite(site.clone(), 1.01)]);
         // A module that never runs the operation is not changed by it.
         let runs = |m: Module| modules.iter().any(|(n, sites)| *n == m && sites.contains(site));
         let found = names(&culprits(&bench.check_some(&mutant, Format::F32, runs)));

@@ -83,6 +83,20 @@ pub fn rounded_attention(
     out
 }
 
+/// An adaptive norm with another eps: rows of `table` hold scale, shift and gate, and `rows` says which drives which.
+pub fn adaptive_norm(mut x: HostTensor, table: &HostTensor, rows: &[u32], eps: f32) -> HostTensor {
+    let width = x.cols();
+    for (r, &picked) in rows.iter().enumerate() {
+        let drive = table.row(picked as usize);
+        let mean = x.row(r).iter().map(|x| f64::from(*x).powi(2)).sum::<f64>() / width as f64;
+        let inverse = (1.0 / (mean + f64::from(eps)).sqrt()) as f32;
+        for (i, y) in x.row_mut(r).iter_mut().enumerate() {
+            *y = *y * inverse * (1.0 + drive[i]) + drive[width + i];
+        }
+    }
+    x
+}
+
 fn map(x: &HostTensor, f: impl Fn(f32) -> f32) -> HostTensor {
     HostTensor::new(x.shape.clone(), x.data.iter().map(|&x| f(x)).collect())
 }

@@ -1,8 +1,12 @@
-//! A device on which chosen operations go wrong the way that people get them wrong.
+//! A device on which chosen operations go wrong the way that people get them wrong: what a dump is judged by
+//! ([`crate::dump`]), and what a check must notice (`tests/mutants`).
+
+pub mod mistakes;
 
 use std::cell::{Cell, RefCell};
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::fmt;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::ops::Range;
 use std::rc::Rc;
 
@@ -10,8 +14,6 @@ use pi0_device::{
     Attention, Device, Error, HostTensor, KeyValue, MemoryMeter, Modulation, OpKind, Result, Span,
     WeightSource,
 };
-
-use super::mistakes;
 
 /// Packs something else.
 pub type Repack = Rc<dyn Fn(&mut WeightSource)>;
@@ -52,8 +54,22 @@ pub enum Plant {
     AdaTable(fn(&mut [f32], usize)),
     /// Gated residuals take another table.
     GateTable(fn(&mut [f32], usize)),
+    /// Adaptive norms have another eps.
+    AdaEps(f32),
+    /// Adaptive norms take the drive of other rows.
+    AdaRows(fn(&[u32]) -> Vec<u32>),
+    /// The Euler step of rows is gated as that of other rows.
+    StepRows(fn(&[u32]) -> Vec<u32>),
     /// The Euler step goes the other way or too far.
     Step(f32),
+    /// Rows are put together in the other order, in exactly this scope.
+    ReverseRows(String),
+    /// A slice of this many rows begins one row early, or late where it cannot.
+    SliceRows(usize),
+    /// Rows of a cache are stored in other places.
+    Store(fn(&mut [u32])),
+    /// The result of one site, as [`Mutated::sites`] names it, is multiplied.
+    ScaleSite(String, f32),
 }
 
 /// π0.5's adaptive norms, whose weights have no name on the device.
@@ -67,8 +83,8 @@ pub enum Adaptive {
     Final,
 }
 
-/// `D` with what [`plant`](Mutated::plant) plants. Only base operations run, and what is tapped is kept where somebody
-/// wants it.
+/// `D` with what [`plant`](Mutated::plant) plants. Base operations run, and those that store rows; what is tapped is kept
+/// where somebody wants it.
 pub struct Mutated<D: Device> {
     inner: D,
     plants: RefCell<Vec<Plant>>,
@@ -79,6 +95,19 @@ pub struct Mutated<D: Device> {
     wanted: BTreeSet<String>,
     taps: RefCell<Vec<(String, HostTensor)>>,
     failed: RefCell<Option<Error>>,
+    hits: Cell<usize>,
+    watch: Option<Watch>,
+}
+
+/// Names the places where operations run.
+#[derive(Default)]
+struct Watch {
+    /// Operations since the last linear layer.
+    since: RefCell<Vec<OpKind>>,
+    sites: RefCell<BTreeSet<String>>,
+    /// Tables of modulations by what they hold, as the model taps them: a norm and a gate that read the same table belong
+    /// to one site wherever they run.
+    tables: RefCell<HashMap<u64, String>>,
 }
 
 /// A weight that can be packed otherwise.
@@ -118,7 +147,82 @@ impl<D: Device> Mutated<D> {
             wanted,
             taps: RefCell::default(),
             failed: RefCell::default(),
+            hits: Cell::new(0),
+            watch: None,
         }
+    }
+
+    /// The same, and it notes where operations run, for [`sites`](Self::sites) and [`Plant::ScaleSite`]. Taps are not kept.
+    pub fn watched(inner: D) -> Self {
+        Self { watch: Some(Watch::default()), ..Self::new(inner, BTreeSet::new()) }
+    }
+
+    /// Every place where an operation ran: `scope|op|weight or what came before`. None unless watched.
+    pub fn sites(&self) -> Vec<String> {
+        self.watch.iter().flat_map(|watch| watch.sites.borrow().clone()).collect()
+    }
+
+    /// How often plants took effect.
+    pub fn hits(&self) -> usize {
+        self.hits.get()
+    }
+
+    /// A module begins or ends: what ran before belongs to another.
+    fn forget(&self) {
+        self.last_linear.borrow_mut().clear();
+        if let Some(watch) = &self.watch {
+            watch.since.borrow_mut().clear();
+        }
+    }
+
+    fn hit(&self) {
+        self.hits.set(self.hits.get() + 1);
+    }
+
+    /// Passes the result of every operation: notes its site, and scales it where that is planted.
+    fn at(&self, op: OpKind, weight: Option<&str>, y: D::Tensor) -> Result<D::Tensor> {
+        let Some(watch) = &self.watch else { return Ok(y) };
+        if op == OpKind::Linear {
+            watch.since.borrow_mut().clear();
+        }
+        let key = match weight {
+            Some(name) => name.to_owned(),
+            None => {
+                let count = watch.since.borrow().iter().filter(|o| **o == op).count();
+                format!("{count} after {}", self.last_linear.borrow())
+            }
+        };
+        watch.since.borrow_mut().push(op);
+        self.at_key(watch, op, &key, y)
+    }
+
+    /// The same for an operation that a table of modulations drives.
+    fn at_table(&self, op: OpKind, by: &Modulation<'_, D::Tensor>, y: D::Tensor) -> Result<D::Tensor> {
+        let Some(watch) = &self.watch else { return Ok(y) };
+        let known = watch.tables.borrow().get(&self.contents(by.table)?).cloned();
+        match known {
+            Some(key) => self.at_key(watch, op, &key, y),
+            None => self.at(op, None, y),
+        }
+    }
+
+    fn at_key(&self, watch: &Watch, op: OpKind, key: &str, y: D::Tensor) -> Result<D::Tensor> {
+        let site = format!("{}|{op}|{key}", self.scope());
+        let factor = self.find(|plant, _| match plant {
+            Plant::ScaleSite(wanted, factor) if *wanted == site => Some(*factor),
+            _ => None,
+        });
+        watch.sites.borrow_mut().insert(site);
+        match factor {
+            Some(factor) => self.times(&y, factor),
+            None => Ok(y),
+        }
+    }
+
+    fn contents(&self, x: &D::Tensor) -> Result<u64> {
+        let mut hasher = DefaultHasher::new();
+        self.inner.download(x)?.data.iter().for_each(|x| x.to_bits().hash(&mut hasher));
+        Ok(hasher.finish())
     }
 
     /// From now on these go wrong, and nothing else.
@@ -144,8 +248,16 @@ impl<D: Device> Mutated<D> {
 
     /// The first answer that a plant gives here.
     fn find<T>(&self, pick: impl Fn(&Plant, &str) -> Option<T>) -> Option<T> {
+        let plants = self.plants.borrow();
+        if plants.is_empty() {
+            return None;
+        }
         let scope = self.scope();
-        self.plants.borrow().iter().find_map(|plant| pick(plant, &scope))
+        let found = plants.iter().find_map(|plant| pick(plant, &scope));
+        if found.is_some() {
+            self.hit();
+        }
+        found
     }
 
     fn weight<'a>(&self, w: &'a MutatedWeight<D::Weight>) -> Result<Picked<'a, D::Weight>> {
@@ -161,6 +273,7 @@ impl<D: Device> Mutated<D> {
             if let Plant::Weight(name, change) = plant
                 && w.name.contains(name)
             {
+                self.hit();
                 change(source.get_or_insert_with(|| w.source.clone()));
             }
         }
@@ -192,10 +305,11 @@ impl<D: Device> Mutated<D> {
             Plant::Activation(kind, scope, wrong) if *kind == op && here.starts_with(scope) => Some(*wrong),
             _ => None,
         });
-        match wrong {
-            Some(wrong) => self.host(x, |x| wrong(&x)),
-            None => right(x),
-        }
+        let y = match wrong {
+            Some(wrong) => self.host(x, |x| wrong(&x))?,
+            None => right(x)?,
+        };
+        self.at(op, None, y)
     }
 
     fn skipped(&self, name: &str) -> bool {
@@ -246,14 +360,25 @@ impl<D: Device> Device for Mutated<D> {
     fn enter(&self, module: fmt::Arguments<'_>) {
         self.inner.enter(module);
         self.path.borrow_mut().push(module.to_string());
-        self.last_linear.borrow_mut().clear();
+        self.forget();
     }
     fn exit(&self) {
         self.inner.exit();
         self.path.borrow_mut().pop();
-        self.last_linear.borrow_mut().clear();
+        self.forget();
     }
     fn tap(&self, name: &str, x: &D::Tensor) {
+        let keep_failure = |e| {
+            self.failed.borrow_mut().get_or_insert(e);
+        };
+        if let Some(watch) = &self.watch
+            && name.ends_with(".modulation")
+        {
+            match self.contents(x) {
+                Ok(contents) => drop(watch.tables.borrow_mut().insert(contents, name.into())),
+                Err(e) => return keep_failure(e),
+            }
+        }
         let path = self.path.borrow();
         let path = path.iter().map(String::as_str).chain([name]).collect::<Vec<_>>().join(".");
         if !self.wanted.contains(path.strip_prefix("step0.").unwrap_or(&path)) {
@@ -261,7 +386,7 @@ impl<D: Device> Device for Mutated<D> {
         }
         match self.inner.download(x) {
             Ok(t) => self.taps.borrow_mut().push((path, t)),
-            Err(e) => drop(self.failed.borrow_mut().get_or_insert(e)),
+            Err(e) => keep_failure(e),
         }
     }
     fn upload(&self, rows: usize, cols: usize, data: &[f32]) -> Result<D::Tensor> {
@@ -286,7 +411,8 @@ impl<D: Device> Device for Mutated<D> {
             Plant::ScaleEmbedding(factor) => Some(*factor),
             _ => None,
         });
-        self.inner.embed(&table.inner, ids, scale * factor.unwrap_or(1.0))
+        let y = self.inner.embed(&table.inner, ids, scale * factor.unwrap_or(1.0))?;
+        self.at(OpKind::Embed, Some(&table.name), y)
     }
     fn linear(&self, x: &D::Tensor, weight: &MutatedWeight<D::Weight>) -> Result<D::Tensor> {
         self.last_linear.borrow_mut().clone_from(&weight.name);
@@ -295,22 +421,25 @@ impl<D: Device> Device for Mutated<D> {
             Plant::ScaleLinear(name, factor) if weight.name.contains(name) => Some(*factor),
             _ => None,
         });
-        match factor {
-            Some(factor) => self.times(&y, factor),
-            None => Ok(y),
-        }
+        let y = match factor {
+            Some(factor) => self.times(&y, factor)?,
+            None => y,
+        };
+        self.at(OpKind::Linear, Some(&weight.name), y)
     }
     fn layer_norm(&self, x: &D::Tensor, weight: &MutatedWeight<D::Weight>) -> Result<D::Tensor> {
-        match self.skipped(&weight.name) {
-            true => Ok(x.clone()),
-            false => self.inner.layer_norm(x, &*self.weight(weight)?),
-        }
+        let y = match self.skipped(&weight.name) {
+            true => x.clone(),
+            false => self.inner.layer_norm(x, &*self.weight(weight)?)?,
+        };
+        self.at(OpKind::LayerNorm, Some(&weight.name), y)
     }
     fn rms_norm(&self, x: &D::Tensor, weight: &MutatedWeight<D::Weight>) -> Result<D::Tensor> {
-        match self.skipped(&weight.name) {
-            true => Ok(x.clone()),
-            false => self.inner.rms_norm(x, &*self.weight(weight)?),
-        }
+        let y = match self.skipped(&weight.name) {
+            true => x.clone(),
+            false => self.inner.rms_norm(x, &*self.weight(weight)?)?,
+        };
+        self.at(OpKind::RmsNorm, Some(&weight.name), y)
     }
     fn ada_rms_norm(&self, x: &D::Tensor, by: &Modulation<'_, D::Tensor>) -> Result<D::Tensor> {
         let this = match (self.scope().contains("layer"), self.last_linear.borrow().contains("o_proj")) {
@@ -321,30 +450,51 @@ impl<D: Device> Device for Mutated<D> {
         let skipped =
             |plant: &Plant, _: &str| matches!(plant, Plant::SkipAdaptive(a) if *a == this).then_some(());
         if self.find(skipped).is_some() {
-            return Ok(x.clone());
+            return self.at_table(OpKind::AdaRmsNorm, by, x.clone());
         }
+        let rows = self.find(|plant, _| match plant {
+            Plant::AdaRows(change) => Some(change(by.rows)),
+            _ => None,
+        });
+        let driven = Modulation { table: by.table, rows: rows.as_deref().unwrap_or(by.rows) };
+        let eps = self.find(|plant, _| match plant {
+            Plant::AdaEps(eps) => Some(*eps),
+            _ => None,
+        });
         let change = self.find(|plant, _| match plant {
             Plant::AdaTable(change) => Some(*change),
             _ => None,
         });
-        match change {
-            Some(change) => self.with_table(by, change, |by| self.inner.ada_rms_norm(x, by)),
-            None => self.inner.ada_rms_norm(x, by),
-        }
+        let y = match (change, eps) {
+            (Some(change), _) => self.with_table(&driven, change, |by| self.inner.ada_rms_norm(x, by))?,
+            (None, Some(eps)) => {
+                let table = self.inner.download(by.table)?;
+                self.host(x, |x| mistakes::adaptive_norm(x, &table, driven.rows, eps))?
+            }
+            (None, None) => self.inner.ada_rms_norm(x, &driven)?,
+        };
+        self.at_table(OpKind::AdaRmsNorm, by, y)
     }
     fn gated_add(&self, x: &D::Tensor, y: &D::Tensor, by: &Modulation<'_, D::Tensor>) -> Result<D::Tensor> {
         if self.residual_missing() {
             let nothing = self.times(x, 0.0)?;
-            return self.inner.gated_add(&nothing, y, by);
+            let z = self.inner.gated_add(&nothing, y, by)?;
+            return self.at_table(OpKind::GatedAdd, by, z);
         }
+        let rows = self.find(|plant, scope| match plant {
+            Plant::StepRows(change) if scope.is_empty() => Some(change(by.rows)),
+            _ => None,
+        });
+        let driven = Modulation { table: by.table, rows: rows.as_deref().unwrap_or(by.rows) };
         let change = self.find(|plant, scope| match plant {
             Plant::GateTable(change) if scope.starts_with("suffix") => Some(*change),
             _ => None,
         });
-        match change {
-            Some(change) => self.with_table(by, change, |by| self.inner.gated_add(x, y, by)),
-            None => self.inner.gated_add(x, y, by),
-        }
+        let z = match change {
+            Some(change) => self.with_table(&driven, change, |by| self.inner.gated_add(x, y, by))?,
+            None => self.inner.gated_add(x, y, &driven)?,
+        };
+        self.at_table(OpKind::GatedAdd, by, z)
     }
     fn rope(&self, x: &D::Tensor, positions: &[u32], head_dim: usize) -> Result<D::Tensor> {
         let other = self.find(|plant, here| match plant {
@@ -359,10 +509,11 @@ impl<D: Device> Device for Mutated<D> {
         });
         // Masks give rows of padding before the first real one the position -1, which no device has.
         let below = positions.iter().any(|&p| i32::try_from(p).is_err());
-        match rotation.or(below.then_some(mistakes::Rotation::Right)) {
-            Some(rotation) => self.host(x, |x| rotation.apply(x, positions, head_dim)),
-            None => self.inner.rope(x, positions, head_dim),
-        }
+        let y = match rotation.or(below.then_some(mistakes::Rotation::Right)) {
+            Some(rotation) => self.host(x, |x| rotation.apply(x, positions, head_dim))?,
+            None => self.inner.rope(x, positions, head_dim)?,
+        };
+        self.at(OpKind::Rope, None, y)
     }
     fn attention(
         &self,
@@ -376,6 +527,7 @@ impl<D: Device> Device for Mutated<D> {
             if let Plant::Attend(scope, change) = plant
                 && here.starts_with(scope)
             {
+                self.hit();
                 change(&mut spans, &mut scale);
             }
         }
@@ -385,7 +537,7 @@ impl<D: Device> Device for Mutated<D> {
             _ => None,
         });
         if round.is_none() {
-            return self.inner.attention(q, kv, &spec);
+            return self.at(OpKind::Attention, None, self.inner.attention(q, kv, &spec)?);
         }
         let q = self.inner.download(q)?;
         let kv = kv
@@ -393,7 +545,7 @@ impl<D: Device> Device for Mutated<D> {
             .map(|part| Ok((self.inner.download(part.k)?, self.inner.download(part.v)?)))
             .collect::<Result<Vec<_>>>()?;
         let y = mistakes::rounded_attention(&q, &kv, &spec);
-        self.inner.upload(y.rows(), y.cols(), &y.data)
+        self.at(OpKind::Attention, None, self.inner.upload(y.rows(), y.cols(), &y.data)?)
     }
     fn gelu(&self, x: &D::Tensor) -> Result<D::Tensor> {
         self.activation(OpKind::Gelu, x, |x| self.inner.gelu(x))
@@ -405,34 +557,66 @@ impl<D: Device> Device for Mutated<D> {
         self.activation(OpKind::Geglu, x, |x| self.inner.geglu(x))
     }
     fn add(&self, x: &D::Tensor, y: &D::Tensor) -> Result<D::Tensor> {
-        match self.residual_missing() {
+        let sum = match self.residual_missing() {
             // The layers put the residual first unless its rows repeat.
-            true if self.inner.shape(x)[0] > self.inner.shape(y)[0] => Ok(x.clone()),
-            true => Ok(y.clone()),
-            false => self.inner.add(x, y),
-        }
+            true if self.inner.shape(x)[0] > self.inner.shape(y)[0] => x.clone(),
+            true => y.clone(),
+            false => self.inner.add(x, y)?,
+        };
+        self.at(OpKind::Add, None, sum)
     }
     fn add_scaled(&self, x: &D::Tensor, y: &D::Tensor, scale: f32) -> Result<D::Tensor> {
         let factor = self.find(|plant, _| match plant {
             Plant::Step(factor) => Some(*factor),
             _ => None,
         });
-        self.inner.add_scaled(x, y, scale * factor.unwrap_or(1.0))
+        let sum = self.inner.add_scaled(x, y, scale * factor.unwrap_or(1.0))?;
+        self.at(OpKind::AddScaled, None, sum)
     }
     fn concat_rows(&self, parts: &[&D::Tensor]) -> Result<D::Tensor> {
         let factor = self.find(|plant, here| match plant {
             Plant::ScaleFirstRows(scope, factor) if here == scope => Some(*factor),
             _ => None,
         });
-        let Some(factor) = factor else { return self.inner.concat_rows(parts) };
-        let first = self.times(parts[0], factor)?;
-        let all: Vec<&D::Tensor> = [&first].into_iter().chain(parts[1..].iter().copied()).collect();
-        self.inner.concat_rows(&all)
+        let reversed = self.find(|plant, here| match plant {
+            Plant::ReverseRows(scope) if here == scope => Some(()),
+            _ => None,
+        });
+        let first = factor.map(|factor| self.times(parts[0], factor)).transpose()?;
+        let mut all = parts.to_vec();
+        if let Some(first) = &first {
+            all[0] = first;
+        }
+        if reversed.is_some() {
+            all.reverse();
+        }
+        self.at(OpKind::ConcatRows, None, self.inner.concat_rows(&all)?)
+    }
+    fn store_rows(&self, to: &mut D::Tensor, at: &[u32], x: &D::Tensor) -> Result<()> {
+        let mut at = at.to_vec();
+        let change = self.find(|plant, _| match plant {
+            Plant::Store(change) => Some(*change),
+            _ => None,
+        });
+        if let Some(change) = change {
+            change(&mut at);
+        }
+        self.inner.store_rows(to, &at, x)
     }
     fn slice_rows(&self, x: &D::Tensor, range: Range<usize>) -> Result<D::Tensor> {
-        self.inner.slice_rows(x, range)
+        let (len, rows) = (range.len(), self.inner.shape(x)[0]);
+        let moved = self.find(|plant, _| match plant {
+            Plant::SliceRows(wanted) if *wanted == len => Some(()),
+            _ => None,
+        });
+        let range = match moved {
+            Some(()) if range.start > 0 => range.start - 1..range.end - 1,
+            Some(()) => (range.start + 1).min(rows - len)..(range.end + 1).min(rows),
+            None => range,
+        };
+        self.at(OpKind::SliceRows, None, self.inner.slice_rows(x, range)?)
     }
     fn slice_cols(&self, x: &D::Tensor, range: Range<usize>) -> Result<D::Tensor> {
-        self.inner.slice_cols(x, range)
+        self.at(OpKind::SliceCols, None, self.inner.slice_cols(x, range)?)
     }
 }
