@@ -12,6 +12,9 @@ use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
 use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, connect_async_with_config};
 
+/// How long something on the page may take on a machine that does other things too.
+pub const PATIENCE: Duration = Duration::from_secs(120);
+
 /// A page in a browser of its own.
 pub struct Browser {
     process: Child,
@@ -81,7 +84,11 @@ impl Browser {
             }
             match message["method"].as_str() {
                 Some("Runtime.exceptionThrown") => self.complaints.push(message["params"].to_string()),
-                Some("Log.entryAdded") if message["params"]["entry"]["source"] != "network" => {
+                // A browser also remarks on its own slowness; what is wrong with a page is a warning or an error.
+                Some("Log.entryAdded")
+                    if message["params"]["entry"]["source"] != "network"
+                        && ["warning", "error"].iter().any(|l| message["params"]["entry"]["level"] == *l) =>
+                {
                     self.complaints.push(message["params"]["entry"].to_string());
                 }
                 _ => {}
@@ -107,7 +114,7 @@ impl Browser {
     pub async fn until(&mut self, script: &str) {
         let start = Instant::now();
         while self.value(script).await != true {
-            if start.elapsed() > Duration::from_secs(30) {
+            if start.elapsed() > PATIENCE {
                 let text = self.value("document.body.innerText").await;
                 panic!("never true: {script}\n{text}");
             }
