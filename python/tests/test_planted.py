@@ -523,6 +523,30 @@ def test_a_mistake_is_named(models, monkeypatch, kind, name, words, plant):
     assert verdict.unexplained is None, str(verdict)
 
 
+# What tt-metal's π0 leaves out.
+GAPS = {
+    "masks-dropped": no_masks,
+    "suffix-positions": positions(lambda p, _: p - p[:, :1]),
+    "state-sees-actions": suffix_mask(state_sees),
+}
+TOGETHER = [
+    ("suffix-positions", "state-sees-actions"),
+    ("masks-dropped", "suffix-positions"),
+    ("masks-dropped", "state-sees-actions"),
+    tuple(GAPS),
+]
+
+
+@pytest.mark.parametrize("names", TOGETHER, ids="+".join)
+def test_gaps_of_a_bring_up_are_named_together(models, monkeypatch, names):
+    surgeon = Surgeon(models["pi0"], monkeypatch)
+    for name in names:
+        GAPS[name](surgeon)
+    verdict = judged(models["pi0"], "pi0")
+    assert not verdict and sorted(c.name for c in verdict.causes) == sorted(names), str(verdict)
+    assert verdict.unexplained is None, str(verdict)
+
+
 @pytest.mark.parametrize("kind", CASES)
 @pytest.mark.parametrize("only", [None, ("prefix.embs", "actions")], ids=["all", "two"])
 def test_bf16_gets_no_hint(models, kind, only):
