@@ -5,6 +5,7 @@ any other implementation computes the same network, and where it departs. `docs/
 """
 
 from pi0._errors import (
+    AnswerError,
     CheckpointError,
     DeviceError,
     DumpError,
@@ -15,6 +16,7 @@ from pi0._errors import (
     ObservationError,
     ObservationWarning,
     OptionError,
+    StrictError,
 )
 from pi0._judge import Verdict, judge
 from pi0._load import load
@@ -23,6 +25,7 @@ from pi0._recorder import Recorder
 from pi0._torch import record
 
 __all__ = [
+    "AnswerError",
     "CheckpointError",
     "DeviceError",
     "DumpError",
@@ -37,6 +40,7 @@ __all__ = [
     "OptionError",
     "Policy",
     "Recorder",
+    "StrictError",
     "Verdict",
     "__version__",
     "judge",

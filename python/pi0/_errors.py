@@ -33,6 +33,14 @@ class DumpError(Error, ValueError):
     """A dump that cannot be judged: unreadable, or without what a judgement needs."""
 
 
+class AnswerError(Error, ArithmeticError):
+    """An answer of π0-FAST from which no actions may be read."""
+
+
+class StrictError(Error, ValueError):
+    """A finding of the doctor that `strict=` names: the observation is refused, or its answer withheld."""
+
+
 class InternalError(Error, RuntimeError):
     """A defect of pi0. Please report it."""
 

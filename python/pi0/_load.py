@@ -4,7 +4,7 @@ import os
 import shutil
 import sys
 import sysconfig
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from pi0 import _native
@@ -19,6 +19,7 @@ def load(
     default_prompt: "str | None" = None,
     steps: "int | None" = None,
     seed: "int | None" = None,
+    strict: "Sequence[str]" = (),
     progress: "bool | Callable[[int, int], object]" = False,
     **options: Any,
 ) -> _native.Policy:
@@ -27,11 +28,15 @@ def load(
     Every option of the command line that concerns a policy or a device is one here, under the same name: `tokenizer=`,
     `config=`, `asset_id=`, `threads=`, `isa=` and so on (`pi0 serve --help` lists them).
 
+    `strict` names findings of the doctor (`docs/doctor.md`) that are a `StrictError`; others stand in the reply under
+    `pi0/warnings`.
+
     `progress=True` writes how much is loaded to standard error; a function is called with bytes done and bytes in all.
     """
     given = dict(
         options, device=device, dtype=dtype, robot=robot, default_prompt=default_prompt, steps=steps, seed=seed
     )
+    given["strict"] = strict if isinstance(strict, str) else ",".join(strict) or None
     if device == "tensix":
         _name_simulator_helper()
     return _native.load([os.fspath(model), *flags(given)], _reporter(progress))

@@ -20,6 +20,10 @@ pub enum Class {
     NotFinite,
     /// A dump that cannot be judged.
     Dump,
+    /// A finding that is not allowed.
+    Strict,
+    /// An answer without actions.
+    Answer,
     /// A defect of ours.
     Internal,
 }
@@ -34,6 +38,8 @@ impl Class {
             Class::Device => "DeviceError",
             Class::NotFinite => "NotFiniteError",
             Class::Dump => "DumpError",
+            Class::Strict => "StrictError",
+            Class::Answer => "AnswerError",
             Class::Internal => "InternalError",
         }
     }
@@ -75,6 +81,7 @@ fn class_of_policy(e: &pi0_policy::Error) -> Class {
     match e {
         pi0_policy::Error::Option { .. } => Class::Option,
         pi0_policy::Error::Actions(_) => Class::Input,
+        pi0_policy::Error::Reply(_) => Class::Answer,
         e if e.is_bad_observation() => Class::Observation,
         _ => Class::Checkpoint,
     }

@@ -11,6 +11,7 @@ mod load;
 mod model;
 mod observation;
 mod policy;
+mod watch;
 mod worker;
 
 #[pyo3::pymodule]

@@ -14,6 +14,7 @@ use pyo3::prelude::*;
 use crate::errors::{self, Class};
 use crate::model::Model;
 use crate::policy::Policy;
+use crate::watch::Watch;
 use crate::worker::{Event, Worker, wait};
 
 /// What the command line takes for a policy on a device.
@@ -27,6 +28,8 @@ struct Options {
     steps: Option<usize>,
     #[arg(long)]
     seed: Option<u64>,
+    #[arg(long, value_delimiter = ',')]
+    strict: Vec<pi0_doctor::Kind>,
     #[command(flatten)]
     weights: WeightsArgs,
     #[command(flatten)]
@@ -83,7 +86,8 @@ pub fn load(py: Python<'_>, args: Vec<String>, progress: Option<Bound<'_, PyAny>
             None => return Err(Class::Internal.raise(py, "loading ended without a word, please report it")),
         }
     }
+    let watch = Watch::new(&policy, options.strict);
     let translator = Translator::new(policy, &config, Limits::default());
     let model = Model::new(Arc::new(worker), Arc::new(config), options.steps, place);
-    Ok(Policy::new(model, translator, options.seed))
+    Ok(Policy::new(model, translator, watch, options.seed))
 }

@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use numpy::PyArrayDyn;
 use pi0_policy::{Actions, Prepared, Warning};
-use pi0_server::{Failure, Translator, Value};
+use pi0_server::{Failure, Ready, Translator, Value};
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList};
 
@@ -16,32 +16,55 @@ use crate::arrays::{array, floats};
 use crate::errors::{self, Class};
 use crate::model::{Inputs, Model};
 use crate::observation::message;
+use crate::watch::{Seen, Watch};
 
 /// Observation in, actions in the robot's units out. Takes and gives what openpi's policies do.
 #[pyclass(frozen, module = "pi0")]
 pub struct Policy {
     model: Model,
     translator: Arc<Translator>,
+    watch: Watch,
     /// Of the next inference's noise.
     seed: AtomicU64,
 }
 
 impl Policy {
-    pub fn new(model: Model, translator: Translator, seed: Option<u64>) -> Self {
+    pub fn new(model: Model, translator: Translator, watch: Watch, seed: Option<u64>) -> Self {
         // A number that differs from start to start.
         let chance = || std::collections::hash_map::RandomState::new().build_hasher().finish();
-        Self { model, translator: Arc::new(translator), seed: seed.unwrap_or_else(chance).into() }
+        Self { model, translator: Arc::new(translator), watch, seed: seed.unwrap_or_else(chance).into() }
     }
 
-    fn prepare(&self, py: Python<'_>, observation: &Bound<'_, PyAny>) -> PyResult<Prepared> {
+    fn prepare(&self, py: Python<'_>, observation: &Bound<'_, PyAny>) -> PyResult<Ready> {
         let message = message(observation)?;
-        let prepared = py.detach(|| self.translator.prepare_message(&message));
-        let prepared = prepared.map_err(|e| match e {
+        let ready = py.detach(|| self.translator.ready(&message)).map_err(|e| match e {
             Failure::BadRequest(text) => Class::Observation.raise(py, text),
             other => Class::Internal.raise(py, other.to_string()),
         })?;
-        warn(py, &prepared.warnings)?;
-        Ok(prepared)
+        warn(py, &ready.prepared.warnings)?;
+        Ok(ready)
+    }
+
+    /// The reply to one observation: actions, and what the doctor says. `seen` is what it said of the observation, `start`
+    /// when the call began.
+    fn reply<'py>(
+        &self,
+        py: Python<'py>,
+        chunk: &[f32],
+        prepared: &Prepared,
+        mut seen: Seen,
+        start: Instant,
+    ) -> PyResult<Bound<'py, PyDict>> {
+        let actions = self.finish(py, chunk, prepared)?;
+        let policy = self.translator.policy();
+        py.detach(|| self.watch.answer(policy, &mut seen, chunk, &actions, start.elapsed()));
+        self.watch.allow(py, &seen)?;
+        let reply = PyDict::new(py);
+        reply.set_item("actions", array(py, &[actions.rows, actions.cols], actions.data)?)?;
+        if let Some(warnings) = seen.warnings(py)? {
+            reply.set_item("pi0/warnings", warnings)?;
+        }
+        Ok(reply)
     }
 
     fn finish(&self, py: Python<'_>, chunk: &[f32], prepared: &Prepared) -> PyResult<Actions> {
@@ -68,7 +91,8 @@ fn warn(py: Python<'_>, warnings: &[Warning]) -> PyResult<()> {
 
 #[pymethods]
 impl Policy {
-    /// Actions for one observation: `{"actions": [T, A], "policy_timing": {"infer_ms": …}}`.
+    /// Actions for one observation: `{"actions": [T, A], "policy_timing": {"infer_ms": …}}`, and `pi0/warnings` where the
+    /// doctor finds something.
     #[pyo3(signature = (observation, *, noise=None, seed=None, steps=None))]
     fn infer<'py>(
         &self,
@@ -79,7 +103,9 @@ impl Policy {
         steps: Option<usize>,
     ) -> PyResult<Bound<'py, PyDict>> {
         let start = Instant::now();
-        let mut prepared = self.prepare(py, observation)?;
+        let Ready { observation, mut prepared, .. } = self.prepare(py, observation)?;
+        let seen = py.detach(|| self.watch.observe(self.translator.policy(), &observation, &prepared));
+        self.watch.allow(py, &seen)?;
         if let Some(noise) = noise {
             prepared.inputs.noise = Some(floats("noise", noise)?.1);
         }
@@ -88,9 +114,7 @@ impl Policy {
         let model_start = Instant::now();
         let chunk = self.model.run(py, vec![inputs], seed, steps)?.concat();
         let model_time = model_start.elapsed();
-        let actions = self.finish(py, &chunk, &prepared)?;
-        let reply = PyDict::new(py);
-        reply.set_item("actions", array(py, &[actions.rows, actions.cols], actions.data)?)?;
+        let reply = self.reply(py, &chunk, &prepared, seen, start)?;
         let timing = PyDict::new(py);
         timing.set_item("infer_ms", model_time.as_secs_f64() * 1e3)?;
         timing.set_item("total_ms", start.elapsed().as_secs_f64() * 1e3)?;
@@ -107,21 +131,25 @@ impl Policy {
         seed: Option<u64>,
         steps: Option<usize>,
     ) -> PyResult<Bound<'py, PyList>> {
-        let prepare = |item: PyResult<Bound<'_, PyAny>>| self.prepare(py, &item?);
-        let mut all: Vec<Prepared> = observations.try_iter()?.map(prepare).collect::<PyResult<_>>()?;
+        let begin = Instant::now();
+        let prepare = |item: PyResult<Bound<'_, PyAny>>| -> PyResult<(Prepared, Seen)> {
+            let Ready { observation, prepared, .. } = self.prepare(py, &item?)?;
+            let seen = py.detach(|| self.watch.observe(self.translator.policy(), &observation, &prepared));
+            self.watch.allow(py, &seen)?;
+            Ok((prepared, seen))
+        };
+        let mut all: Vec<_> = observations.try_iter()?.map(prepare).collect::<PyResult<_>>()?;
         if all.is_empty() {
             return Ok(PyList::empty(py));
         }
-        let batch: Vec<_> = all.iter_mut().map(|p| std::mem::take(&mut p.inputs)).collect();
+        let batch: Vec<_> = all.iter_mut().map(|(p, _)| std::mem::take(&mut p.inputs)).collect();
         let seed = seed.unwrap_or_else(|| self.seed.fetch_add(batch.len() as u64, Ordering::Relaxed));
         let start = Instant::now();
         let chunks = self.model.run(py, batch, seed, steps)?;
         let ms = start.elapsed().as_secs_f64() * 1e3;
         let replies = PyList::empty(py);
-        for (chunk, prepared) in chunks.iter().zip(&all) {
-            let actions = self.finish(py, chunk, prepared)?;
-            let reply = PyDict::new(py);
-            reply.set_item("actions", array(py, &[actions.rows, actions.cols], actions.data)?)?;
+        for (chunk, (prepared, seen)) in chunks.iter().zip(all) {
+            let reply = self.reply(py, chunk, &prepared, seen, begin)?;
             let timing = PyDict::new(py);
             timing.set_item("infer_ms", ms)?;
             reply.set_item("policy_timing", timing)?;
@@ -132,7 +160,7 @@ impl Policy {
 
     /// From an observation to the network's inputs.
     fn preprocess(&self, py: Python<'_>, observation: &Bound<'_, PyAny>) -> PyResult<Inputs> {
-        Ok(Inputs::of_prepared(self.prepare(py, observation)?))
+        Ok(Inputs::of_prepared(self.prepare(py, observation)?.prepared))
     }
 
     /// From the network's actions `[horizon, action_dim]` to the robot's. `inputs` are those that they were made from:

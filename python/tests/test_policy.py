@@ -2,12 +2,15 @@
 
 import gc
 import os
+import shutil
 import signal
 import threading
 import time
 
 import numpy as np
 import pytest
+from conftest import ROOT
+from test_judge import read
 
 import pi0
 
@@ -24,6 +27,63 @@ def test_reply_and_metadata_are_openpis(policy, observation):
     assert reply["policy_timing"]["infer_ms"] > 0
     assert isinstance(policy.metadata, dict)
     assert policy.reset() is None
+
+
+def kinds(reply):
+    return {warning["kind"] for warning in reply.get("pi0/warnings", [])}
+
+
+def test_the_doctor_looks_at_each_observation(policy, observation, tiny):
+    key = "observation.images.base_0_rgb"
+    black = {**observation, key: np.zeros((3, 48, 64), np.uint8)}
+    good, bad = policy.infer(observation, steps=1), policy.infer(black, steps=1)
+    assert kinds(bad) - kinds(good) == {"image_black"}
+    (warning,) = [w for w in bad["pi0/warnings"] if w["kind"] == "image_black"]
+    assert set(warning) == {"kind", "subject", "text", "remedy"} and "base_0_rgb" in warning["text"]
+    # Each alone: the same observation again is not called frozen or repeated, however often.
+    assert all(kinds(r) == kinds(good) for r in policy.infer_batch([observation] * 6, steps=1))
+    strict = pi0.load(tiny, threads=1, strict=["image_black", "answer_malformed"])
+    assert kinds(strict.infer(observation, steps=1)) == kinds(good)
+    for call in (strict.infer, lambda o, steps: strict.infer_batch([observation, o], steps=steps)):
+        with pytest.raises(pi0.StrictError, match="image_black.*is black"):
+            call(black, steps=1)
+    with pytest.raises(pi0.OptionError, match="image_blue"):
+        pi0.load(tiny, strict=["image_blue"])
+
+
+@pytest.fixture(scope="module")
+def fast(tmp_path_factory):
+    """golden/f in the policy of golden/policy_fast, and the observation that it was taught to answer."""
+    folder, golden = tmp_path_factory.mktemp("fast"), ROOT / "golden"
+    shutil.copytree(golden / "policy_fast", folder, dirs_exist_ok=True)
+    (folder / "tokenizer").mkdir(exist_ok=True)
+    shutil.copy(golden / "tokens" / "tokenizer.json", folder / "tokenizer")
+    for name in ("model.safetensors", "arch.json"):
+        shutil.copy(golden / "f" / name, folder)
+    seen = read(golden / "policy_fast" / "e2e.safetensors")
+    observation = {
+        "observation.images.front": seen["raw.image_0"],
+        "observation.images.wrist": seen["raw.image_1"],
+        "observation.state": seen["raw.state"],
+        "task": "Pick up the_red block\n",
+    }
+    return folder, observation, seen["actions"]
+
+
+def test_malformed_answers_are_findings_too(fast):
+    folder, observation, actions = fast
+    policy = pi0.load(folder, threads=1)
+    reply = policy.infer(observation)
+    np.testing.assert_allclose(reply["actions"], actions.reshape(10, 4), atol=1e-5)
+    assert "answer_malformed" not in kinds(reply)
+    with pytest.warns(pi0.ObservationWarning, match="no end mark"):
+        assert "answer_malformed" in kinds(policy.infer(observation, steps=10))
+    strict = pi0.load(folder, threads=1, strict="answer_malformed")
+    with pytest.warns(pi0.ObservationWarning), pytest.raises(pi0.StrictError, match="no end mark"):
+        strict.infer(observation, steps=10)
+    # No actions at all can be read from this one.
+    with pytest.raises(pi0.AnswerError, match="Action"):
+        policy.postprocess([5.0, 6.0], policy.preprocess(observation))
 
 
 def test_openpis_broker_takes_it(policy, observation):

@@ -63,6 +63,8 @@ pub struct Chunk<'a> {
     pub trained: &'a [f64],
     /// Seconds from the request to the answer.
     pub latency: f64,
+    /// What is wrong with the answer that the actions were read from, in words (π0-FAST); empty where nothing is.
+    pub malformed: &'a str,
 }
 
 impl Chunk<'_> {
@@ -163,6 +165,9 @@ impl Doctor {
     pub fn answer(&self, history: &mut History, chunk: &Chunk<'_>) -> Vec<Finding> {
         let (profile, limits) = (&self.profile, &self.thresholds);
         let mut out = Findings::default();
+        if !chunk.malformed.is_empty() {
+            out.add(Kind::AnswerMalformed, "answer", chunk.malformed.to_owned());
+        }
         actions::saturated(profile, limits, history, chunk, &mut out);
         actions::outside(profile, limits, chunk, &mut out);
         actions::jump(profile, limits, history, chunk, &mut out);

@@ -34,6 +34,8 @@ pub enum Kind {
     PromptCut,
     /// The prompt is empty.
     PromptEmpty,
+    /// An answer of π0-FAST is not what it should be, and its actions are what could be made of it.
+    AnswerMalformed,
     /// Most actions lie at the limits of what the policy was trained on.
     ActionsSaturated,
     /// Actions are far outside of what the policy was trained on.
@@ -50,7 +52,7 @@ pub enum Kind {
 
 impl Kind {
     /// All of them.
-    pub const ALL: [Kind; 20] = [
+    pub const ALL: [Kind; 21] = [
         Kind::ImageBlack,
         Kind::ImageConstant,
         Kind::ImageFrozen,
@@ -65,6 +67,7 @@ impl Kind {
         Kind::Refused,
         Kind::PromptCut,
         Kind::PromptEmpty,
+        Kind::AnswerMalformed,
         Kind::ActionsSaturated,
         Kind::ActionsOutside,
         Kind::ActionsJump,
@@ -90,6 +93,7 @@ impl Kind {
             Kind::Refused => "refused",
             Kind::PromptCut => "prompt_cut",
             Kind::PromptEmpty => "prompt_empty",
+            Kind::AnswerMalformed => "answer_malformed",
             Kind::ActionsSaturated => "actions_saturated",
             Kind::ActionsOutside => "actions_outside",
             Kind::ActionsJump => "actions_jump",
@@ -120,6 +124,10 @@ impl Kind {
             Kind::Refused => "correct the observation as the message says",
             Kind::PromptCut => "shorten the prompt",
             Kind::PromptEmpty => "say what to do: `prompt` in the observation, or --default-prompt",
+            Kind::AnswerMalformed => {
+                "do not execute what was made of it; check pictures and prompt, --action-tokenizer, and that --steps leaves \
+                 an answer room"
+            }
             Kind::ActionsSaturated => {
                 "check the state and the pictures; the policy sees what it does not know"
             }

@@ -82,6 +82,7 @@ fn closed_loop(model: &str, count: usize) {
                 actions: &actions.data,
                 trained: &trained,
                 latency: 0.05,
+                malformed: "",
             },
         ));
         assert!(findings.is_empty(), "observation {i}: {findings:#?}");

@@ -1,4 +1,4 @@
-//! Twenty mistakes, one of each kind, on four shapes of observations: each is found and named, and nothing else is.
+//! Twenty-one mistakes, one of each kind, on four shapes of observations: each is found and named, and nothing else is.
 
 mod common;
 
@@ -307,6 +307,13 @@ fn prompt_empty() {
     plant(Kind::PromptEmpty, 1, |_, _, sample| sample.observation.prompt = Some(" ".into()));
 }
 
+/// Only π0-FAST writes answers; what is wrong with one comes in the words of who read it.
+#[test]
+fn answer_malformed() {
+    let found = plant(Kind::AnswerMalformed, 1, |_, _, s| s.malformed = "the answer has no end mark".into());
+    says(&found, "no end mark");
+}
+
 #[test]
 fn actions_saturated() {
     let found = plant(Kind::ActionsSaturated, 6, |rig, _, sample| {
@@ -403,6 +410,7 @@ fn repeated() {
             observation: s.observation.clone(),
             actions: s.actions.clone(),
             truth: s.truth.clone(),
+            malformed: s.malformed.clone(),
             ..*s
         };
         let kept = first.get_or_insert_with(|| copy(sample));

@@ -45,9 +45,6 @@ pub struct PolicyArgs {
     /// action_tokenizer/ beside the checkpoint]
     #[arg(long, value_name = "DIR")]
     pub action_tokenizer: Option<PathBuf>,
-    /// π0-FAST: refuse answers that are not what they should be, instead of warning
-    #[arg(long)]
-    pub strict_answers: bool,
     /// π0-FAST: draw tokens at this temperature; 0 takes the likeliest [default: as the checkpoint says, else 0]
     #[arg(long, value_name = "T")]
     pub temperature: Option<f32>,
@@ -120,7 +117,6 @@ impl PolicyArgs {
             delta_actions: self.delta_actions,
             state_in_prompt: self.state_in_prompt,
             action_tokenizer: self.action_tokenizer.clone(),
-            strict: self.strict_answers,
             lerobot_version: self.lerobot_version.map(|version| match version {
                 Version::V0_4 => LerobotVersion::V0_4,
                 Version::V0_5 => LerobotVersion::V0_5,

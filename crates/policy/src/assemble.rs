@@ -99,10 +99,6 @@ impl Parts<'_> {
             let why = "only π0-FAST writes its actions as tokens".into();
             return Err(Error::Option { option: "--action-tokenizer", why });
         }
-        if options.strict && !fast {
-            let why = "only π0-FAST can write a malformed answer".into();
-            return Err(Error::Option { option: "--strict-answers", why });
-        }
         let replies = match (self.answers, &tokenizer) {
             (Some(answers), Some(tokenizer)) => answers.reader(self.directory, options, tokenizer)?,
             _ => None,
@@ -141,7 +137,6 @@ impl Parts<'_> {
             default_prompt: options.default_prompt.clone().or(self.default_prompt),
             tokenizer,
             replies,
-            strict: options.strict,
             black: self.black,
             names,
             state_names: self.state_names,

@@ -113,8 +113,6 @@ pub struct PolicyOptions {
     pub lerobot_version: Option<LerobotVersion>,
     /// Folder of π0-FAST's codec.
     pub action_tokenizer: Option<PathBuf>,
-    /// Refuses whatever answer of π0-FAST is not what it should be, instead of warning.
-    pub strict: bool,
 }
 
 /// Releases of lerobot that write the same files and mean different things by them.
@@ -204,7 +202,6 @@ pub struct Policy {
     pub(crate) tokenizer: Option<Tokenizer>,
     /// π0-FAST: what reads its answers; none while the codec is missing.
     pub(crate) replies: Option<ReplyReader>,
-    pub(crate) strict: bool,
     /// Whether cameras that send nothing are black images, which the network looks at, and not masked.
     pub(crate) black: bool,
     /// What each name of an image means.
@@ -322,9 +319,6 @@ impl Policy {
         };
         let answer = answer.iter().map(token).collect::<Result<Vec<_>>>()?;
         let mut reply = reader.read(&answer, self.tokenizer()?)?;
-        if self.strict && !reply.faults.is_empty() {
-            return Err(Error::Reply(reply.faults));
-        }
         // lerobot's tensors are f32 from here on.
         if reader.form() != ReplyForm::OpenPi {
             reply.actions.iter_mut().for_each(|x| *x = f64::from(*x as f32));
@@ -387,8 +381,8 @@ impl Policy {
     /// takes.
     ///
     /// # Errors
-    /// An action is not finite, or the network's answer is malformed: always where no action may be read from it, and
-    /// whenever [`PolicyOptions::strict`] is set. Without that it is told in [`Actions::warnings`].
+    /// An action is not finite, or no action may be read from the network's answer. One that is malformed otherwise is
+    /// told in [`Actions::warnings`].
     pub fn postprocess(&self, actions: &[f32], prepared: &Prepared) -> Result<Actions> {
         let ModelFacts { horizon, action_dim, .. } = self.facts;
         if self.writes_tokens() {

@@ -92,8 +92,6 @@ pub struct ActionTokenizerSummary {
     pub chunk: [usize; 2],
     /// Whose way answers are read in.
     pub form: ReplyForm,
-    /// Whether malformed answers are refused.
-    pub strict: bool,
 }
 
 /// A camera in print.
@@ -205,7 +203,6 @@ impl Summary {
                 codes: reader.codec().size(),
                 chunk: [reader.steps, reader.dims],
                 form: reader.form(),
-                strict: policy.strict,
             }),
             tokenizer: policy.tokenizer.as_ref().map(|tokenizer| TokenizerSummary {
                 path: tokenizer.path().to_owned(),

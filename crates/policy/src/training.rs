@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use crate::pipeline::{Formula, InputStep, Normalizer, OutputStep};
 use crate::policy::{Camera, Meaning};
 use crate::statistics::{ACTION, STATE, Statistics};
-use crate::{Observation, Pixels, Policy};
+use crate::{Error, Observation, Pixels, Policy, Prepared, Result};
 
 /// What was measured of one vector, each a value a dimension; empty where nobody says.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -166,6 +166,29 @@ impl Policy {
             out.extend(action);
         }
         out
+    }
+
+    /// Actions as a robot got them, `[rows, cols]`, in the units of the statistics: what
+    /// [`actions_as_trained`](Self::actions_as_trained) gives, of a recording. `prepared` is the observation that they
+    /// answered.
+    ///
+    /// # Errors
+    /// The width is not that of this policy's actions.
+    pub fn recorded_as_trained(&self, actions: &[f64], cols: usize, prepared: &Prepared) -> Result<Vec<f64>> {
+        if cols != self.cols || !actions.len().is_multiple_of(cols.max(1)) {
+            let (got, wanted) = (actions.len(), self.cols);
+            return Err(Error::Actions(format!("actions have {wanted} values, got {got} in rows of {cols}")));
+        }
+        let mut out = actions.to_vec();
+        for action in out.chunks_exact_mut(cols.max(1)) {
+            for step in self.after.iter().rev() {
+                match step {
+                    OutputStep::Crop(_) | OutputStep::Unnormalize(_) => {}
+                    robot => robot.undo(action, &prepared.reference),
+                }
+            }
+        }
+        Ok(out)
     }
 
     /// The images of an observation by camera of the network, in the network's order; none where there is none, or

@@ -58,7 +58,7 @@ pub enum Failure {
     #[error("{0}")]
     TooLarge(String),
     /// The doctor found what the operator does not allow.
-    #[error("refused by --strict: {0}")]
+    #[error("{begins}{0}", begins = Failure::STRICT)]
     Strict(String),
     /// Too many wait already.
     #[error("the server is busy: {waiting} requests wait already; try again later or another replica")]
@@ -84,6 +84,9 @@ impl Failure {
     /// All labels in metrics.
     pub(crate) const KINDS: [&'static str; 7] =
         ["bad_request", "busy", "expired", "model", "panic", "shutting_down", "strict"];
+
+    /// How the words of [`Failure::Strict`] begin; the kind of finding and a colon follow.
+    pub(crate) const STRICT: &'static str = "refused by --strict: ";
 
     /// The label in metrics.
     pub fn kind(&self) -> &'static str {

@@ -3,12 +3,12 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use pi0_doctor::{Doctor, Finding, Profile, Thresholds};
+use pi0_doctor::{Doctor, Finding, Kind, Profile, Thresholds};
 use pi0_model::Config;
 use pi0_policy::{Actions, Policy};
 
 use crate::decode::{Limits, decode};
-use crate::page::{Latest, View, network_picture};
+use crate::page::{Answered, Latest, View, network_picture};
 use crate::record::Recording;
 use crate::translator::Translator;
 use crate::value::{Map, Value};
@@ -27,6 +27,12 @@ pub struct Examined {
 }
 
 impl Examined {
+    /// Whether the finding is here for which `--strict` refused the request, in these words.
+    pub(crate) fn has_what_refused(&self, words: &str) -> bool {
+        let kind = words.strip_prefix(Failure::STRICT).and_then(|rest| rest.split(':').next());
+        self.findings.iter().any(|finding| Some(finding.kind.name()) == kind)
+    }
+
     /// The page with pictures, as the network gets them.
     pub fn view_with_pictures(&self) -> Option<View> {
         let mut view = self.view.clone()?;
@@ -105,14 +111,20 @@ impl Examiner {
             _ => None,
         };
         let latency = reply.and_then(latency).unwrap_or(0.0);
-        let recorded = reply.and_then(recorded_actions).and_then(|actions| {
-            let network = policy.normalize_actions(&actions.data, actions.cols, &ready.prepared).ok()?;
-            Some((network, actions))
-        });
-        let actions = actions.or(recorded.as_ref().map(|(network, actions)| (network.as_slice(), actions)));
-        if let Some((network, actions)) = actions {
-            // The recording was written when the answer was ready.
-            latest.answer(&self.doctor, policy, network, actions, latency, recording.time);
+        // The recording was written when the answer was ready.
+        let time = recording.time;
+        let then = reply.and_then(recorded_actions);
+        let answer = match (actions, &then) {
+            (Some((network, actions)), _) => Some(Answered::of(policy, network, actions, latency, time)),
+            (None, Some(actions)) => {
+                let trained = policy.recorded_as_trained(&actions.data, actions.cols, &ready.prepared);
+                let malformed = reply.and_then(recorded_complaint).unwrap_or_default();
+                trained.ok().map(|trained| Answered::recorded(actions, trained, malformed, latency, time))
+            }
+            (None, None) => None,
+        };
+        if let Some(answer) = answer {
+            latest.answer(&self.doctor, &answer);
         }
         latest.times = vec![("total", std::time::Duration::try_from_secs_f64(latency).unwrap_or_default())];
         let title = client.map_or_else(|| "recording".to_owned(), |client| format!("robot {client}"));
@@ -137,7 +149,7 @@ impl Examiner {
         let policy = self.translator.policy();
         latest.observe(&self.doctor, policy, observation, prepared, None, time);
         let actions = policy.postprocess(network, prepared).map_err(|e| Failure::Model(e.to_string()))?;
-        latest.answer(&self.doctor, policy, network, &actions, latency, time);
+        latest.answer(&self.doctor, &Answered::of(policy, network, &actions, latency, time));
         latest.times = vec![("total", std::time::Duration::try_from_secs_f64(latency).unwrap_or_default())];
         let view = latest.view("observation".into(), self.doctor.profile(), self.translator.max_tokens());
         let findings = latest.findings.clone();
@@ -157,4 +169,18 @@ fn recorded_actions(reply: &Map) -> Option<Actions> {
     let Some(Value::Array(array)) = reply.get("actions") else { return None };
     let &[rows, cols] = array.shape.as_slice() else { return None };
     Some(Actions { rows, cols, data: array.numbers()?, warnings: Vec::new() })
+}
+
+/// What was said then of the answer that the actions were read from.
+fn recorded_complaint(reply: &Map) -> Option<String> {
+    let Some(Value::List(findings)) = reply.get("pi0/warnings") else { return None };
+    findings.iter().find_map(|finding| {
+        let Value::Map(finding) = finding else { return None };
+        match (finding.get("kind"), finding.get("text")) {
+            (Some(Value::Text(kind)), Some(Value::Text(text))) if kind == Kind::AnswerMalformed.name() => {
+                Some(text.clone())
+            }
+            _ => None,
+        }
+    })
 }

@@ -36,5 +36,5 @@ pub use replay::{Replayed, Verdict, replay};
 pub use server::{Bound, ServeError, Served, metadata, runtime, stop_on_signal};
 pub use settings::Settings;
 pub use tokio_util::sync::CancellationToken;
-pub use translator::Translator;
+pub use translator::{Ready, Translator};
 pub use value::{Dtype, Kind, Map, NdArray, Value};

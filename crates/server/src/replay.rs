@@ -77,6 +77,10 @@ pub fn replay(
             (Err((kind, text)), _) if ["busy", "expired", "shutting_down"].contains(&kind.as_str()) => {
                 Verdict::NotRepeatable(text.clone())
             }
+            // What `--strict` refused is refused again where the same is found.
+            (Err((kind, text)), Ok(_)) if kind == "strict" && examined.has_what_refused(text) => {
+                Verdict::SameFailure(text.clone())
+            }
             (Err((_, text)), Err(now)) if *text == now.to_string() => Verdict::SameFailure(text.clone()),
             (Err((_, text)), Err(now)) => Verdict::Changed { then: text.clone(), now: now.to_string() },
             (Err((_, text)), Ok(_)) => Verdict::Changed { then: text.clone(), now: "actions".into() },

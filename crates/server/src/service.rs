@@ -49,7 +49,7 @@ pub(crate) struct Answer {
 }
 
 impl Answer {
-    /// openpi's reply, with `warnings` where the policy has any to give. `previous_total` is from the connection's second request on.
+    /// openpi's reply, with `pi0/warnings` where there are any. `previous_total` is from the connection's second request on.
     pub fn encode(&self, previous_total: Option<Duration>) -> Vec<u8> {
         let ms = |time: Duration| Value::Float(time.as_secs_f64() * 1e3);
         let shape = vec![self.actions.rows, self.actions.cols];
@@ -65,10 +65,6 @@ impl Answer {
             ("policy_timing", Value::Map([("infer_ms", ms(self.model))].into())),
             ("server_timing", Value::Map(Map(server_timing))),
         ]);
-        if !self.actions.warnings.is_empty() {
-            let warnings = self.actions.warnings.iter().map(|w| Value::Text(w.to_string())).collect();
-            reply.0.push(("warnings".into(), Value::List(warnings)));
-        }
         // Only where there are any: clients of openpi's that know nothing of them get what they know.
         if !self.findings.is_empty() {
             reply.0.push(("pi0/warnings".into(), Value::List(self.findings.iter().map(warning).collect())));
@@ -118,9 +114,6 @@ impl Service {
         let finishing = Instant::now();
         let actions = self.translator.policy().postprocess(&done.actions.data, &prepared);
         let actions = actions.map_err(|e| Failure::Model(e.to_string()))?;
-        for warning in &actions.warnings {
-            tracing::warn!(%warning, "a reply");
-        }
         let looking = Instant::now();
         let found = client.answer(
             &self.doctor,

@@ -23,8 +23,11 @@ pub struct Translator {
 }
 
 /// A request, ready for the network.
-pub(crate) struct Ready {
+#[derive(Debug)]
+pub struct Ready {
+    /// As the robot sent it.
     pub observation: Observation,
+    /// As the network takes it.
     pub prepared: Prepared,
     /// How many actions of the last chunk the robot has not executed, where it says so.
     pub unexecuted: Option<usize>,
@@ -77,11 +80,7 @@ impl Translator {
     ///
     /// # Errors
     /// The client's fault, in words.
-    pub fn prepare_message(&self, message: &Value) -> Result<Prepared, Failure> {
-        self.ready(message).map(|ready| ready.prepared)
-    }
-
-    fn ready(&self, message: &Value) -> Result<Ready, Failure> {
+    pub fn ready(&self, message: &Value) -> Result<Ready, Failure> {
         let request = self.reader.read(message)?;
         let mut prepared = self.policy.preprocess(&request.observation).map_err(Failure::bad)?;
         for warning in &prepared.warnings {

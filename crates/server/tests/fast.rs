@@ -6,7 +6,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use common::*;
-use pi0_server::{Dtype, Map, NdArray, Value};
+use pi0_doctor::Kind;
+use pi0_server::{Dtype, Examiner, Map, NdArray, Settings, Value, Verdict, recordings, replay};
 use safetensors::SafeTensors;
 use tempfile::TempDir;
 
@@ -60,6 +61,15 @@ fn observation() -> (Value, Vec<f32>) {
     (observation, floats("actions"))
 }
 
+/// What a reply says of the network's answer.
+fn complaint(reply: &Map) -> Option<&Map> {
+    let Some(Value::List(warnings)) = reply.get("pi0/warnings") else { return None };
+    warnings.iter().find_map(|warning| match warning {
+        Value::Map(map) if map.get("kind") == Some(&text("answer_malformed")) => Some(map),
+        _ => None,
+    })
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn answers_become_actions_and_malformed_ones_are_told() {
     let (good, want) = observation();
@@ -76,16 +86,59 @@ async fn answers_become_actions_and_malformed_ones_are_told() {
         .map(|(a, b)| (a - f64::from(*b)).abs())
         .fold(0.0, f64::max);
     assert!(far < 1e-5, "{far}");
-    assert!(reply.get("warnings").is_none());
+    assert!(complaint(&reply).is_none(), "{reply:?}");
+
+    server.end().await;
 
     // Cut off after ten tokens, an answer has no end: what is missing is told, and the server goes on.
-    let short =
-        Running::start(fast_checkpoint(), pi0_server::Settings { steps: Some(10), ..settings() }, None).await;
-    let mut other = short.client().await;
-    let Reply::Actions(reply) = other.infer(&good).await else { panic!("an answer") };
-    let Some(Value::List(warnings)) = reply.get("warnings") else { panic!("warnings: {reply:?}") };
-    let Some(Value::Text(first)) = warnings.first() else { panic!("a text") };
-    assert!(first.contains("of 10 tokens has no end mark"), "{first}");
+    let kept = tempfile::tempdir().unwrap();
+    let cut = |folder: &str, strict: Vec<Kind>| Settings {
+        steps: Some(10),
+        record: Some(kept.path().join(folder)),
+        strict,
+        ..settings()
+    };
+    let short = Running::start(fast_checkpoint(), cut("told", Vec::new()), None).await;
+    let mut client = short.client().await;
+    for count in [1, 2] {
+        let Reply::Actions(reply) = client.infer(&good).await else { panic!("an answer") };
+        let finding = complaint(&reply).unwrap_or_else(|| panic!("{reply:?}"));
+        let Some(Value::Text(words)) = finding.get("text") else { panic!("{finding:?}") };
+        assert!(words.contains("of 10 tokens has no end mark"), "{words}");
+        assert_eq!(finding.get("count"), Some(&Value::Int(count)));
+    }
+    assert_eq!(short.metric("pi0_warnings_total{kind=\"answer_malformed\"}").await, 2.0);
+    drop(client);
     short.end().await;
-    server.end().await;
+
+    // The one option that makes findings errors makes this one too, for the request that asked.
+    let strict = Running::start(fast_checkpoint(), cut("refused", vec![Kind::AnswerMalformed]), None).await;
+    let mut client = strict.client().await;
+    let Reply::Error(words, _) = client.infer(&good).await else { panic!("an error") };
+    assert!(words.contains("--strict: answer_malformed") && words.contains("no end mark"), "{words}");
+    strict.end().await;
+
+    // A recording says what was said then, without a network; and all of it can be run again.
+    let dir = fast_checkpoint();
+    let served = load(dir.path(), None);
+    let mut examiner = Examiner::new(served.policy, served.model.config(), settings().doctor);
+    let (_, path) = recordings(&kept.path().join("told")).unwrap().remove(0);
+    let examined = examiner.open(&path).unwrap();
+    assert!(examined.findings.iter().any(|finding| finding.kind == Kind::AnswerMalformed));
+    for folder in ["told", "refused"] {
+        let mut verdicts = Vec::new();
+        let served = load(dir.path(), None);
+        let folder = kept.path().join(folder);
+        replay(served, &folder, Some(10), settings().doctor, |one| verdicts.push(one.verdict.clone()))
+            .unwrap();
+        assert!(!verdicts.is_empty());
+        for verdict in verdicts {
+            let same = match &verdict {
+                Verdict::Actions { max_abs } => *max_abs == 0.0,
+                Verdict::SameFailure(words) => words.contains("answer_malformed"),
+                _ => false,
+            };
+            assert!(same, "{verdict:?}");
+        }
+    }
 }

@@ -28,6 +28,8 @@ pub struct Sample {
     pub pause: f64,
     /// Where the robot is, whatever it says: what relative actions refer to.
     pub truth: Vec<f64>,
+    /// What is wrong with the answer that the actions were read from.
+    pub malformed: String,
 }
 
 /// A robot with its policy and doctor.
@@ -135,6 +137,7 @@ impl Rig {
                 actions: &actions,
                 trained: &trained,
                 latency: sample.latency,
+                malformed: &sample.malformed,
             },
         ));
         findings
@@ -282,7 +285,8 @@ fn smooth(robot: Robot, step: usize) -> Sample {
     let observation =
         Observation { images: images.collect(), state, prompt: Some("pick up the red block".into()) };
     let truth = observation.state.clone();
-    Sample { observation, actions, latency: 0.05, pause: EXECUTED as f64 / 50.0, truth }
+    let malformed = String::new();
+    Sample { observation, actions, latency: 0.05, pause: EXECUTED as f64 / 50.0, truth, malformed }
 }
 
 /// Mean colours of the cameras.
@@ -331,5 +335,6 @@ fn demo(rng: &mut Rng, episode: &mut Episode) -> Sample {
         actions: chunk.iter().take(4).flatten().map(|x| f64::from(*x)).collect(),
         latency: 0.05,
         pause: 0.4,
+        malformed: String::new(),
     }
 }

@@ -46,6 +46,9 @@ pub struct Args {
     /// Write a page that shows what the policy sees, what it answers and what the doctor says
     #[arg(long, value_name = "FILE", conflicts_with = "inputs")]
     html: Option<PathBuf>,
+    /// Findings of the doctor that are errors, separated by commas (docs/doctor.md); of --inputs answer_malformed alone
+    #[arg(long, value_name = "KINDS", value_delimiter = ',')]
+    strict: Vec<Finding>,
     /// Read model tensors instead of images, state and prompt; named as in the golden data
     #[arg(long, value_name = "FILE", requires = "output")]
     inputs: Option<PathBuf>,
@@ -192,13 +195,6 @@ fn run_observation(args: &Args) -> Result<()> {
     let time = start.elapsed();
     drop(spinner);
     let actions = policy.postprocess(&chunks[0].data, &prepared)?;
-    for w in &actions.warnings {
-        eprintln!("warning: {w}");
-    }
-    match (&args.out, format) {
-        (Some(path), Some(format)) => format.write(path, &actions)?,
-        _ => output::print(&table(&actions))?,
-    }
     let mut examiner = Examiner::new(policy, loaded.model.config(), Thresholds::default());
     let examined = examiner.observation(&observation, &prepared, &chunks[0].data, time.as_secs_f64(), 0.0)?;
     // That one answer took long says nothing about a server; the prompt was judged above.
@@ -209,6 +205,13 @@ fn run_observation(args: &Args) -> Result<()> {
     if let Some(path) = &args.html {
         let views: Vec<_> = examined.view_with_pictures().into_iter().collect();
         super::doctor::write_page(path, &args.model.display().to_string(), &views)?;
+    }
+    if let Some(finding) = examined.findings.iter().find(|finding| args.strict.contains(&finding.kind)) {
+        bail!("refused by --strict: {}: {}", finding.kind, finding.sentence());
+    }
+    match (&args.out, format) {
+        (Some(path), Some(format)) => format.write(path, &actions)?,
+        _ => output::print(&table(&actions))?,
     }
     eprintln!(
         "{} actions of {} values in {:.2} s, loading took {:.2} s",
@@ -228,6 +231,9 @@ fn run_observation(args: &Args) -> Result<()> {
 }
 
 fn run_tensors(args: &Args, inputs: &Path, output: &Path) -> Result<()> {
+    if let Some(kind) = args.strict.iter().find(|kind| **kind != Finding::AnswerMalformed) {
+        bail!("--strict {kind}: of model tensors only {} can be found", Finding::AnswerMalformed);
+    }
     let mut batch = read_inputs(inputs)?;
     let mut checkpoint = args.open()?;
     args.chunking.apply(inputs, &mut batch, checkpoint.config.action_dim)?;
@@ -248,7 +254,8 @@ fn run_tensors(args: &Args, inputs: &Path, output: &Path) -> Result<()> {
         }
     };
     if let Some(reader) = reader {
-        return Ok(write_tensors(output, &reader.tensors(&actions, limit.unwrap_or_default())?)?);
+        let strict = args.strict.contains(&Finding::AnswerMalformed);
+        return Ok(write_tensors(output, &reader.tensors(&actions, limit.unwrap_or_default(), strict)?)?);
     }
     let shape = [actions.len(), actions[0].shape[0], actions[0].shape[1]];
     let data = actions.into_iter().flat_map(|a| a.data).collect();
@@ -278,14 +285,24 @@ impl Answers {
         Ok(Self { policy: Some(policy) })
     }
 
-    /// `tokens` `[B, limit]`, zeros behind each answer's end, and `actions` `[B, T, A]`, normalized.
-    fn tensors(&self, answers: &[HostTensor], limit: usize) -> Result<BTreeMap<String, HostTensor>> {
+    /// `tokens` `[B, limit]`, zeros behind each answer's end, and `actions` `[B, T, A]`, normalized. A malformed answer is
+    /// told, or with `strict` an error.
+    fn tensors(
+        &self,
+        answers: &[HostTensor],
+        limit: usize,
+        strict: bool,
+    ) -> Result<BTreeMap<String, HostTensor>> {
         let mut tokens = HostTensor::zeros([answers.len(), limit]);
         let (mut actions, mut chunk) = (Vec::new(), [0; 2]);
         for (i, answer) in answers.iter().enumerate() {
             tokens.row_mut(i)[..answer.data.len()].copy_from_slice(&answer.data);
             let Some(policy) = &self.policy else { continue };
             let reply = policy.read_answer(&answer.data).with_context(|| format!("answer {i}"))?;
+            if strict && !reply.faults.is_empty() {
+                let faults: Vec<String> = reply.faults.iter().map(ToString::to_string).collect();
+                bail!("refused by --strict: {}: answer {i}: {}", Finding::AnswerMalformed, faults.join("; "));
+            }
             for fault in &reply.faults {
                 eprintln!("warning: answer {i}: {fault}");
             }

@@ -201,11 +201,10 @@ fn policy_facts(p: &Summary) -> Vec<(&'static str, String)> {
     ];
     if let Some(a) = &p.action_tokenizer {
         let [steps, dims] = a.chunk;
-        let strict = if a.strict { ", malformed answers are refused" } else { "" };
         rows.push((
             "action tokenizer",
             format!(
-                "{}, {} codes for {steps} x {dims}, read as {}{strict}",
+                "{}, {} codes for {steps} x {dims}, read as {}",
                 a.path.display(),
                 a.codes,
                 match a.form {

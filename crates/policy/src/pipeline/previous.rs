@@ -20,7 +20,7 @@ impl Policy {
         for (t, row) in actions.chunks_exact(cols.max(1)).enumerate() {
             let mut action = row.to_vec();
             for step in self.after.iter().rev() {
-                undo(step, &mut action, &prepared.reference);
+                step.undo(&mut action, &prepared.reference);
             }
             action.resize(self.facts.action_dim, 0.0);
             if let Some(i) = action.iter().position(|x| !(*x as f32).is_finite()) {
@@ -32,17 +32,20 @@ impl Policy {
     }
 }
 
-fn undo(step: &OutputStep, action: &mut [f64], reference: &[f64]) {
-    match step {
-        // What was cropped is lost; the caller fills in zeros.
-        OutputStep::Crop(_) => {}
-        OutputStep::Unnormalize(normalizer) => normalizer.forward(action),
-        OutputStep::Absolute(mask) | OutputStep::AbsoluteF32(mask) => {
-            for ((x, state), _) in action.iter_mut().zip(reference).zip(mask).filter(|(_, on)| **on) {
-                *x -= state;
+impl OutputStep {
+    /// Takes back what the step did. `reference` is the state that relative actions refer to.
+    pub(crate) fn undo(&self, action: &mut [f64], reference: &[f64]) {
+        match self {
+            // What was cropped is lost; the caller fills in zeros.
+            OutputStep::Crop(_) => {}
+            OutputStep::Unnormalize(normalizer) => normalizer.forward(action),
+            OutputStep::Absolute(mask) | OutputStep::AbsoluteF32(mask) => {
+                for ((x, state), _) in action.iter_mut().zip(reference).zip(mask).filter(|(_, on)| **on) {
+                    *x -= state;
+                }
             }
+            OutputStep::Aloha(units) => units.decode_action(action),
         }
-        OutputStep::Aloha(units) => units.decode_action(action),
     }
 }
 
@@ -80,7 +83,7 @@ mod tests {
             run_outputs(&steps, &mut action, &reference);
             assert!(action.iter().zip(&original).any(|(a, b)| (a - b).abs() > 0.1), "{formula:?}: no effect");
             for step in steps.iter().rev() {
-                undo(step, &mut action, &reference);
+                step.undo(&mut action, &reference);
             }
             for (got, wanted) in action.iter().zip(&original) {
                 assert!((got - wanted).abs() < 1e-6, "{formula:?}: {got} {wanted}");

@@ -12,7 +12,7 @@ use pi0_policy::{Actions, Observation, Policy, Prepared};
 use tokio::sync::{OnceCell, Semaphore};
 
 use super::picture::Picture;
-use super::view::{Latest, network_picture, shortened};
+use super::view::{Answered, Latest, network_picture, shortened};
 
 /// How many of a robot's last requests its rate is measured over.
 const RATE_OVER: usize = 20;
@@ -118,8 +118,8 @@ impl Client {
         actions: &Actions,
         latency: Duration,
     ) -> Vec<Finding> {
-        let time = self.board.seconds();
-        lock(&self.latest).answer(doctor, policy, network, actions, latency.as_secs_f64(), time)
+        let answer = Answered::of(policy, network, actions, latency.as_secs_f64(), self.board.seconds());
+        lock(&self.latest).answer(doctor, &answer)
     }
 
     /// All findings of the request that was just answered, and where its time went.

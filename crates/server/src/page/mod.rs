@@ -13,5 +13,5 @@ pub(crate) use board::{Board, Client, Registered};
 pub use document::document;
 pub(crate) use document::shell;
 pub(crate) use events::{live, page};
-pub(crate) use view::{Latest, network_picture};
+pub(crate) use view::{Answered, Latest, network_picture};
 pub use view::{PictureView, View};

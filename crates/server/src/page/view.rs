@@ -107,6 +107,38 @@ pub(crate) struct Latest {
     pub times: Vec<(&'static str, Duration)>,
 }
 
+/// An answer for the doctor and the page.
+#[derive(Debug)]
+pub(crate) struct Answered<'a> {
+    actions: &'a Actions,
+    /// The same in the units of the statistics.
+    trained: Vec<f64>,
+    /// What is wrong with the answer that they were read from, in words.
+    malformed: String,
+    latency: f64,
+    time: f64,
+}
+
+impl<'a> Answered<'a> {
+    /// What the network has returned just now, and the actions that it means; seconds that it took, and the time.
+    pub fn of(policy: &Policy, network: &[f32], actions: &'a Actions, latency: f64, time: f64) -> Self {
+        let malformed: Vec<String> = actions.warnings.iter().map(ToString::to_string).collect();
+        let trained = policy.actions_as_trained(network);
+        Self { actions, trained, malformed: malformed.join("; "), latency, time }
+    }
+
+    /// A recorded one, with what was said of it then.
+    pub fn recorded(
+        actions: &'a Actions,
+        trained: Vec<f64>,
+        malformed: String,
+        latency: f64,
+        time: f64,
+    ) -> Self {
+        Self { actions, trained, malformed, latency, time }
+    }
+}
+
 impl Latest {
     /// Keeps an observation and has the doctor look at it. `unexecuted` is how many actions of its last chunk the robot
     /// says that it has not executed.
@@ -144,32 +176,25 @@ impl Latest {
         findings
     }
 
-    /// Keeps an answer and has the doctor look at it. `network` is what the network returned.
-    pub fn answer(
-        &mut self,
-        doctor: &Doctor,
-        policy: &Policy,
-        network: &[f32],
-        actions: &Actions,
-        latency: f64,
-        time: f64,
-    ) -> Vec<Finding> {
-        let trained = policy.actions_as_trained(network);
+    /// Keeps an answer and has the doctor look at it.
+    pub fn answer(&mut self, doctor: &Doctor, answer: &Answered<'_>) -> Vec<Finding> {
+        let Answered { actions, trained, malformed, latency, time } = answer;
         let chunk = Chunk {
-            time,
+            time: *time,
             rows: actions.rows,
             cols: actions.cols,
             actions: &actions.data,
-            trained: &trained,
-            latency,
+            trained,
+            latency: *latency,
+            malformed,
         };
         let findings = doctor.answer(&mut self.history, &chunk);
         std::mem::swap(&mut self.previous, &mut self.actions);
         self.actions.clone_from(&actions.data);
         self.cols = actions.cols;
-        self.answered = Some(time);
+        self.answered = Some(*time);
         self.plain.clear();
-        let first = actions.data.iter().zip(&trained).take(actions.cols);
+        let first = actions.data.iter().zip(trained).take(actions.cols);
         self.plain.extend(first.map(|(a, b)| (a - b).abs() <= 1e-6 * a.abs().max(1.0)));
         self.findings.extend_from_slice(&findings);
         findings
