@@ -35,6 +35,8 @@ const F32: (f64, f64) = (0.999_999_999, 3e-6);
 const BF16: (f64, f64) = (0.999_99, 4e-3);
 /// Attention: scores, probabilities and values in TF32, the result stored as bf16 (which alone is 1.7e-3).
 const ATTENTION: (f64, f64) = (0.999_996, 3e-3);
+/// Attention over what a norm and a projection have rounded to bf16 before.
+const CHAIN: (f64, f64) = (0.999_97, 8e-3);
 /// Products in TF32.
 const TF32: (f64, f64) = (0.999_999, 2e-3);
 
@@ -366,6 +368,65 @@ fn heads_with_tiles_of_their_own() {
         both!(&device, name("add"), BF16, d => layer!(d, |a: &_, q: &_| d.add(a, q).unwrap()));
         both!(&device, name("rows of both"), BF16, d => layer!(d, |a: &_, q: &_| d.concat_rows(&[a, q]).unwrap()));
         both!(&device, name("gelu"), BF16, d => layer!(d, |a: &_, _| d.gelu(a).unwrap()));
+    }
+}
+
+/// Keys and values that come out of a projection with positions are bf16 where heads are pairs of whole tiles (64), f32
+/// where not (48); attention over both kinds, and parts of them, as the state's keys are.
+#[test]
+fn keys_and_values_of_a_projection() {
+    let Some(device) = open() else { return };
+    let (rows, heads, inputs) = (40, 2, 70);
+    for head_dim in [64, 48] {
+        let x = random(1, rows, inputs, 1.0);
+        let earlier = random(2, 33, head_dim, 1.0);
+        let norm = WeightSource::Norm {
+            kind: NormKind::Rms,
+            weight: vector("w", inputs, 5, 0.3),
+            bias: None,
+            eps: 1e-6,
+        };
+        let up = linear(inputs, &[heads * head_dim, head_dim, head_dim], false, false);
+        let positions: Vec<u32> = (0..rows as u32).map(|i| 2 * i + 1).collect();
+        let scale = (head_dim as f32).powf(-0.5);
+        macro_rules! projected {
+            ($d:expr, $then:expr) => {{
+                let (x, norm, weight) = (put($d, &x), $d.prepare(&norm).unwrap(), $d.prepare(&up).unwrap());
+                let call = Qkv {
+                    x: &x,
+                    norm: Norm::Rms(&norm),
+                    weight: &weight,
+                    heads,
+                    kv_heads: 1,
+                    head_dim,
+                    positions: Some(&positions),
+                    norm_tap: None,
+                };
+                let [q, k, v] = qkv($d, &call).unwrap();
+                $then(&q, &k, &v)
+            }};
+        }
+        let name = |what: &str| format!("heads of {head_dim}, {what}");
+        both!(&device, name("k"), BF16, d => projected!(d, |_, k: &_, _| d.slice_rows(k, 0..rows).unwrap()));
+        both!(&device, name("v"), BF16, d => projected!(d, |_, _, v: &_| d.slice_rows(v, 32..rows).unwrap()));
+        both!(&device, name("few of k"), BF16, d => projected!(d, |_, k: &_, _| d.slice_rows(k, 3..39).unwrap()));
+        both!(&device, name("attention"), CHAIN, d => projected!(d, |q: &_, k: &_, v: &_| {
+            let spans = [span(0..rows, &[(0, 0..rows - 3)])];
+            let spec = Attention { heads, kv_heads: 1, head_dim, scale, spans: &spans };
+            d.attention(q, &[KeyValue { k, v }], &spec).unwrap()
+        }));
+        both!(&device, name("a first row, and f32"), CHAIN, d => projected!(d, |q: &_, k: &_, v: &_| {
+            let spans = [span(0..rows, &[(0, 0..33), (1, 0..1), (2, 0..rows)])];
+            let spec = Attention { heads, kv_heads: 1, head_dim, scale, spans: &spans };
+            let first = [k, v].map(|t| d.slice_rows(t, 0..1).unwrap());
+            let earlier = put(d, &earlier);
+            let parts = [
+                KeyValue { k: &earlier, v: &earlier },
+                KeyValue { k: &first[0], v: &first[1] },
+                KeyValue { k, v },
+            ];
+            d.attention(q, &parts, &spec).unwrap()
+        }));
     }
 }
 

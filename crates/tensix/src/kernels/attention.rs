@@ -26,6 +26,8 @@ pub(crate) struct AttentionKernel {
     pub(crate) masked: bool,
     /// Factor of the scores, as bits.
     pub(crate) scale: u32,
+    /// How keys, values and masks are stored.
+    pub(crate) kv: Format,
     pub(crate) banks: Banks,
 }
 
@@ -67,6 +69,16 @@ impl AttentionKernel {
         self.width + u32::from(self.masked)
     }
 
+    /// `log2` of the bytes of a tile of keys, values or masks.
+    fn kv_shift(&self) -> u32 {
+        self.kv.tile_bytes().ilog2()
+    }
+
+    /// Where such tiles go.
+    fn sources(&self, transpose: bool) -> unpack::Target {
+        unpack::Target::SrcA { bf16: self.kv == Format::Bf16, transpose }
+    }
+
     /// First column and number of columns of each group.
     fn groups(&self) -> Vec<(u32, u32)> {
         (0..self.width).step_by(GROUP as usize).map(|d| (d, GROUP.min(self.width - d))).collect()
@@ -76,8 +88,8 @@ impl AttentionKernel {
         let mut plan = L1Plan::new(l1_bytes);
         let p = Plan {
             queries: Ring::new(&mut plan, 0, self.depth() << F32_SHIFT, 2),
-            keys: Ring::new(&mut plan, 1, self.depth() << F32_SHIFT, 2),
-            values: Ring::new(&mut plan, 2, GROUP << F32_SHIFT, 3),
+            keys: Ring::new(&mut plan, 1, self.depth() << self.kv_shift(), 2),
+            values: Ring::new(&mut plan, 2, GROUP << self.kv_shift(), 3),
             output: Ring::new(&mut plan, 3, ATTENDED.tile_bytes() as u32, WRITE_SLOTS),
             strip: 0,
             strip_ring: Ring::new(&mut plan, 4, self.keys << F32_SHIFT, 1),
@@ -109,24 +121,25 @@ impl AttentionKernel {
         p.queries.start(&mut b, QUERIES);
         p.keys.start(&mut b, KEYS);
         p.values.start(&mut b, VALUES);
-        // `n` tiles from index `a3` of the tensor at `a4` to `a1`, and one more of another tensor.
-        let fetch = |a: &mut Asm, n: u32| {
+        // `n` tiles of `1 << shift` bytes from index `a3` of the tensor at `a4` to `a1`, which ends behind them.
+        let fetch = |a: &mut Asm, n: u32, shift: u32| {
             a.repeat(Reg::S11, n, |a| {
-                Noc::Read.tile(a, Reg::A3, Reg::A4, Reg::A1, F32_SHIFT);
+                Noc::Read.tile(a, Reg::A3, Reg::A4, Reg::A1, shift);
                 a.addi(Reg::A3, Reg::A3, 1);
-                a.add_const(Reg::A1, Reg::A1, 1 << F32_SHIFT, Reg::T5);
+                a.add_const(Reg::A1, Reg::A1, 1 << shift, Reg::T5);
             });
         };
+        let kv_shift = self.kv_shift();
         self.items(&mut b, |a| {
             p.queries.reserve(a, QUERIES);
             a.mv(Reg::A1, QUERIES.addr);
             a.lw(Reg::A3, Reg::S2, 8);
             arg(a, Reg::A4, 2);
-            fetch(a, self.width);
+            fetch(a, self.width, F32_SHIFT);
             if self.masked {
                 a.li(Reg::A3, 0);
                 arg(a, Reg::A4, 4);
-                fetch(a, 1);
+                fetch(a, 1, F32_SHIFT);
             }
             Noc::Read.wait(a);
             p.queries.publish(a, QUERIES);
@@ -139,11 +152,11 @@ impl AttentionKernel {
                 a.mv(Reg::A1, KEYS.addr);
                 a.lw(Reg::A4, Reg::T3, 0);
                 a.lw(Reg::A3, Reg::T3, 8);
-                fetch(a, self.width);
+                fetch(a, self.width, kv_shift);
                 if self.masked {
                     arg(a, Reg::A4, 3);
                     a.lw(Reg::A3, Reg::T3, 16);
-                    fetch(a, 1);
+                    fetch(a, 1, kv_shift);
                 }
                 Noc::Read.wait(a);
                 p.keys.publish(a, KEYS);
@@ -158,7 +171,7 @@ impl AttentionKernel {
                     a.lw(Reg::A4, Reg::T3, 4);
                     a.lw(Reg::A3, Reg::T3, 12);
                     a.addi(Reg::A3, Reg::A3, column as i32);
-                    fetch(a, n);
+                    fetch(a, n, kv_shift);
                     Noc::Read.wait(a);
                     p.values.publish(a, VALUES);
                     a.addi(Reg::T3, Reg::T3, 4 * KEY_WORDS as i32);
@@ -183,7 +196,7 @@ impl AttentionKernel {
         let stored = wait_at_least;
         let count = l1::COUNTERS + 8 * 4;
         self.items(&mut t0, |a| {
-            unpack::target(a, unpack::Target::SrcA { bf16: false, transpose: true });
+            unpack::target(a, self.sources(true));
             p.queries.await_filled(a, QUERIES);
             a.mv(Reg::S4, Reg::S5);
             a.count_down(Reg::S4, |a| {
@@ -217,7 +230,7 @@ impl AttentionKernel {
                 a.xori(HALF, HALF, HALF_ROWS as i32);
             });
 
-            unpack::leave_dst(a, unpack::Target::SrcA { bf16: false, transpose: false });
+            unpack::leave_dst(a, self.sources(false));
             // All exponentials first: the values of the first group need the last one anyway before the second.
             a.add(STORED, STORED, Reg::S5);
             for (_, n) in self.groups() {

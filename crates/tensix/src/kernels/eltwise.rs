@@ -44,6 +44,8 @@ impl EltwiseOp {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct Eltwise {
     pub(crate) op: EltwiseOp,
+    /// How the result is stored.
+    pub(crate) output: Format,
     pub(crate) banks: Banks,
 }
 
@@ -61,7 +63,7 @@ impl Eltwise {
         let (list, item) = (l1::ARGS + 4 * head as u32, 4 * item as i32);
         let mut plan = L1Plan::new(l1_bytes);
         let input = Ring::new(&mut plan, 0, inputs << F32_SHIFT, DEPTH);
-        let output = Ring::new(&mut plan, 1, 1 << F32_SHIFT, WRITE_SLOTS);
+        let output = Ring::new(&mut plan, 1, self.output.tile_bytes() as u32, WRITE_SLOTS);
 
         let c = Cursor { count: Reg::A2, addr: Reg::A0 };
         let mut b = Asm::new();
@@ -106,7 +108,7 @@ impl Eltwise {
         unpack::leave_dst(&mut t0, unpack::Target::IDLE);
 
         let mut t1 = Asm::new();
-        math::init(&mut t1, Format::F32);
+        math::init(&mut t1, self.output);
         sfpu::init(&mut t1);
         arg(&mut t1, Reg::S3, 0);
         t1.li(Reg::S4, 0);
@@ -128,7 +130,7 @@ impl Eltwise {
         unpack::sync(&mut t1);
 
         let mut t2 = Asm::new();
-        pack::init(&mut t2, Format::F32);
+        pack::init(&mut t2, self.output);
         output.start(&mut t2, c);
         t2.li(Reg::S4, 0);
         arg(&mut t2, Reg::S3, 0);

@@ -249,7 +249,9 @@ mod tests {
     fn every_form_of_every_kernel_is_free_of_hazards() {
         use EltwiseOp::*;
         for op in [Gelu, Silu, Geglu, Add, AddScaled(0.3f32.to_bits()), GatedAdd, Rope] {
-            Eltwise { op, banks: BANKS }.build(L1).unwrap();
+            for output in [Format::F32, Format::Bf16] {
+                Eltwise { op, output, banks: BANKS }.build(L1).unwrap();
+            }
         }
         for whole in [true, false] {
             Gather { whole, banks: BANKS }.build(L1).unwrap();
@@ -297,8 +299,10 @@ mod tests {
         }
         for width in [1, 2, 3, 8] {
             for masked in [true, false] {
-                let scale = 0.125f32.to_bits();
-                AttentionKernel { width, keys: 40, masked, scale, banks: BANKS }.build(L1).unwrap();
+                for kv in [Format::F32, Format::Bf16] {
+                    let scale = 0.125f32.to_bits();
+                    AttentionKernel { width, keys: 40, masked, scale, kv, banks: BANKS }.build(L1).unwrap();
+                }
             }
         }
         for p in Processor::ALL {

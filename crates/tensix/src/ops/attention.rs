@@ -31,6 +31,8 @@ pub(crate) struct PlanKey {
     queries: usize,
     /// Key rows of each part.
     parts: Vec<usize>,
+    /// How the masks are stored: as the keys are.
+    format: Format,
 }
 
 /// What each row of query tiles sees.
@@ -53,7 +55,7 @@ fn bits(range: &std::ops::Range<usize>, start: usize) -> u32 {
 
 impl Plan {
     fn new(key: &PlanKey) -> Self {
-        let PlanKey { ref spans, queries, ref parts } = *key;
+        let PlanKey { ref spans, queries, ref parts, .. } = *key;
         let mut plan = Plan { rows: Vec::new(), masks: vec![SEES_ALL], tiles: None };
         for row in 0..tiles(queries) {
             let own = row * TILE..((row + 1) * TILE).min(queries);
@@ -88,12 +90,12 @@ impl Plan {
     }
 
     /// Tiles `[key][query]` of what is added to a score.
-    fn mask_tiles(&self) -> Vec<u8> {
+    fn mask_tiles(&self, format: Format) -> Vec<u8> {
         let mut bytes = Vec::new();
         for mask in &self.masks {
             push_tile(
                 &mut bytes,
-                Format::F32,
+                format,
                 |key, query| {
                     if mask[query] >> key & 1 == 1 { 0.0 } else { MASKED }
                 },
@@ -118,11 +120,12 @@ impl Tensix {
         let stored_as_heads = q.heads.is_some();
         let (q, parts) = self.with_padded_heads(q, kv, spec)?;
         let rows: Vec<usize> = kv.iter().map(|p| p.k.rows).collect();
-        let key = PlanKey { spans: spec.spans.to_vec(), queries: q.rows, parts: rows };
+        let format = parts.first().map_or(Format::F32, |(k, _)| k.format);
+        let key = PlanKey { spans: spec.spans.to_vec(), queries: q.rows, parts: rows, format };
         let plan = self.plans.get(key, |key| {
             let mut plan = Plan::new(key);
             if plan.masks.len() > 1 {
-                plan.tiles = Some(self.region(&plan.mask_tiles(), Format::F32).map_err(failed(OP))?);
+                plan.tiles = Some(self.region(&plan.mask_tiles(format), format).map_err(failed(OP))?);
             }
             Ok::<_, Error>(plan)
         })?;
@@ -131,6 +134,7 @@ impl Tensix {
             keys: plan.rows.iter().map(Vec::len).max().unwrap_or(0).next_multiple_of(8) as u32,
             masked: plan.tiles.is_some(),
             scale: spec.scale.to_bits(),
+            kv: format,
             banks: self.banks,
         };
         let y = self.tensor_of(q.rows, spec.heads * width * TILE, ATTENDED).map_err(failed(OP))?;
@@ -158,7 +162,8 @@ impl Tensix {
         Ok(if stored_as_heads { y } else { self.plain(OP, &y)?.into_owned() })
     }
 
-    /// The operands with every head starting at a tile, padded with zeros.
+    /// The operands with every head starting at a tile, padded with zeros: queries as f32, keys and values all as bf16 if
+    /// they came so, else all as f32.
     fn with_padded_heads(
         &self,
         q: &Tensor,
@@ -168,7 +173,10 @@ impl Tensix {
         let heads = Heads { width: spec.head_dim };
         let pad = |x: &Tensor| {
             if x.heads == Some(heads) {
-                return Ok(self.in_f32(OP, x)?.as_stored());
+                return Ok(x.as_stored());
+            }
+            if x.heads.is_none() && spec.head_dim.is_multiple_of(TILE) {
+                return Ok(x.clone());
             }
             let x = self.plain(OP, x)?;
             if spec.head_dim.is_multiple_of(TILE) {
@@ -176,8 +184,14 @@ impl Tensix {
             }
             self.gather(OP, x.rows, heads.stored(x.cols), |r| (&*x, r), |c| heads.column(c))
         };
-        let parts: Result<Vec<_>> = kv.iter().map(|p| Ok((pad(p.k)?, pad(p.v)?))).collect();
-        Ok((pad(q)?, parts?))
+        let mut parts = kv.iter().map(|p| Ok((pad(p.k)?, pad(p.v)?))).collect::<Result<Vec<_>>>()?;
+        let bf16 = |x: &Tensor| x.format == Format::Bf16;
+        if !parts.iter().all(|(k, v)| bf16(k) && bf16(v)) {
+            for (k, v) in &mut parts {
+                (*k, *v) = (self.in_f32(OP, k)?.into_owned(), self.in_f32(OP, v)?.into_owned());
+            }
+        }
+        Ok((self.in_f32(OP, &pad(q)?)?.into_owned(), parts))
     }
 }
 
@@ -201,7 +215,12 @@ mod tests {
             Span { queries: 0..1, keys: vec![keys(0, 0..45), keys(1, 0..1)] },
             Span { queries: 1..40, keys: vec![keys(0, 0..45), keys(1, 0..40)] },
         ];
-        let plan = Plan::new(&PlanKey { spans: spans.clone(), queries: 40, parts: vec![80, 40] });
+        let plan = Plan::new(&PlanKey {
+            spans: spans.clone(),
+            queries: 40,
+            parts: vec![80, 40],
+            format: Format::F32,
+        });
         // Key tile 2 of part 0 is seen by nobody.
         let seen: Vec<Vec<(usize, usize)>> =
             plan.rows.iter().map(|row| row.iter().map(|s| (s.part, s.tile)).collect()).collect();
@@ -223,7 +242,7 @@ mod tests {
     #[test]
     fn whole_tiles_need_no_mask() {
         let spans = vec![Span { queries: 0..64, keys: vec![Keys { part: 0, rows: 0..96 }] }];
-        let plan = Plan::new(&PlanKey { spans, queries: 64, parts: vec![96] });
+        let plan = Plan::new(&PlanKey { spans, queries: 64, parts: vec![96], format: Format::F32 });
         assert_eq!(plan.masks.len(), 1);
         assert!(plan.rows.iter().all(|row| row.len() == 3));
     }

@@ -320,10 +320,11 @@ impl Tensix {
         if call.head_dim.is_multiple_of(TILE) {
             let y = self.linear_with(op, &normed(plain)?, plain, None, None)?;
             let part = |start, cols| y.view(0, start, y.rows, cols);
-            let [q, k, v] = [part(0, q), part(q, kv), part(q + kv, kv)];
-            let Some(positions) = call.positions else { return Ok([q, k, v]) };
-            let turned = |x| self.rope_op(x, positions, call.head_dim);
-            return Ok([turned(&q)?, turned(&k)?, v]);
+            let Some(positions) = call.positions else {
+                return Ok([part(0, q), part(q, kv), part(q + kv, kv)]);
+            };
+            let [k, v] = self.keys_and_values(&part(q, 2 * kv), positions, call.head_dim)?;
+            return Ok([self.rope_op(&part(0, q), positions, call.head_dim)?, k, v]);
         }
         let heads = Heads { width: call.head_dim };
         let padded = match call.positions {

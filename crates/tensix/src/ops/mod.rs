@@ -179,11 +179,11 @@ impl Device for Tensix {
     }
 
     fn slice_rows(&self, x: &Tensor, range: Range<usize>) -> Result<Tensor> {
-        self.slice_rows_op(&*self.plain(OpKind::SliceRows, x)?, range)
+        self.slice_rows_op(x, range)
     }
 
     fn slice_cols(&self, x: &Tensor, range: Range<usize>) -> Result<Tensor> {
-        self.slice_cols_op(&*self.plain(OpKind::SliceCols, x)?, range)
+        self.slice_cols_op(x, range)
     }
 
     fn dense(&self, call: &Dense<'_, Tensor, Weight>) -> Result<Tensor> {

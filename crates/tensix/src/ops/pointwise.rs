@@ -30,7 +30,7 @@ impl Tensix {
                 item
             })
             .collect();
-        let key = Eltwise { op: operation, banks: self.banks };
+        let key = Eltwise { op: operation, output: y.format, banks: self.banks };
         self.run(Key::Eltwise(key), &head, &items).map_err(failed(op))
     }
 

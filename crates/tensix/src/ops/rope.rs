@@ -5,7 +5,7 @@ use pi0_device::{Error, OpKind, Result};
 use super::failed;
 use crate::device::Tensix;
 use crate::kernels::EltwiseOp;
-use crate::layout::TILE;
+use crate::layout::{Format, TILE};
 use crate::tensor::Tensor;
 
 /// What tables of cosines and sines are made from.
@@ -14,6 +14,8 @@ pub(crate) struct Angles {
     positions: Vec<u32>,
     head_dim: usize,
     cols: usize,
+    /// Whether the columns from the second head on do not turn; else the heads are alike.
+    still: bool,
 }
 
 impl Tensix {
@@ -28,18 +30,9 @@ impl Tensix {
         let half = head_dim / 2;
         let y = self.tensor(x.rows, x.cols).map_err(failed(op))?;
         if half.is_multiple_of(TILE) {
-            // The other of each pair is half a head away: whole tiles.
-            let angles = Angles { positions: positions.to_vec(), head_dim, cols: head_dim };
-            let tables = self.angles.get(angles, |a| self.tables(a))?;
-            let [cos, sin] = &*tables;
-            let (width, turn) = (head_dim / TILE, half / TILE);
-            self.eltwise(op, EltwiseOp::Rope, &y, &[x.base(), x.base(), cos.base(), sin.base()], |r, c| {
-                let at = c % width;
-                let other = if at < turn { c + turn } else { c - turn };
-                vec![x.tile(r, c), x.tile(r, other), cos.tile(r, at), sin.tile(r, at)]
-            })?;
+            self.turn(op, x, positions, head_dim, x.cols, &y)?;
         } else {
-            let angles = Angles { positions: positions.to_vec(), head_dim, cols: x.cols };
+            let angles = Angles { positions: positions.to_vec(), head_dim, cols: x.cols, still: false };
             let tables = self.angles.get(angles, |a| self.tables(a))?;
             let [cos, sin] = &*tables;
             let turned = self.gather(
@@ -57,16 +50,62 @@ impl Tensix {
         Ok(y)
     }
 
+    /// Turned keys, and values as they are, from columns that hold both: as bf16 where heads are pairs of whole tiles, which
+    /// is what attention reads again and again.
+    pub(super) fn keys_and_values(
+        &self,
+        kv: &Tensor,
+        positions: &[u32],
+        head_dim: usize,
+    ) -> Result<[Tensor; 2]> {
+        let op = OpKind::Rope;
+        let cols = kv.cols / 2;
+        let [k, v] = [0, cols].map(|start| kv.view(0, start, kv.rows, cols));
+        if !head_dim.is_multiple_of(2 * TILE) {
+            return Ok([self.rope_op(&k, positions, head_dim)?, v]);
+        }
+        if positions.len() != kv.rows {
+            return Err(Error::shape(op, format!("{} positions for {} rows", positions.len(), kv.rows)));
+        }
+        let y = self.tensor_of(kv.rows, kv.cols, Format::Bf16).map_err(failed(op))?;
+        self.turn(op, kv, positions, head_dim, cols, &y)?;
+        Ok([0, cols].map(|start| y.view(0, start, y.rows, cols)))
+    }
+
+    /// Turns the first `turning` columns of `x`, in heads whose halves are whole tiles, and takes the rest as it is.
+    fn turn(
+        &self,
+        op: OpKind,
+        x: &Tensor,
+        positions: &[u32],
+        head_dim: usize,
+        turning: usize,
+        y: &Tensor,
+    ) -> Result<()> {
+        // The other of each pair is half a head away: whole tiles. Behind the angles of a head are those of one that does
+        // not turn.
+        let angles = Angles { positions: positions.to_vec(), head_dim, cols: 2 * head_dim, still: true };
+        let tables = self.angles.get(angles, |a| self.tables(a))?;
+        let [cos, sin] = &*tables;
+        let (width, half) = (head_dim / TILE, head_dim / 2 / TILE);
+        self.eltwise(op, EltwiseOp::Rope, y, &[x.base(), x.base(), cos.base(), sin.base()], |r, c| {
+            let at = c % width;
+            let other = if at < half { c + half } else { c - half };
+            let angle = if c * TILE < turning { at } else { width + at };
+            vec![x.tile(r, c), x.tile(r, other), cos.tile(r, angle), sin.tile(r, angle)]
+        })
+    }
+
     /// Cosines, and sines with the sign of the other of each pair, `[rows, cols]`.
     fn tables(&self, angles: &Angles) -> Result<[Tensor; 2]> {
-        let Angles { ref positions, head_dim, cols } = *angles;
+        let Angles { ref positions, head_dim, cols, still } = *angles;
         let half = head_dim / 2;
         let rates: Vec<f32> = (0..half).map(|i| 10000f32.powf(-2.0 * i as f32 / head_dim as f32)).collect();
         let (mut cos, mut sin) = (Vec::new(), Vec::new());
         for &p in positions {
             for c in 0..cols {
                 let i = c % head_dim;
-                let angle = p as f32 * rates[i % half];
+                let angle = if still && c >= head_dim { 0.0 } else { p as f32 * rates[i % half] };
                 cos.push(angle.cos());
                 sin.push(if i < half { -angle.sin() } else { angle.sin() });
             }

@@ -89,9 +89,10 @@ impl Tensix {
         if range.is_empty() || range.end > x.rows {
             return Err(Error::shape(op, format!("rows {range:?} of {}", x.rows)));
         }
-        if range.start.is_multiple_of(TILE) {
+        if x.heads.is_none() && range.start.is_multiple_of(TILE) {
             return Ok(x.view(range.start, 0, range.len(), x.cols));
         }
+        let x = &*self.plain(op, x)?;
         self.gather(op, range.len(), x.cols, |r| (x, range.start + r), Some)
     }
 
@@ -101,9 +102,12 @@ impl Tensix {
             return Err(Error::shape(op, format!("columns {range:?} of {}", x.cols)));
         }
         // A view must not have other columns in its last tile: they would not be zero.
-        if range.start.is_multiple_of(TILE) && (range.end.is_multiple_of(TILE) || range.end == x.cols) {
+        let whole =
+            range.start.is_multiple_of(TILE) && (range.end.is_multiple_of(TILE) || range.end == x.cols);
+        if x.heads.is_none() && whole {
             return Ok(x.view(0, range.start, x.rows, range.len()));
         }
+        let x = &*self.plain(op, x)?;
         self.gather(op, x.rows, range.len(), |r| (x, r), |c| Some(range.start + c))
     }
 }

@@ -349,30 +349,44 @@ fn norm(cores: usize, rows: usize, cols: usize, form: NormForm, output: Format) 
     }
 }
 
-/// Attention: `heads` heads of `width` tiles, `rows` rows of query tiles that each see `keys` key tiles, under a mask
-/// or not.
-fn attention(cores: usize, heads: usize, width: usize, rows: usize, keys: usize, masked: bool) -> Work {
-    let rounds = (heads * rows).div_ceil(cores) as u64;
-    let (width, keys, items) = (width as u64, keys as u64, (heads * rows) as u64);
-    let depth = width + u64::from(masked);
+/// Attention over so many rows of query tiles.
+#[derive(Clone, Copy)]
+struct Attended {
+    heads: usize,
+    /// Columns of tiles of a head.
+    width: usize,
+    /// Rows of query tiles.
+    rows: usize,
+    /// Key tiles that each of them sees.
+    keys: usize,
+    masked: bool,
+    /// How keys and values are stored.
+    kv: Format,
+}
+
+fn attention(cores: usize, t: Attended) -> Work {
+    let (items, rounds) = ((t.heads * t.rows) as u64, (t.heads * t.rows).div_ceil(cores) as u64);
+    let (width, keys, kv) = (t.width as u64, t.keys as u64, t.kv.tile_bytes() as u64);
+    let depth = width + u64::from(t.masked);
     let groups = width.div_ceil(3);
     let vector = keys * (VectorProgram::Scores.cycles() + VectorProgram::Exponentials.cycles())
         + width * VectorProgram::Divide.cycles();
     // Queries with every key tile; the scores; the exponentials with every group of values.
-    let sources = keys * (2 * depth + groups + width);
+    let unpacked = keys * ((depth + groups + 1) * F32_TILE + (depth + width) * kv);
     let fetched = depth + keys * (depth + width);
+    let received = depth * F32_TILE + keys * (depth + width) * kv;
     Work {
         matrix: rounds * keys * (depth + width) * PRODUCT_CYCLES,
         vector: rounds * vector,
-        unpack: rounds * (sources + keys) * F32_TILE / UNPACK_BYTES,
-        unpacks: rounds * sources,
+        unpack: rounds * unpacked / UNPACK_BYTES,
+        unpacks: rounds * keys * (2 * depth + groups + width),
         fills: rounds * keys,
         packs: rounds * (2 * keys + width),
         fetches: rounds * fetched,
-        received: rounds * fetched * F32_TILE,
+        received: rounds * received,
         sends: rounds * width,
         in_flight: IN_FLIGHT.into(),
-        read: items * fetched * F32_TILE,
+        read: items * received,
         written: items * width * ATTENDED.tile_bytes() as u64,
         ..Work::default()
     }

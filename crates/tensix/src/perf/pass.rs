@@ -1,7 +1,8 @@
 //! A whole inference on paper: every kernel that the operations of the model launch, with what it takes.
 
 use super::{
-    Chip, LinearTiles, Machine, Rates, Work, attention, best_linear, copy, eltwise, gather, linear, norm,
+    Attended, Chip, LinearTiles, Machine, Rates, Work, attention, best_linear, copy, eltwise, gather, linear,
+    norm,
 };
 use crate::kernels::{Banks, EltwiseOp, Epilogue, Matmul, NormForm, l1};
 use crate::layout::{Format, tiles};
@@ -253,7 +254,9 @@ impl Pass {
         self.add("norms", 2 * 27 + 1, &norm(cores, t, 36, NormForm::Layer, Format::Bf16));
         // Heads of 72 are stored in three tiles each, from the weights on.
         self.linear(27, rows, 1152, 3 * 16 * 96, BIASED);
-        self.add("attention", 27, &attention(cores, 16, 3, t, tiles(PATCHES), false));
+        let attended =
+            Attended { heads: 16, width: 3, rows: t, keys: tiles(PATCHES), masked: false, kv: Format::F32 };
+        self.add("attention", 27, &attention(cores, attended));
         self.linear(27, rows, 16 * 96, 1152, with(BIASED, Epilogue::Residual));
         self.linear(27, rows, 1152, 4304, with(BIASED, Epilogue::Gelu));
         self.linear(27, rows, 4304, 1152, with(BIASED, Epilogue::Residual));
@@ -277,8 +280,11 @@ impl Pass {
         self.linear(whole, rows, 2048, 2048 + 512, PLAIN);
         self.linear(1, rows, 2048, 512, PLAIN);
         self.add("rope", whole, &eltwise(cores, EltwiseOp::Rope, t * 64));
-        self.add("rope", LAYERS, &eltwise(cores, EltwiseOp::Rope, t * 8));
-        self.add("attention", whole, &attention(cores, 8, 8, t, t, masked));
+        // Keys with the values behind them; in the last layer keys alone.
+        self.add("rope", whole, &eltwise(cores, EltwiseOp::Rope, t * 16));
+        self.add("rope", 1, &eltwise(cores, EltwiseOp::Rope, t * 8));
+        let attended = Attended { heads: 8, width: 8, rows: t, keys: t, masked, kv: Format::Bf16 };
+        self.add("attention", whole, &attention(cores, attended));
         self.linear(whole, rows, 2048, 2048, with(PLAIN, Epilogue::Residual));
         self.linear(whole, rows, 2048, 2 * 16384, with(PLAIN, Epilogue::Geglu));
         self.linear(whole, rows, 16384, 2048, with(PLAIN, Epilogue::Residual));
@@ -310,8 +316,12 @@ impl Pass {
         self.add("norms", 2 * layers + steps, &norm(cores, t, 32, form, Format::Bf16));
         self.linear(layers, rows, 1024, 2048 + 512, PLAIN);
         self.add("rope", layers, &eltwise(cores, EltwiseOp::Rope, t * 64));
-        self.add("rope", layers, &eltwise(cores, EltwiseOp::Rope, t * 8));
-        self.add("attention", layers, &attention(cores, 8, 8, t, keys, true));
+        self.add("rope", layers, &eltwise(cores, EltwiseOp::Rope, t * 16));
+        // In the last layer the prefix has f32, so that the suffix and the state are brought to it.
+        let attended = Attended { heads: 8, width: 8, rows: t, keys, masked: true, kv: Format::Bf16 };
+        self.add("attention", layers - steps, &attention(cores, attended));
+        self.add("attention", steps, &attention(cores, Attended { kv: Format::F32, ..attended }));
+        self.add("moves", (2 + 2 * u64::from(pi0)) * steps, &copy(cores, t * 8));
         let residual = if pi0 { Epilogue::Residual } else { Epilogue::None };
         self.linear(layers, rows, 2048, 1024, with(PLAIN, residual));
         self.linear(layers, rows, 1024, 2 * 4096, with(PLAIN, Epilogue::Geglu));

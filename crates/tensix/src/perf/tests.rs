@@ -72,13 +72,17 @@ fn norms_attention_and_moves_are_counted_as_by_hand() {
     assert_eq!(suffix, norm(2, 2, 32, NormForm::Rms, Format::F32));
     assert_eq!((suffix.received, suffix.sends), (2 * 32 * 4096, 32));
     // Every head fetches its keys and values again for every row of query tiles.
-    let prefix = attention(72, 8, 8, 26, 26, false);
+    let attended = Attended { heads: 8, width: 8, rows: 26, keys: 26, masked: false, kv: Format::F32 };
+    let prefix = attention(72, attended);
     assert_eq!(prefix.read, 8 * 26 * (8 + 2 * 26 * 8) * 4096);
     assert_eq!(prefix.matrix, 3 * 2 * 26 * 8 * 64);
     // A mask is one more tile of the contraction, beside queries and keys.
-    let masked = attention(72, 8, 8, 26, 26, true);
+    let masked = attention(72, Attended { masked: true, ..attended });
     assert_eq!(masked.read - prefix.read, 8 * 26 * (1 + 26) * 4096);
     assert_eq!(masked.matrix - prefix.matrix, 3 * 26 * 64);
+    // Keys and values in bf16 take half; queries stay f32.
+    let short = attention(72, Attended { kv: Format::Bf16, ..attended });
+    assert_eq!(short.read, 8 * 26 * (8 + 26 * 8) * 4096);
     // A gathered tile takes its processor about 25 µs at 0.9 GHz.
     let m = Machine { rates: Rates { start: 0, ..Rates::REALISTIC }, ..Machine::realistic(64) };
     let (unit, seconds) = m.bound(&gather(64, 1, 2));
