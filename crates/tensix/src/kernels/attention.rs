@@ -273,7 +273,9 @@ impl AttentionKernel {
                 math::acquire(a);
                 math::zero_tile(a, half);
                 math::dst_row(a, half);
-                a.repeat(Reg::S11, self.depth(), |a| math::matmul_tile(a, Product::Transposed, true));
+                a.repeat(Reg::S11, self.depth(), |a| {
+                    math::matmul_tile(a, Product::Transposed, math::PHASES, true)
+                });
                 sfpu::run(a, |a| sfpu::softmax_scores(a, half, STATS, scale));
                 math::commit(a);
             });
@@ -297,7 +299,7 @@ impl AttentionKernel {
                     a.count_down(Reg::S4, |a| {
                         for (i, row) in (1..).zip(slots.clone()) {
                             math::dst_row(a, row);
-                            math::matmul_tile(a, Product::Plain, i == n);
+                            math::matmul_tile(a, Product::Plain, math::PHASES, i == n);
                         }
                     });
                     sfpu::run(a, |a| slots.clone().for_each(|row| sfpu::softmax_divide(a, row, STATS)));

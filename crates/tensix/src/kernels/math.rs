@@ -21,7 +21,8 @@ pub(super) const HALF_ROWS: u32 = 256;
 /// First rows of the halves.
 pub(super) const HALVES: [u32; 2] = [0, HALF_ROWS];
 
-/// Fidelity phases of a matrix product: the multipliers take 5 bits of SrcA and 7 of SrcB at a time.
+/// Fidelity phases of a matrix product: the multipliers take 5 bits of SrcA and 7 of SrcB at a time. The last phase adds
+/// the low bits of the one times the low bits of the other.
 pub(crate) const PHASES: u32 = 4;
 
 const THREAD_MATH_OFFSET: u32 = 1;
@@ -119,9 +120,9 @@ pub(super) fn matmul_init(a: &mut Asm, product: Product) {
 }
 
 /// Adds the product of the tiles in SrcB and SrcA to the tile of Dst at the math offset, and gives SrcA back,
-/// SrcB too if `release_b`.
-pub(super) fn matmul_tile(a: &mut Asm, product: Product, release_b: bool) {
-    (0..PHASES).for_each(|_| a.tt(isa::replay(product.slot(), 16)));
+/// SrcB too if `release_b`. Releasing starts the phases anew.
+pub(super) fn matmul_tile(a: &mut Asm, product: Product, phases: u32, release_b: bool) {
+    (0..phases).for_each(|_| a.tt(isa::replay(product.slot(), 16)));
     a.tt(isa::setrwc_zero(true, release_b));
 }
 

@@ -18,8 +18,10 @@ use crate::kernels::{
 };
 use crate::layout::{Format, TILE};
 
-/// Rows of 16 columns that `MVMUL` takes, and a tile product needs, in one phase.
-const PRODUCT_CYCLES: u64 = 16 * PHASES as u64;
+/// Cycles of a tile product in one phase: it takes so many `MVMUL`.
+const PHASE_CYCLES: u64 = 16;
+/// The same in all phases.
+const PRODUCT_CYCLES: u64 = PHASE_CYCLES * PHASES as u64;
 /// Bytes that both unpackers together read from L1 in a cycle (ISA documentation, UNPACR: 64 alone, 32 + 32 together).
 const UNPACK_BYTES: u64 = 64;
 /// Bytes that four packers write to L1 in a cycle.
@@ -254,7 +256,7 @@ pub(crate) fn linear(cores: usize, t: LinearTiles, k: &Matmul) -> Work {
         Epilogue::Gelu | Epilogue::Silu => tiles * GELU_CYCLES,
     };
     Work {
-        matrix: rounds * tiles * depth * PRODUCT_CYCLES,
+        matrix: rounds * tiles * depth * PHASE_CYCLES * u64::from(k.phases()),
         vector: rounds * vector,
         unpack: rounds * (unpacked / UNPACK_BYTES + filled / block * SWITCH_CYCLES),
         unpacks: rounds * depth * blocks * (u64::from(k.rows) + block),
