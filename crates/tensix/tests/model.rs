@@ -5,7 +5,7 @@ mod common;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use pi0_device::{Bound, Fallback, HostTensor, Record, Reference, Tapped, Traced};
+use pi0_device::{Bound, Fallback, HostTensor, Record, Reference, Tapped, Traced, compare};
 use pi0_model::golden::{compare_taps, golden_taps, padded_tokens, read_inputs, read_tensors};
 use pi0_model::{Checkpoint, Extent, Pi0, SampleOptions};
 
@@ -36,7 +36,13 @@ fn coverage(records: &[Record]) -> (f64, f64) {
     (f64::from(on_device.0) / f64::from(all.0), on_device.1 as f64 / all.1 as f64)
 }
 
-/// Runs the network in `weights` on a run of `case`.
+/// The actions of all robots as one tensor.
+fn together(actions: &[HostTensor]) -> HostTensor {
+    let shape = [actions.len(), actions[0].shape[0], actions[0].shape[1]];
+    HostTensor::new(shape, actions.iter().flat_map(|a| a.data.iter().copied()).collect())
+}
+
+/// Runs the network in `weights` on a run of `case`, layer by layer and fused.
 fn end_to_end(weights: &Path, case: &Path, run: &str) {
     let Some(device) = common::open() else { return };
     let start = Instant::now();
@@ -50,9 +56,7 @@ fn end_to_end(weights: &Path, case: &Path, run: &str) {
     let taps = model.device().take().unwrap();
     let width = padded_tokens(&want, &batch, c);
     let mut got = golden_taps(taps, &batch, c, &c.schedule.times(c.num_steps), width).unwrap();
-    let shape = [actions.len(), actions[0].shape[0], actions[0].shape[1]];
-    let data = actions.iter().flat_map(|a| a.data.iter().copied()).collect();
-    got.insert("actions".into(), HostTensor::new(shape, data));
+    got.insert("actions".into(), together(&actions));
 
     let mut faults = Vec::new();
     let (ops, flop) = coverage(&traced.take());
@@ -64,6 +68,16 @@ fn end_to_end(weights: &Path, case: &Path, run: &str) {
     );
     if ops < 0.95 || flop < 0.999 {
         faults.push(format!("only {ops} of operations and {flop} of FLOP are on the device"));
+    }
+    // Taps compose every layer from base operations; what robots get is computed by the fused ones.
+    let checkpoint = Checkpoint::open(weights).unwrap();
+    let fused = Pi0::load(&traced, checkpoint, Extent::Whole, &|_| ()).unwrap();
+    let fused = together(&fused.sample_actions(&batch, &SampleOptions::default()).unwrap());
+    assert_eq!(fused.shape, want["actions"].shape);
+    let a = compare(&fused.data, &want["actions"].data);
+    println!("{} {run} actions, fused: {a}", case.display());
+    if !ACTIONS.holds(&a) {
+        faults.push(format!("actions, fused: {a}"));
     }
     for (name, result) in compare_taps(&got, &want, &batch) {
         match result {
