@@ -13,7 +13,7 @@
 use std::fmt;
 use std::ops::Range;
 
-use crate::{Error, HostTensor, MemoryMeter, Preferred, Result, WeightSource, operands};
+use crate::{Error, HostTensor, Largest, MemoryMeter, Preferred, Result, WeightSource, operands};
 
 /// A machine that can hold matrices and multiply them.
 ///
@@ -38,6 +38,12 @@ pub trait Device {
 
     /// Brings a matrix to the host, waiting for whatever must run first.
     fn download(&self, x: &Self::Tensor) -> Result<HostTensor>;
+
+    /// Of each row the largest value and where it stands: all that a greedy choice wants of its logits. A device may find it
+    /// where the rows lie, instead of bringing them to the host.
+    fn largest(&self, x: &Self::Tensor) -> Result<Vec<Largest>> {
+        self.download(x).map(|x| Largest::of_rows(&x))
+    }
 
     /// Packs a weight from the checkpoint. Called once per weight, before any inference.
     fn prepare(&self, source: &WeightSource) -> Result<Self::Weight>;

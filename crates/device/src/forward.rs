@@ -54,6 +54,9 @@ macro_rules! forward {
     (@download $($to:tt)*) => {
         $crate::forward! { @fn $($to)* download(x: &Self::Tensor) -> $crate::Result<$crate::HostTensor> }
     };
+    (@largest $($to:tt)*) => {
+        $crate::forward! { @fn $($to)* largest(x: &Self::Tensor) -> $crate::Result<Vec<$crate::Largest>> }
+    };
     (@prepare $($to:tt)*) => {
         $crate::forward! { @fn $($to)*
             prepare(source: &$crate::WeightSource) -> $crate::Result<Self::Weight> }

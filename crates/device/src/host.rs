@@ -49,3 +49,46 @@ impl HostTensor {
         &mut self.data[i * c..(i + 1) * c]
     }
 }
+
+/// The largest value of a row and where it stands.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Largest {
+    /// Its place; of equal values the first.
+    pub at: usize,
+    /// The value; NaN if the row holds anything but finite numbers, or nothing.
+    pub value: f32,
+}
+
+impl Largest {
+    /// Of one row.
+    pub fn of(row: &[f32]) -> Self {
+        let first = Largest { at: 0, value: row.first().copied().unwrap_or(f32::NAN) };
+        let larger = |best: Self, (at, &value): (usize, &f32)| {
+            if value > best.value { Self { at, value } } else { best }
+        };
+        let best = row.iter().enumerate().fold(first, larger);
+        match row.iter().all(|x| x.is_finite()) {
+            true => best,
+            false => Self { value: f32::NAN, ..best },
+        }
+    }
+
+    /// Of each row.
+    pub fn of_rows(x: &HostTensor) -> Vec<Self> {
+        (0..x.rows()).map(|i| Self::of(x.row(i))).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_equals_the_first_is_the_largest() {
+        assert_eq!(Largest::of(&[1.0, 3.0, 3.0, 2.0]), Largest { at: 1, value: 3.0 });
+        assert_eq!(Largest::of(&[f32::MIN, f32::MIN]), Largest { at: 0, value: f32::MIN });
+        for row in [&[1.0, f32::NAN, 3.0][..], &[f32::INFINITY, 0.0], &[f32::NEG_INFINITY, 0.0], &[]] {
+            assert!(Largest::of(row).value.is_nan(), "{row:?}");
+        }
+    }
+}

@@ -32,7 +32,7 @@ pub use device::{
     Span, dense, qkv, store_rows,
 };
 pub use error::{Error, Result};
-pub use host::HostTensor;
+pub use host::{HostTensor, Largest};
 pub use memory::{Held, MemoryMeter};
 pub use parts::Part;
 pub use record::{Fusion, Kind, Place, Record};

@@ -15,8 +15,8 @@ use crate::device::{compose_dense, compose_qkv};
 use crate::parts::Form;
 use crate::record::{Fusion, Place, Record};
 use crate::{
-    Attention, Dense, Device, Error, HostTensor, KeyValue, Modulation, OpKind, Qkv, Result, WeightSource,
-    flops, forward,
+    Attention, Dense, Device, Error, HostTensor, KeyValue, Largest, Modulation, OpKind, Qkv, Result,
+    WeightSource, flops, forward,
 };
 use tape::{Extra, Outcome, Tape};
 
@@ -237,6 +237,12 @@ impl<D: Device, H: Device> Device for Traced<D, H> {
         let y = self.device.download(x)?;
         self.move_record(OpKind::Download, start, [y.rows(), y.cols()]);
         Ok(y)
+    }
+    fn largest(&self, x: &D::Tensor) -> Result<Vec<Largest>> {
+        let start = Instant::now();
+        let found = self.device.largest(x)?;
+        self.move_record(OpKind::Download, start, [found.len(), 2]);
+        Ok(found)
     }
     fn prepare(&self, source: &WeightSource) -> Result<Self::Weight> {
         let device = match self.device.prepare(source) {

@@ -3,7 +3,7 @@
 //!
 //! Shapes: B robots, N of them still writing, W the language model's width, V tokens to choose from.
 
-use pi0_device::{Dense, Device, HostTensor, Norm, Scope, dense, store_rows};
+use pi0_device::{Dense, Device, HostTensor, Largest, Norm, Scope, dense, store_rows};
 use rand_chacha::ChaCha12Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 
@@ -71,7 +71,7 @@ impl<D: Device> Pi0<D> {
         }
         let (prefix, mut last) = self.read_prompt(batch, &layout)?;
         let mut written = self.nothing_written(batch.len(), limit - 1)?;
-        let mut choose: Vec<Chooser> = (0..batch.len())
+        let mut choosers: Vec<Chooser> = (0..batch.len())
             .map(|row| Chooser::new(answer.config.temperature, options.seed.wrapping_add(row as u64)))
             .collect();
         let mut texts: Vec<Vec<u32>> = vec![Vec::new(); batch.len()];
@@ -83,9 +83,8 @@ impl<D: Device> Pi0<D> {
                     robots.iter().filter_map(|&robot| texts[robot].last().copied()).collect();
                 last = self.read_tokens(&tokens, &robots, &layout, &prefix, &mut written)?;
             }
-            let logits = self.logits(answer, &last)?;
-            for (row, &robot) in robots.iter().enumerate() {
-                texts[robot].push(answer.token(choose[robot].choose(logits.row(row))));
+            for (&robot, chosen) in robots.iter().zip(self.choose(answer, &last, &robots, &mut choosers)?) {
+                texts[robot].push(answer.token(chosen));
             }
             robots.retain(|&robot| texts[robot].last() != Some(&batch[robot].end.unwrap_or(EOS)));
             if robots.is_empty() {
@@ -169,43 +168,61 @@ impl<D: Device> Pi0<D> {
         out.ok_or_else(|| ModelError::Call("the language model is not loaded whole".into()))
     }
 
+    /// The next token of each of `robots`, as its row among the tokens to choose from, behind rows `[N, W]` of the last
+    /// layer.
+    fn choose(
+        &self,
+        answer: &Answer<D>,
+        last: &D::Tensor,
+        robots: &[usize],
+        choosers: &mut [Chooser],
+    ) -> Result<Vec<usize>, ModelError> {
+        if answer.config.temperature > 0.0 {
+            let logits = self.logits(answer, last)?;
+            let rows = robots.iter().enumerate();
+            return Ok(rows.map(|(row, &robot)| choosers[robot].choose(logits.row(row))).collect());
+        }
+        // The likeliest is found where the logits are.
+        let found = self.device().largest(&self.likelihoods(answer, last)?)?;
+        let values: Vec<f32> = found.iter().map(|f| f.value).collect();
+        self.check_finite(&values)?;
+        Ok(found.iter().map(|f| f.at).collect())
+    }
+
     /// How likely each token comes next, `[N, V]`, behind rows `[N, W]` of the last layer.
     pub(crate) fn logits(&self, answer: &Answer<D>, last: &D::Tensor) -> Result<HostTensor, ModelError> {
+        let logits = self.device().download(&self.likelihoods(answer, last)?)?;
+        self.check_finite(&logits.data)?;
+        Ok(logits)
+    }
+
+    fn likelihoods(&self, answer: &Answer<D>, last: &D::Tensor) -> Result<D::Tensor, ModelError> {
         let d = self.device();
         let _scope = Scope::new(d, format_args!("answer"));
         let norm = self.language.norm(d, None);
         let logits = dense(d, &Dense { norm, ..Dense::new(last, &answer.head) })?;
         d.tap("logits", &logits);
-        let logits = d.download(&logits)?;
-        self.check_finite(&logits.data)?;
         Ok(logits)
     }
 }
 
-/// Picks a robot's tokens.
-enum Chooser {
-    /// The likeliest; of equals the first.
-    Greedy,
-    /// By chance, at a temperature.
-    Drawn(f32, Box<ChaCha12Rng>),
+/// Draws a robot's tokens by chance, at a temperature.
+struct Chooser {
+    temperature: f32,
+    rng: ChaCha12Rng,
 }
 
 impl Chooser {
     fn new(temperature: f32, seed: u64) -> Self {
-        match temperature > 0.0 {
-            true => Chooser::Drawn(temperature, Box::new(ChaCha12Rng::seed_from_u64(seed))),
-            false => Chooser::Greedy,
-        }
+        Self { temperature, rng: ChaCha12Rng::seed_from_u64(seed) }
     }
 
     fn choose(&mut self, logits: &[f32]) -> usize {
-        let best = |best: (usize, f32), (i, &x): (usize, &f32)| if x > best.1 { (i, x) } else { best };
-        let (first, most) = logits.iter().enumerate().fold((0, f32::NEG_INFINITY), best);
-        let Chooser::Drawn(temperature, rng) = self else { return first };
-        let weight = |&x: &f32| f64::from((x - most) / *temperature).exp();
+        let Largest { at: first, value: most } = Largest::of(logits);
+        let weight = |&x: &f32| f64::from((x - most) / self.temperature).exp();
         let total: f64 = logits.iter().map(weight).sum();
         // 53 random bits, as many as an f64 has.
-        let mut left = (rng.next_u64() >> 11) as f64 / (1u64 << 53) as f64 * total;
+        let mut left = (self.rng.next_u64() >> 11) as f64 / (1u64 << 53) as f64 * total;
         for (i, x) in logits.iter().enumerate() {
             left -= weight(x);
             if left < 0.0 {
@@ -219,12 +236,6 @@ impl Chooser {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_first_of_equals_is_taken() {
-        assert_eq!(Chooser::new(0.0, 0).choose(&[1.0, 3.0, 3.0, 2.0]), 1);
-        assert_eq!(Chooser::new(0.0, 0).choose(&[f32::MIN, f32::MIN]), 0);
-    }
 
     #[test]
     fn tokens_are_drawn_as_often_as_they_are_likely() {

@@ -285,7 +285,10 @@ impl<D: Device> Device for Rounded<D> {
     type Tensor = D::Tensor;
     type Weight = RoundedWeight<D::Weight>;
 
-    forward! { D.inner: name shape tap enter exit upload download concat_rows slice_rows slice_cols store_rows }
+    forward! { D.inner:
+        name shape tap enter exit upload download largest
+        concat_rows slice_rows slice_cols store_rows
+    }
 
     fn prepare(&self, source: &WeightSource) -> Result<Self::Weight> {
         let (WeightSource::Linear { parts, exact }, Some(format)) = (source, self.format) else {

@@ -193,7 +193,7 @@ impl<D: Device> Device for Audited<D> {
     type Tensor = D::Tensor;
     type Weight = AuditedWeight<D::Weight>;
 
-    forward! { D.inner: name memory preferred shape on_host tap upload download store_rows }
+    forward! { D.inner: name memory preferred shape on_host tap upload download largest store_rows }
 
     fn enter(&self, module: fmt::Arguments<'_>) {
         self.inner.enter(module);
