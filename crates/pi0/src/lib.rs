@@ -8,7 +8,7 @@ pub mod device;
 mod output;
 pub mod policy;
 mod remote;
-mod reopen;
+pub mod reopen;
 mod report;
 pub mod weights;
 

@@ -35,6 +35,7 @@ done
 kernel norm norm
 kernel pointwise pointwise
 kernel embed embed
+kernel largest largest
 kernel rope rope
 kernel attention_32 attention DT=32 DE=1
 kernel attention_64 attention DT=64 DE=1

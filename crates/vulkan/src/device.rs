@@ -8,8 +8,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use pi0_device::{
-    Attention, Dense, Device, HostTensor, KeyValue, MemoryMeter, Modulation, OpKind, Qkv, WeightSource,
-    operands,
+    Attention, Dense, Device, HostTensor, KeyValue, Largest, MemoryMeter, Modulation, OpKind, Qkv,
+    WeightSource, operands,
 };
 
 use crate::error::{Result, VulkanError};
@@ -29,6 +29,9 @@ pub(crate) const NAME: &str = "vulkan";
 
 /// Launches after which a tape is run though nothing was downloaded, so that no submission takes too long.
 const LONGEST_TAPE: usize = 8192;
+
+/// Launches kept for whoever asks: those of any inference.
+const LAUNCHES_KEPT: usize = 1 << 16;
 
 /// Number format of packed weights.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -64,8 +67,9 @@ pub enum Products {
     /// 8 bits to 8 bits; else dot products of 8-bit integers; else f32 multiply-adds. Attention too, unless all is f32.
     #[default]
     Best,
-    /// Dot products for weights in 8 bits, even where the driver emulates them; else f32 multiply-adds.
-    Dots,
+    /// These, of those that the driver has ([`Units::all_of`]), even where it emulates them or has faster ones; f32
+    /// multiply-adds where it does not have them. Attention too, if they are matrices of floats.
+    Only(Units),
     /// f32 multiply-adds.
     MultiplyAdds,
 }
@@ -90,6 +94,9 @@ pub struct VulkanOptions {
     /// Leaves out the barrier of this number in each recording: to prove that the validation layer would see it.
     #[doc(hidden)]
     pub skip_barrier: Option<usize>,
+    /// The submission of this number, from 0, fails as if the driver had given the device up: no software driver does.
+    #[doc(hidden)]
+    pub lose: Option<u64>,
 }
 
 impl Default for VulkanOptions {
@@ -103,6 +110,7 @@ impl Default for VulkanOptions {
             timestamps: false,
             products: Products::Best,
             skip_barrier: None,
+            lose: None,
         }
     }
 }
@@ -124,10 +132,10 @@ pub struct Stats {
     pub arena_bytes: u64,
     /// Pipelines made.
     pub pipelines: usize,
-    /// Host work of the last run: writing the tape, finding its recording (or making it), bringing the uploads, and
+    /// Host work of all runs: writing tapes, finding their recordings (or making them), bringing the uploads, and
     /// submitting. What callers do between operations is not in it.
     pub host: Duration,
-    /// How long the host then waited for the device.
+    /// How long the host waited for the device, in all.
     pub waited: Duration,
 }
 
@@ -138,7 +146,7 @@ pub enum Stage {
     Vision,
     /// Image and prompt tokens through the language model.
     Prefix,
-    /// State, noise and time through the action expert, all steps.
+    /// State, noise and time through the action expert, all steps; of π0-FAST the answer's tokens.
     Denoise,
     /// Anything else.
     #[default]
@@ -183,6 +191,8 @@ pub struct LaunchInfo {
     pub bytes: u64,
     /// Workgroups.
     pub groups: u64,
+    /// Whether it waits at a barrier for what was launched before.
+    pub barrier: bool,
     /// Seconds until it ended since the launch before ended, with [`VulkanOptions::timestamps`].
     pub seconds: Option<f64>,
 }
@@ -212,17 +222,25 @@ pub(crate) struct State {
     pub(crate) angles: Vec<Angles>,
     runs: u64,
     stats: Stats,
-    /// Launches of the last run.
-    last: Vec<LaunchInfo>,
+    /// Launches that nobody asked for yet.
+    launched: Vec<LaunchInfo>,
     /// Modules entered and not left.
     depth: usize,
     /// Time spent writing this tape.
     taping: Duration,
-    /// Of a device that only plans: the arena that its last run would hold.
-    planned: Option<Arc<Region>>,
+    /// Of a device that only plans: the tapes that it would have recorded, by their words, and their arenas.
+    planned: Vec<(Vec<u32>, Arc<Region>)>,
 }
 
 impl State {
+    fn note(&mut self, launches: Vec<LaunchInfo>) {
+        self.launched.extend(launches);
+        // Rarely, since the others move up.
+        if self.launched.len() > 2 * LAUNCHES_KEPT {
+            self.launched.drain(..self.launched.len() - LAUNCHES_KEPT);
+        }
+    }
+
     pub(crate) fn pipeline(&mut self, kernel: Kernel, constants: &[u32]) -> Result<Pipeline> {
         let mut all = [0; 8];
         all[..constants.len()].copy_from_slice(constants);
@@ -233,7 +251,7 @@ impl State {
 impl Vulkan {
     /// Opens a GPU.
     pub fn open(options: VulkanOptions) -> Result<Self> {
-        let gpu = Gpu::open(options.index, options.timeout)?;
+        let gpu = Gpu::open(&options)?;
         let device = Self::new(gpu.info.clone(), Some(gpu.clone()), options)?;
         gpu.instance.complaint()?;
         Ok(device)
@@ -254,27 +272,31 @@ impl Vulkan {
             angles: vec![],
             runs: 0,
             stats: Stats::default(),
-            last: vec![],
+            launched: vec![],
             depth: 0,
             taping: Duration::ZERO,
-            planned: None,
+            planned: vec![],
         };
         let eight = options.format == Format::Int8;
         let units = match options.products {
             Products::Best if eight => Units::of_integers(&info).or(Units::of_floats(&info)),
             Products::Best => Units::of_floats(&info),
-            Products::Dots if eight && info.int8_dot.0 => Some(Units::Dot),
-            Products::Dots | Products::MultiplyAdds => None,
+            Products::Only(units) => Some(units).filter(|u| Units::all_of(&info, eight).contains(u)),
+            Products::MultiplyAdds => None,
         };
-        let rounded = options.products == Products::Best && options.format != Format::F32;
-        let attention = if rounded { Units::of_floats(&info) } else { None };
+        let attention = match options.products {
+            _ if options.format == Format::F32 => None,
+            Products::Best => Units::of_floats(&info),
+            Products::Only(_) if !eight => units,
+            _ => None,
+        };
         let host_tables = AtomicBool::new(false);
         Ok(Self { state: Mutex::new(state), memory, gpu, info, units, attention, options, host_tables })
     }
 
-    /// Launches of the last run, in their order.
+    /// Launches since the last call, in their order, of any number of runs; after very many the oldest are forgotten.
     pub fn launches(&self) -> Vec<LaunchInfo> {
-        self.lock().last.clone()
+        std::mem::take(&mut self.lock().launched)
     }
 
     /// What the GPU offers.
@@ -284,9 +306,18 @@ impl Vulkan {
 
     /// What multiplies the weights that the references do not keep in f32.
     pub fn products(&self) -> Unit {
-        match self.options.format {
-            Format::F32 => Unit::F32,
-            _ => self.units.map_or(Unit::F32, Units::unit),
+        self.units().map_or(Unit::F32, Units::unit)
+    }
+
+    /// The same, with the size of its matrices; none for f32 multiply-adds.
+    pub fn units(&self) -> Option<Units> {
+        self.units.filter(|_| self.options.format != Format::F32)
+    }
+
+    /// How long a submission may take from now on before the device counts as hung.
+    pub fn set_timeout(&self, timeout: Duration) {
+        if let Some(gpu) = &self.gpu {
+            gpu.set_timeout(timeout);
         }
     }
 
@@ -345,10 +376,7 @@ impl Vulkan {
         match &result {
             // What was held was given its place.
             Ok(_) => s.tape.clear(|_| None),
-            Err(e) => {
-                let why = e.to_string();
-                s.tape.clear(|_| Some(Place::Lost(why.clone())));
-            }
+            Err(e) => s.tape.fail(&e.to_string()),
         }
         result
     }
@@ -393,17 +421,18 @@ impl Vulkan {
         };
         recording.used = s.runs;
         recording.submit(&s.tape)?;
-        s.stats.host = s.taping + start.elapsed();
+        s.stats.host += s.taping + start.elapsed();
         let start = Instant::now();
         recording.wait()?;
-        s.stats.waited = start.elapsed();
+        s.stats.waited += start.elapsed();
         gpu.instance.complaint()?;
-        s.last = summary(&s.pipelines, &s.tape);
-        for (launch, seconds) in s.last.iter_mut().zip(recording.times()?) {
+        let mut launches = summary(&s.pipelines, &s.tape, &recording.barriers);
+        for (launch, seconds) in launches.iter_mut().zip(recording.times()?) {
             launch.seconds = Some(seconds);
         }
+        s.note(launches);
         s.stats.launches = recording.launches;
-        s.stats.barriers = recording.barriers;
+        s.stats.barriers = recording.barriers.iter().filter(|b| **b).count();
         s.stats.arena_bytes = recording.arena_bytes;
         for &v in &held {
             let region = recording.region(v).expect("held values have a place").clone();
@@ -421,7 +450,12 @@ impl Vulkan {
     /// What a run would be, without a GPU.
     fn planned(&self, s: &mut State, held: &[u32], target: Option<Target>, again: bool) -> Result<Vec<f32>> {
         let plan = plan(&s.tape, held);
-        let arena = self.memory.take(plan.size)?;
+        let known =
+            s.planned.iter().find(|(words, _)| *words == s.tape.words).map(|(_, arena)| arena.clone());
+        let arena = match &known {
+            Some(arena) => arena.clone(),
+            None => self.memory.take(plan.size)?,
+        };
         for &v in held {
             let value = &s.tape.values[v as usize];
             let region = self.memory.part(&arena, plan.offsets[v as usize], value.bytes);
@@ -429,13 +463,18 @@ impl Vulkan {
                 value.set(Place::Ready(region));
             }
         }
-        s.last = summary(&s.pipelines, &s.tape);
-        s.stats.recorded += 1;
+        let launches = summary(&s.pipelines, &s.tape, &plan.barriers);
+        s.note(launches);
+        match known {
+            Some(_) => s.stats.replayed += 1,
+            None => s.stats.recorded += u64::from(again),
+        }
         s.stats.launches = s.tape.launches.len();
         s.stats.barriers = plan.barriers.iter().filter(|b| **b).count();
         s.stats.arena_bytes = plan.size;
-        if again {
-            s.planned = Some(arena);
+        if again && known.is_none() {
+            s.planned.truncate(self.options.shapes.max(1) - 1);
+            s.planned.insert(0, (s.tape.words.clone(), arena));
         }
         Ok(vec![0.0; target.map_or(0, |t| t.len as usize / 4)])
     }
@@ -448,6 +487,8 @@ impl Vulkan {
         let copy = [ash::vk::BufferCopy { src_offset: region.offset + start, dst_offset: 0, size: len }];
         let done = gpu
             .record(commands, || {
+                // What earlier submissions wrote there is seen.
+                gpu.barrier(commands, false);
                 // SAFETY: the range lies in the region; both buffers live until the copy was waited for.
                 unsafe { gpu.raw.cmd_copy_buffer(commands, region.buffer, to.raw, &copy) };
                 gpu.barrier(commands, true);
@@ -617,12 +658,12 @@ impl fmt::Debug for Vulkan {
 
 impl Drop for Vulkan {
     fn drop(&mut self) {
-        self.lock().tape.clear(|_| Some(Place::Lost("its device was closed".into())));
+        self.lock().tape.fail("its device was closed");
     }
 }
 
-fn summary(pipelines: &Pipelines, tape: &Tape) -> Vec<LaunchInfo> {
-    let info = |l: &Launch| LaunchInfo {
+fn summary(pipelines: &Pipelines, tape: &Tape, barriers: &[bool]) -> Vec<LaunchInfo> {
+    let info = |(l, &barrier): (&Launch, &bool)| LaunchInfo {
         stage: l.stage,
         kernel: pipelines.kernel(l.pipeline).name(),
         unit: pipelines.kernel(l.pipeline).unit(),
@@ -631,8 +672,9 @@ fn summary(pipelines: &Pipelines, tape: &Tape) -> Vec<LaunchInfo> {
         flop: l.flop,
         bytes: l.bytes,
         groups: u64::from(l.groups[0]) * u64::from(l.groups[1]),
+        barrier,
     };
-    tape.launches.iter().map(info).collect()
+    tape.launches.iter().zip(barriers).map(info).collect()
 }
 
 /// What the lookup in a table on the host gives.
@@ -691,6 +733,16 @@ impl Device for Vulkan {
 
     fn download(&self, x: &Tensor) -> pi0_device::Result<HostTensor> {
         Ok(self.read(x)?)
+    }
+
+    fn largest(&self, x: &Tensor) -> pi0_device::Result<Vec<Largest>> {
+        // Places come back as f32, which counts to 2^24.
+        if x.rows == 0 || x.cols == 0 || x.cols > 1 << 24 {
+            return Ok(Largest::of_rows(&self.read(x)?));
+        }
+        let found = self.write(|s| self.largest_values(s, x))?;
+        let found = self.read(&found)?;
+        Ok(found.data.chunks_exact(2).map(|f| Largest { at: f[0] as usize, value: f[1] }).collect())
     }
 
     fn prepare(&self, source: &WeightSource) -> pi0_device::Result<Weight> {
@@ -783,6 +835,11 @@ impl Device for Vulkan {
     fn concat_rows(&self, parts: &[&Tensor]) -> pi0_device::Result<Tensor> {
         operands::concat_rows(parts.iter().map(|p| self.shape(p)))?;
         self.write(|s| self.below_each_other(s, parts))
+    }
+
+    fn store_rows(&self, to: &mut Tensor, at: &[u32], x: &Tensor) -> pi0_device::Result<()> {
+        operands::store_rows(self.shape(to), at, self.shape(x))?;
+        self.write(|s| self.stored(s, to, at, x))
     }
 
     fn slice_rows(&self, x: &Tensor, range: Range<usize>) -> pi0_device::Result<Tensor> {

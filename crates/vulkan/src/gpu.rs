@@ -2,11 +2,12 @@
 
 use std::ffi::c_char;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::time::Duration;
 
 use ash::{khr, vk};
 
+use crate::device::VulkanOptions;
 use crate::error::{Result, VulkanError};
 use crate::info::{BF16_EXTENSION, Bf16Features, GpuInfo};
 use crate::instance::Instance;
@@ -19,7 +20,10 @@ pub(crate) struct Gpu {
     /// The queue's clock, if it has one.
     pub(crate) clock: Option<Clock>,
     queue: vk::Queue,
-    timeout: Duration,
+    /// Nanoseconds that a submission may take.
+    timeout: AtomicU64,
+    /// Submissions until the device is lost on purpose; 0 for never.
+    lose: AtomicU64,
     /// 0 while it works, 1 lost, 2 hung.
     state: AtomicU8,
     pub(crate) instance: Arc<Instance>,
@@ -35,7 +39,8 @@ pub(crate) struct Clock {
 }
 
 impl Gpu {
-    pub(crate) fn open(index: usize, timeout: Duration) -> Result<Arc<Self>> {
+    pub(crate) fn open(options: &VulkanOptions) -> Result<Arc<Self>> {
+        let index = options.index;
         let instance = Instance::new()?;
         let gpus = instance.gpus()?;
         let Some(&gpu) = gpus.get(index) else {
@@ -135,7 +140,8 @@ impl Gpu {
             pool,
             clock,
             queue,
-            timeout,
+            timeout: AtomicU64::new(nanoseconds(options.timeout)),
+            lose: AtomicU64::new(options.lose.map_or(0, |n| n + 1)),
             state: AtomicU8::new(0),
             instance,
         }))
@@ -146,12 +152,20 @@ impl Gpu {
         self.state.load(Ordering::Relaxed) == 2
     }
 
+    fn timeout(&self) -> Duration {
+        Duration::from_nanos(self.timeout.load(Ordering::Relaxed))
+    }
+
+    pub(crate) fn set_timeout(&self, timeout: Duration) {
+        self.timeout.store(nanoseconds(timeout), Ordering::Relaxed);
+    }
+
     /// An error if the device was lost before.
     pub(crate) fn alive(&self) -> Result<()> {
         match self.state.load(Ordering::Relaxed) {
             0 => Ok(()),
             1 => Err(VulkanError::Lost("an earlier call".into())),
-            _ => Err(VulkanError::Hung(self.timeout.as_secs())),
+            _ => Err(VulkanError::Hung(self.timeout().as_secs())),
         }
     }
 
@@ -181,6 +195,11 @@ impl Gpu {
 
     pub(crate) fn submit(&self, commands: vk::CommandBuffer, fence: vk::Fence) -> Result<()> {
         self.alive()?;
+        let lose = self.lose.load(Ordering::Relaxed);
+        self.lose.store(lose.saturating_sub(1), Ordering::Relaxed);
+        if lose == 1 {
+            return Err(self.fallen(VulkanError::call("vkQueueSubmit")(vk::Result::ERROR_DEVICE_LOST)));
+        }
         let buffers = [commands];
         let submits = [vk::SubmitInfo::default().command_buffers(&buffers)];
         // SAFETY: the buffer is recorded and what it names is alive; callers hold the lock of the queue's owner.
@@ -190,11 +209,11 @@ impl Gpu {
 
     /// Waits for a submission, and makes its fence ready for the next.
     pub(crate) fn wait(&self, fence: vk::Fence) -> Result<()> {
-        let nanoseconds = u64::try_from(self.timeout.as_nanos()).unwrap_or(u64::MAX);
+        let nanoseconds = self.timeout.load(Ordering::Relaxed);
         // SAFETY: the fence is this device's.
         match unsafe { self.raw.wait_for_fences(&[fence], true, nanoseconds) } {
             Ok(()) => {}
-            Err(vk::Result::TIMEOUT) => return Err(self.fallen(VulkanError::Hung(self.timeout.as_secs()))),
+            Err(vk::Result::TIMEOUT) => return Err(self.fallen(VulkanError::Hung(self.timeout().as_secs()))),
             Err(e) => return Err(self.fallen(VulkanError::call("vkWaitForFences")(e))),
         }
         // SAFETY: signalled, so no longer in use.
@@ -239,6 +258,10 @@ impl Gpu {
             );
         }
     }
+}
+
+fn nanoseconds(time: Duration) -> u64 {
+    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
 }
 
 impl Drop for Gpu {

@@ -182,7 +182,7 @@ impl fmt::Display for GpuInfo {
         write!(f, "{}, {}, Vulkan {major}.{minor}.{patch}, ", self.name, self.driver)?;
         write!(f, "{:.1} GB", self.memory as f64 / 1e9)?;
         if self.software {
-            write!(f, " of the host (software)")?;
+            write!(f, " of the host: software, no GPU")?;
         }
         match self.subgroup {
             (a, b) if a == b => write!(f, ", subgroups of {a}")?,

@@ -23,6 +23,7 @@ pub(crate) enum Kernel {
     Norm,
     Pointwise,
     Embed,
+    Largest,
     Rope,
     /// By the widest head.
     Attention32,
@@ -36,7 +37,7 @@ pub(crate) enum Kernel {
 
 /// Whatever multiplies faster than f32 multiply-adds, and has kernels for it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(crate) enum Units {
+pub enum Units {
     /// Matrices of f16, 8 x 8 x 8, subgroups of 8.
     F16x8,
     /// Matrices of f16, 16 x 16 x 16, subgroups of 32.
@@ -80,6 +81,15 @@ impl fmt::Display for Unit {
     }
 }
 
+impl fmt::Display for Units {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (self, self.size()) {
+            (Units::Dot, _) => write!(f, "{}", self.unit()),
+            (_, [m, n, k]) => write!(f, "{} {m}x{n}x{k}", self.unit()),
+        }
+    }
+}
+
 impl Units {
     /// For weights of 16 bits, the best first: bf16 has range enough.
     const FLOATS: [Units; 3] = [Units::Bf16x16, Units::F16x16, Units::F16x8];
@@ -104,7 +114,15 @@ impl Units {
         }
     }
 
-    pub(crate) fn unit(self) -> Unit {
+    /// Everything that a GPU has for weights of 8 bits, or of 16: dot products first, then matrices, the best first.
+    pub fn all_of(info: &GpuInfo, eight: bool) -> Vec<Self> {
+        let dot = (eight && info.int8_dot.0).then_some(Units::Dot);
+        let matrices = if eight { Units::INTEGERS } else { Units::FLOATS };
+        dot.into_iter().chain(matrices.into_iter().filter(|u| u.fits(info))).collect()
+    }
+
+    /// The numbers that go into its products.
+    pub fn unit(self) -> Unit {
         match self {
             Units::F16x8 | Units::F16x16 => Unit::F16,
             Units::Bf16x16 => Unit::Bf16,
@@ -168,6 +186,7 @@ impl Kernel {
             Kernel::Norm => (spv!("norm"), 5, 8),
             Kernel::Pointwise => (spv!("pointwise"), 5, 12),
             Kernel::Embed => (spv!("embed"), 3, 3),
+            Kernel::Largest => (spv!("largest"), 2, 4),
             Kernel::Rope => (spv!("rope"), 4, 5),
             Kernel::Attention32 => (spv!("attention_32"), 9, 20),
             Kernel::Attention64 => (spv!("attention_64"), 9, 20),
@@ -192,6 +211,7 @@ impl Kernel {
             Kernel::Norm => "norm",
             Kernel::Pointwise => "pointwise",
             Kernel::Embed => "embed",
+            Kernel::Largest => "largest",
             Kernel::Rope => "rope",
             Kernel::Attention32 | Kernel::Attention64 | Kernel::Attention128 | Kernel::Attention256 => {
                 "attention"

@@ -27,6 +27,6 @@ mod weight;
 pub use device::{Format, LaunchInfo, Products, Stage, Stats, Vulkan, VulkanOptions};
 pub use error::VulkanError;
 pub use info::{GpuInfo, MatrixShape, list};
-pub use kernels::Unit;
+pub use kernels::{Unit, Units};
 pub use tensor::Tensor;
 pub use weight::Weight;

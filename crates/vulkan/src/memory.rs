@@ -1,7 +1,7 @@
 //! Device memory in blocks, handed out in regions; and memory that the host writes and reads.
 
 use std::fmt;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use ash::vk;
@@ -138,7 +138,24 @@ pub(crate) struct Region {
     pub(crate) buffer: vk::Buffer,
     pub(crate) offset: u64,
     pub(crate) size: u64,
+    /// Recordings that name it: they keep its memory, and read it only when asked to by somebody who holds it.
+    keepers: AtomicUsize,
     owner: Owner,
+}
+
+impl Region {
+    pub(crate) fn keep(&self) {
+        self.keepers.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn let_go(&self) {
+        self.keepers.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    /// Whether nobody but `one` and recordings that keep it holds it.
+    pub(crate) fn is_free(one: &Arc<Self>) -> bool {
+        Arc::strong_count(one) == 1 + one.keepers.load(Ordering::Relaxed)
+    }
 }
 
 enum Owner {
@@ -256,14 +273,15 @@ impl Memory {
         }
         let owner = Owner::Memory { memory: self.clone(), block: block.id };
         let buffer = block.buffer.as_ref().map_or(vk::Buffer::null(), |b| b.raw);
-        Arc::new(Region { id: self.id(), buffer, offset, size, owner })
+        Arc::new(Region { id: self.id(), buffer, offset, size, keepers: AtomicUsize::new(0), owner })
     }
 
     /// A part of a region.
     pub(crate) fn part(&self, whole: &Arc<Region>, offset: u64, size: u64) -> Arc<Region> {
         debug_assert!(offset + size <= whole.size);
         let owner = Owner::Region(whole.clone());
-        Arc::new(Region { id: self.id(), buffer: whole.buffer, offset: whole.offset + offset, size, owner })
+        let (id, offset) = (self.id(), whole.offset + offset);
+        Arc::new(Region { id, buffer: whole.buffer, offset, size, keepers: AtomicUsize::new(0), owner })
     }
 
     fn free(&self, block: u64, offset: u64, size: u64) {

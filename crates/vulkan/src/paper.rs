@@ -63,7 +63,7 @@ impl Chip {
             bf16: true,
             share: [0.55, 0.80],
             launch: NVIDIA_LAUNCH,
-            source: "NVIDIA, Ada GPU architecture white paper",
+            source: "NVIDIA, Ada GPU architecture white paper: FP16 with FP32 accumulate and INT8, both dense",
         },
         Chip {
             key: "rtx-5090",
@@ -77,7 +77,7 @@ impl Chip {
             bf16: true,
             share: [0.55, 0.80],
             launch: NVIDIA_LAUNCH,
-            source: "NVIDIA, RTX Blackwell GPU architecture white paper",
+            source: "NVIDIA, RTX Blackwell GPU architecture white paper: FP16 with FP32 accumulate and INT8, both dense",
         },
         Chip {
             key: "h100",
@@ -92,7 +92,7 @@ impl Chip {
             // Vulkan's matrices reach the older of Hopper's two kinds of matrix instructions.
             share: [0.30, 0.45],
             launch: NVIDIA_LAUNCH,
-            source: "NVIDIA, H100 data sheet (without sparsity)",
+            source: "NVIDIA, Hopper architecture white paper and H100 data sheet, without sparsity",
         },
         Chip {
             key: "agx-orin",
@@ -107,7 +107,7 @@ impl Chip {
             bf16: false,
             share: [0.60, 0.75],
             launch: [3.0, 1.5],
-            source: "NVIDIA, Jetson AGX Orin technical brief (without sparsity)",
+            source: "NVIDIA, Jetson AGX Orin series technical brief: 170 sparse INT8 TOPS, so 85 dense, and f16 half of it",
         },
         Chip {
             key: "rx-9070-xt",
@@ -121,7 +121,7 @@ impl Chip {
             bf16: true,
             share: [0.60, 0.80],
             launch: AMD_LAUNCH,
-            source: "AMD, Radeon RX 9070 XT product page",
+            source: "AMD, Radeon RX 9070 XT specifications: matrix FP16 and INT8, dense",
         },
     ];
 
@@ -312,6 +312,7 @@ mod tests {
             flop,
             bytes,
             groups,
+            barrier: true,
             seconds: None,
         }
     }
@@ -331,6 +332,33 @@ mod tests {
         // Half as many workgroups as processors take twice the time.
         let half = chip.estimate(&[launch(flop.0, 0, 64)]).lines[0].seconds[1];
         assert!((half - 2.0 * 0.010 / 0.8).abs() < 1e-6, "{half}");
+    }
+
+    /// The makers also say what the rates are made of: processors, clocks and work a cycle; wires and bits a second.
+    #[test]
+    fn rates_are_those_of_the_chips_parts() {
+        // GHz for f32 and for matrices; multiply-adds a cycle and processor in f32, of matrices in f16, in int8; bits of
+        // the memory's bus and Gbit/s of each.
+        let parts = [
+            ("rtx-4090", [2.52, 2.52], [128.0, 256.0, 1024.0], [384.0, 21.0]),
+            ("rtx-5090", [2.407, 2.407], [128.0, 256.0, 1024.0], [512.0, 28.0]),
+            ("h100", [1.98, 1.83], [128.0, 2048.0, 4096.0], [5120.0, 5.23]),
+            ("agx-orin", [1.3, 1.3], [128.0, 1024.0, 2048.0], [256.0, 6.4]),
+            ("rx-9070-xt", [2.97, 2.97], [128.0, 512.0, 1024.0], [256.0, 20.0]),
+        ];
+        assert_eq!(parts.len(), Chip::ALL.len());
+        for (key, [clock, matrix_clock], [f32, f16, int8], [bits, rate]) in parts {
+            let chip = Chip::find(key).unwrap();
+            let all = |clock: f64, each: f64| 2.0 * each * chip.processors as f64 * clock / 1e3;
+            for (published, made) in [
+                (chip.f32, all(clock, f32)),
+                (chip.matrix, all(matrix_clock, f16)),
+                (chip.int8, all(matrix_clock, int8)),
+                (chip.bandwidth, bits * rate / 8.0),
+            ] {
+                assert!((published / made - 1.0).abs() < 5e-3, "{key}: {published} and {made}");
+            }
+        }
     }
 
     #[test]

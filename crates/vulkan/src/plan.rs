@@ -99,24 +99,45 @@ fn give_back(free: &mut Vec<(u64, u64)>, offset: u64, size: u64) {
     }
 }
 
-/// Ranges of the arena that were touched since the last barrier. What lies outside of it is only read.
+/// A range of the arena, or a region outside of it.
+#[derive(Debug, Clone, Copy)]
+enum Area {
+    Arena(u64, u64),
+    Outer(u32),
+}
+
+/// Areas that were touched since the last barrier.
 #[derive(Default)]
-struct Touched(Vec<(u64, u64)>);
+struct Touched(Vec<Area>);
 
 impl Touched {
-    fn meets(&self, range: (u64, u64)) -> bool {
-        self.0.iter().any(|r| r.0 < range.1 && range.0 < r.1)
+    fn meets(&self, area: Area) -> bool {
+        self.0.iter().any(|&a| match (a, area) {
+            (Area::Arena(a0, a1), Area::Arena(b0, b1)) => a0 < b1 && b0 < a1,
+            // Regions do not overlap: each is a weight, or a value that a tape left.
+            (Area::Outer(a), Area::Outer(b)) => a == b,
+            _ => false,
+        })
     }
 }
 
 fn barriers(tape: &Tape, offsets: &[u64]) -> Vec<bool> {
     let (mut read, mut written) = (Touched::default(), Touched::default());
+    // Most of what lies outside of the arena is only read.
+    let mut changed = vec![false; tape.outer.len()];
+    for l in &tape.launches {
+        for o in &l.operands[l.count - l.written..l.count] {
+            if let Operand::Outer(o) = *o {
+                changed[o as usize] = true;
+            }
+        }
+    }
     let range = |o: &Operand| match *o {
         Operand::Value(v) => {
             let at = offsets[v as usize];
-            Some((at, at + padded(tape.values[v as usize].bytes)))
+            Some(Area::Arena(at, at + padded(tape.values[v as usize].bytes)))
         }
-        Operand::Outer(_) => None,
+        Operand::Outer(o) => changed[o as usize].then_some(Area::Outer(o)),
     };
     let needs = |l: &Launch| {
         let (reads, writes) = l.operands[..l.count].split_at(l.count - l.written);
@@ -185,6 +206,34 @@ mod tests {
         ends.sort();
         assert!(ends.windows(2).all(|w| w[0].1 <= w[1].0), "{ends:?}");
         assert_eq!(plan.barriers, [false, true, false]);
+    }
+
+    /// What launches change outside of the arena, such as a cache of keys, is guarded as what they write inside.
+    #[test]
+    fn what_is_changed_in_place_is_waited_for() {
+        let memory = crate::memory::Memory::new(None, 1 << 30);
+        let ready =
+            || crate::tensor::Value::new(1000, crate::tensor::Place::Ready(memory.take(1000).unwrap()));
+        let (cache, weight) = (ready(), ready());
+        let mut tape = Tape::default();
+        // Held, so that none takes another's place.
+        let mut results = vec![];
+        let mut launch = |read: &[&crate::tensor::Value], written: Option<&crate::tensor::Value>| {
+            let own = tape.value(1000);
+            let mut b = Builder::new(&mut tape, Pipeline(0), [1, 1]);
+            for v in read {
+                b = b.reads_value(v).unwrap();
+            }
+            b.writes(written.unwrap_or(&own)).unwrap().launch();
+            results.push(own);
+        };
+        launch(&[&cache, &weight], None);
+        launch(&[&weight], Some(&cache));
+        launch(&[&weight], None);
+        launch(&[&cache], None);
+        launch(&[&cache], None);
+        let held = tape.seal(None);
+        assert_eq!(plan(&tape, &held).barriers, [false, true, false, true, false]);
     }
 
     #[test]

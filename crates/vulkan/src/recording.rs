@@ -26,11 +26,12 @@ pub(crate) struct Recording {
     /// Bytes of activations.
     pub(crate) arena_bytes: u64,
     pub(crate) launches: usize,
-    pub(crate) barriers: usize,
+    /// Before which launches a barrier stands.
+    pub(crate) barriers: Vec<bool>,
     /// When it last ran, for forgetting the oldest.
     pub(crate) used: u64,
     _arena: Arc<Region>,
-    _outer: Vec<Arc<Region>>,
+    outer: Vec<Arc<Region>>,
     gpu: Arc<Gpu>,
 }
 
@@ -83,10 +84,10 @@ impl Recording {
             clock: None,
             arena_bytes: plan.size,
             launches: tape.launches.len(),
-            barriers: plan.barriers.iter().filter(|b| **b).count(),
+            barriers: plan.barriers.clone(),
             used: 0,
             _arena: arena.clone(),
-            _outer: tape.outer.clone(),
+            outer: tape.outer.iter().inspect(|region| region.keep()).cloned().collect(),
             gpu: gpu.clone(),
         };
         recording.fence = gpu.fence()?;
@@ -108,7 +109,7 @@ impl Recording {
 
     /// Whether this is the work of these words, and nothing holds what its last run left.
     pub(crate) fn fits(&self, words: &[u32]) -> bool {
-        self.words == words && self.held.iter().all(|(_, region)| Arc::strong_count(region) == 1)
+        self.words == words && self.held.iter().all(|(_, region)| Region::is_free(region))
     }
 
     /// Begins to run it with the tape's uploads.
@@ -248,9 +249,10 @@ impl Recording {
             if !copies.is_empty() {
                 // SAFETY: the ranges lie in both buffers, which live as long as this recording.
                 unsafe { raw.cmd_copy_buffer(commands, uploads.raw, arena.buffer, &copies) };
-                self.gpu.barrier(commands, false);
             }
         }
+        // The uploads are seen, and what earlier submissions wrote.
+        self.gpu.barrier(commands, false);
         note(0);
         let mut barriers = 0;
         let mut bound = u32::MAX;
@@ -298,6 +300,7 @@ impl Recording {
 
 impl Drop for Recording {
     fn drop(&mut self) {
+        self.outer.iter().for_each(|region| region.let_go());
         if self.gpu.abandoned() {
             return;
         }

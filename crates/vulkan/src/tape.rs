@@ -72,14 +72,30 @@ pub(crate) struct Tape {
     pub(crate) words: Vec<u32>,
     /// The part of an inference that launches belong to from here on; no part of the words.
     pub(crate) stage: Stage,
+    /// Values in memory that launches of this tape change.
+    changed: Vec<Weak<Value>>,
     /// Small integers that were uploaded already, such as positions: the same in every layer.
     small: Vec<(u32, Arc<Value>)>,
 }
 
 impl Tape {
+    /// Notes that a launch changes a value, which may have been there before.
+    pub(crate) fn changes(&mut self, value: &Arc<Value>) {
+        self.changed.push(Arc::downgrade(value));
+    }
+
+    /// Empties a tape that failed: what it was to compute or change is lost to whatever still holds it.
+    pub(crate) fn fail(&mut self, why: &str) {
+        for value in self.changed.drain(..).filter_map(|v| v.upgrade()) {
+            value.set(Place::Lost(why.into()));
+        }
+        self.clear(|_| Some(Place::Lost(why.into())));
+    }
+
     /// Empties the tape; values that something still holds become `place`.
     pub(crate) fn clear(&mut self, place: impl Fn(u32) -> Option<Place>) {
         self.small.clear();
+        self.changed.clear();
         for (i, v) in self.values.drain(..).enumerate() {
             if let (Some(value), Some(place)) = (v.handle.upgrade(), place(i as u32)) {
                 value.set(place);

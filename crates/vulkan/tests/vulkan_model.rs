@@ -1,8 +1,9 @@
 //! Whole networks against the references' own results.
 
 mod common;
-
-use std::path::{Path, PathBuf};
+#[allow(dead_code)] // not all of it is wanted here
+#[path = "../../model/tests/runs/mod.rs"]
+mod runs;
 
 use pi0_device::{Bound, Device, compare};
 use pi0_model::golden::{read_inputs, read_tensors};
@@ -13,14 +14,6 @@ const ACTIONS: Bound = Bound { pcc: 0.999_999, relative_l2: 1e-5, max_abs: f64::
 /// With operands of products rounded to f16.
 const ROUNDED: Bound = Bound { pcc: 0.9999, relative_l2: 1e-2, max_abs: f64::INFINITY };
 
-fn repository(path: &str) -> PathBuf {
-    // Elsewhere than it was built: scripts/gpu-check.sh.
-    match std::env::var_os("PI0_REPOSITORY") {
-        Some(root) => Path::new(&root).join(path),
-        None => Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").join(path),
-    }
-}
-
 /// Runs the network in `weights` on a run of `case`, twice, with products in f32 and on matrices.
 fn end_to_end(weights: &str, case: &str, run: &str) {
     for (device, _) in common::open_all(pi0_vulkan::Format::Stored) {
@@ -30,11 +23,12 @@ fn end_to_end(weights: &str, case: &str, run: &str) {
 
 fn on(device: &pi0_vulkan::Vulkan, weights: &str, case: &str, run: &str) {
     let bound = if device.products() == pi0_vulkan::Unit::F32 { ACTIONS } else { ROUNDED };
-    let checkpoint = Checkpoint::open(&repository(weights)).unwrap();
+    let checkpoint = Checkpoint::open(&runs::repository().join(weights)).unwrap();
     let model = Pi0::load(device, checkpoint, Extent::Cache, &|_| ()).unwrap();
-    let batch = read_inputs(&repository(case).join(format!("{run}.inputs.safetensors"))).unwrap();
-    let want =
-        &read_tensors(&repository(case).join(format!("{run}.outputs.safetensors"))).unwrap()["actions"];
+    let batch =
+        read_inputs(&runs::repository().join(case).join(format!("{run}.inputs.safetensors"))).unwrap();
+    let want = &read_tensors(&runs::repository().join(case).join(format!("{run}.outputs.safetensors")))
+        .unwrap()["actions"];
     let start = std::time::Instant::now();
     let actions = model.sample_actions(&batch, &SampleOptions::default()).unwrap();
     let first = start.elapsed();

@@ -4,8 +4,8 @@ mod common;
 
 use common::{BF16, F32, Numbers, Work, agree, open, open_all, put};
 use pi0_device::{
-    Activation, Attention, Dense, Device, HostTensor, KeyValue, Keys, Modulation, Norm, NormKind, Qkv,
-    Result, Span, TensorSource, WeightSource,
+    Activation, Attention, Dense, Device, HostTensor, KeyValue, Keys, Largest, Modulation, Norm, NormKind,
+    Qkv, Result, Span, TensorSource, WeightSource,
 };
 use pi0_vulkan::Format;
 
@@ -402,4 +402,88 @@ fn far_positions_bring_their_own_angles() {
         }
     }
     agree("far positions", &device, &Far(Numbers(9).host(3, 16)), F32);
+}
+
+/// Rows stored where they lie: on a tape and after it ran, and never into what somebody else still holds.
+struct Store {
+    to: HostTensor,
+    x: HostTensor,
+    at: Vec<u32>,
+    /// Downloads between the steps, so that they stand on tapes of their own.
+    apart: bool,
+}
+
+impl Work for Store {
+    fn run<D: Device>(&self, d: &D) -> Result<Vec<D::Tensor>> {
+        let pause = |t: &D::Tensor| if self.apart { d.download(t).map(drop) } else { Ok(()) };
+        let mut to = put(d, &self.to);
+        pause(&to)?;
+        // What read before the rows changed sees the old ones, what reads after it the new ones.
+        let before = d.gelu(&to)?;
+        let x = put(d, &self.x);
+        pause(&before)?;
+        pi0_device::store_rows(d, &mut to, &self.at, &x)?;
+        let after = d.gelu(&to)?;
+        pause(&after)?;
+        // Held twice: the other one keeps its rows.
+        let held = to.clone();
+        let twice = d.add(&x, &x)?;
+        pi0_device::store_rows(d, &mut to, &self.at, &twice)?;
+        pause(&to)?;
+        // A part of itself, as columns of a wider matrix.
+        let wide = put(d, &self.to);
+        let mut part = d.slice_cols(&wide, 0..self.to.cols())?;
+        pi0_device::store_rows(d, &mut part, &self.at, &d.slice_rows(&wide, 0..self.at.len())?)?;
+        pi0_device::store_rows(d, &mut part, &[], &d.slice_rows(&wide, 0..0)?)?;
+        Ok(vec![before, after, held, to, part, wide])
+    }
+}
+
+#[test]
+fn rows_are_stored_in_their_places() {
+    let Some(device) = open() else { return };
+    let mut n = Numbers(12);
+    for apart in [false, true] {
+        for (rows, cols, at) in
+            [(1, 1, vec![0]), (7, 33, vec![0, 3, 6]), (300, 65, (0..300).step_by(7).collect())]
+        {
+            let x = n.host(at.len(), cols);
+            let work = Store { to: n.host(rows, cols), x, at, apart };
+            agree(&format!("{rows} x {cols}, apart {apart}"), &device, &work, F32);
+        }
+    }
+    let (mut to, x) = (put(&device, &n.host(4, 3)), put(&device, &n.host(2, 3)));
+    for at in [&[0, 4][..], &[1, 0], &[1]] {
+        assert!(device.store_rows(&mut to, at, &x).is_err(), "{at:?}");
+    }
+}
+
+#[test]
+fn the_largest_of_each_row_is_found_on_the_device() {
+    let Some(device) = open() else { return };
+    let mut n = Numbers(13);
+    for (rows, cols) in [(1, 1), (3, 2), (1, 255), (2, 256), (5, 257), (2, 70_001)] {
+        let x = n.host(rows, cols);
+        let y = put(&device, &x);
+        assert_eq!(device.largest(&y).unwrap(), Largest::of_rows(&x), "{rows} x {cols}");
+        if cols > 2 {
+            let part = device.slice_cols(&y, 1..cols).unwrap();
+            let rows: Vec<_> = (0..rows).map(|i| Largest::of(&x.row(i)[1..])).collect();
+            assert_eq!(device.largest(&part).unwrap(), rows);
+        }
+    }
+    // Of equals the first, whichever threads see them.
+    for places in [[700, 3], [3, 700], [256, 512], [0, 999]] {
+        let mut row = vec![-1.0; 1000];
+        places.iter().for_each(|&at| row[at] = 2.5);
+        let found = device.largest(&put(&device, &HostTensor::new([1, 1000], row))).unwrap();
+        assert_eq!(found, [Largest { at: places[0].min(places[1]), value: 2.5 }]);
+    }
+    for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+        let mut x = n.host(2, 600);
+        x.data[599] = bad;
+        let found = device.largest(&put(&device, &x)).unwrap();
+        assert!(found[0].value.is_nan() && found[1] == Largest::of(x.row(1)), "{bad}: {found:?}");
+    }
+    assert!(device.largest(&put(&device, &HostTensor::new([0, 5], vec![]))).unwrap().is_empty());
 }

@@ -32,7 +32,7 @@ struct Found {
 }
 
 /// Something that was looked for.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize)]
 struct Look {
     what: String,
     found: bool,
@@ -70,11 +70,14 @@ pub fn run(args: &Args) -> Result<()> {
 fn find(kind: DeviceKind) -> Vec<Found> {
     let found = |name: String, available, detail, checks| Found { name, available, detail, checks };
     if let DeviceKind::Vulkan(_) = kind {
+        let hidden = || hidden_gpus(Path::new("/"), &|name| std::env::var(name).ok());
         return match pi0_vulkan::list() {
-            Err(e) => vec![found(kind.to_string(), false, e.to_string(), vec![])],
+            Err(e) => vec![found(kind.to_string(), false, e.to_string(), hidden())],
             Ok(list) => {
+                let hidden = if list.iter().all(|g| g.software) { hidden() } else { vec![] };
                 let gpu = |(n, g): (usize, &pi0_vulkan::GpuInfo)| {
-                    found(format!("vulkan:{n}"), true, g.to_string(), graphics(g))
+                    let checks = graphics(g).into_iter().chain(hidden.iter().cloned()).collect();
+                    found(format!("vulkan:{n}"), true, g.to_string(), checks)
                 };
                 list.iter().enumerate().map(gpu).collect()
             }
@@ -106,9 +109,54 @@ fn graphics(g: &pi0_vulkan::GpuInfo) -> Vec<Look> {
         look(
             "a GPU",
             !g.software,
-            if g.software { "this is software: right, and slow" } else { "not software" },
+            if g.software { "this is software, no GPU: right, and slow" } else { "not software" },
         ),
     ]
+}
+
+/// Where Vulkan shows no GPU, or only software: signs of one that it does not see, and what hides it. `root` is the root of
+/// the file system.
+fn hidden_gpus(root: &Path, variable: &dyn Fn(&str) -> Option<String>) -> Vec<Look> {
+    let is_there = |path: &str| root.join(path.trim_start_matches('/')).exists();
+    let mut looks = vec![];
+    let capabilities = variable("NVIDIA_DRIVER_CAPABILITIES");
+    if is_there("/dev/nvidiactl") {
+        let graphics = |list: &String| list.split(',').any(|c| matches!(c.trim(), "all" | "graphics"));
+        let advice = match &capabilities {
+            Some(list) if !graphics(list) => format!(
+                "a GPU of NVIDIA's, but this container has only its capabilities {list}: start it with \
+                 NVIDIA_DRIVER_CAPABILITIES=all, or add graphics"
+            ),
+            _ => "a GPU of NVIDIA's that Vulkan does not see: install the Vulkan part of its driver (libnvidia-gl); a \
+                  container needs the graphics capability (NVIDIA_DRIVER_CAPABILITIES=all)"
+                .into(),
+        };
+        looks.push(look("/dev/nvidiactl", true, advice));
+    }
+    if is_there("/dev/dri/renderD128") {
+        let advice = "a GPU that Vulkan does not see: install its driver (mesa-vulkan-drivers for AMD and Intel), and let \
+                      this user open it (group render)";
+        looks.push(look("/dev/dri/renderD128", true, advice));
+    }
+    for name in ["VK_DRIVER_FILES", "VK_ICD_FILENAMES"] {
+        let Some(list) = variable(name).filter(|list| !list.is_empty()) else { continue };
+        // Relative names are found from where the program runs, which is no part of a test's root.
+        let missing: Vec<_> =
+            list.split(':').filter(|file| file.starts_with('/') && !is_there(file)).collect();
+        let advice = match missing.as_slice() {
+            [] => format!("{list}: no other driver is looked for; unset it to see them"),
+            missing => format!("there is no {}; unset it, or name the driver's file", missing.join(", ")),
+        };
+        looks.push(look(&format!("variable {name}"), missing.is_empty(), advice));
+    }
+    if looks.is_empty() {
+        looks.push(look(
+            "a GPU's device file",
+            false,
+            "neither /dev/nvidiactl nor /dev/dri/renderD128 is there",
+        ));
+    }
+    looks
 }
 
 fn look(what: &str, found: bool, detail: impl Into<String>) -> Look {
@@ -169,4 +217,38 @@ fn tenstorrent() -> Vec<Look> {
     };
     checks.push(look("/dev/tenstorrent/0", card.exists(), detail));
     checks
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_hides_a_gpu_is_named() {
+        let root = tempfile::tempdir().unwrap();
+        let looks = |variables: &[(&str, &str)]| {
+            let variable = |name: &str| Some(variables.iter().find(|v| v.0 == name)?.1.to_string());
+            hidden_gpus(root.path(), &variable)
+        };
+        let says = |looks: &[Look], words: &[&str]| {
+            for word in words {
+                assert!(looks.iter().any(|l| l.detail.contains(word)), "{word}: {looks:?}");
+            }
+        };
+        says(&looks(&[]), &["neither /dev/nvidiactl"]);
+        let missing = looks(&[("VK_DRIVER_FILES", "/etc/none.json")]);
+        assert!(!missing[0].found);
+        says(&missing, &["there is no /etc/none.json"]);
+        std::fs::create_dir_all(root.path().join("dev/dri")).unwrap();
+        for device in ["dev/nvidiactl", "dev/dri/renderD128", "dev/dri/driver.json"] {
+            std::fs::write(root.path().join(device), "").unwrap();
+        }
+        says(
+            &looks(&[("VK_ICD_FILENAMES", "/dev/dri/driver.json")]),
+            &["no other driver", "libnvidia-gl", "group render"],
+        );
+        let capabilities = |list| looks(&[("NVIDIA_DRIVER_CAPABILITIES", list)]);
+        says(&capabilities("compute,utility"), &["only its capabilities compute,utility"]);
+        says(&capabilities("compute,graphics,utility"), &["libnvidia-gl"]);
+    }
 }

@@ -17,6 +17,7 @@ use crate::weight::Table;
 const SUM: u32 = 3;
 const GATED: u32 = 4;
 const COPY: u32 = 5;
+const SCATTER: u32 = 6;
 
 impl Vulkan {
     /// GELU, SiLU or GEGLU.
@@ -81,6 +82,47 @@ impl Vulkan {
             row += x.rows;
         }
         Ok(z)
+    }
+
+    /// Row `i` of `x` in the place of row `at[i]` of `to`: where it lies, if nothing else holds those values.
+    pub(crate) fn stored(&self, s: &mut State, to: &mut Tensor, at: &[u32], x: &Tensor) -> Result<()> {
+        let (rows, cols) = (x.rows, x.cols);
+        if rows * cols == 0 {
+            return Ok(());
+        }
+        if Arc::strong_count(&to.value) > 1 {
+            *to = self.below_each_other(s, &[&*to])?;
+        }
+        let picked = s.tape.integers(at);
+        let pipeline = s.pipeline(Kernel::Pointwise, &[SCATTER])?;
+        let words = [rows, cols, x.offset, x.stride, 0, 0, 1, 0, 0, to.offset, to.stride].map(|v| v as u32);
+        Builder::new(&mut s.tape, pipeline, folded((rows * cols).div_ceil(EACH)))
+            .reads(x)?
+            .nothing()
+            .nothing()
+            .reads_value(&picked)?
+            .writes(&to.value)?
+            .push(&words)
+            .push(&[0])
+            .shape([rows, cols, 0])
+            .moved(2 * 4 * (rows * cols) as u64)
+            .launch();
+        s.tape.changes(&to.value);
+        Ok(())
+    }
+
+    /// Of each row the place of its largest value, the first of equals, and that value: `[rows, 2]`.
+    pub(crate) fn largest_values(&self, s: &mut State, x: &Tensor) -> Result<Tensor> {
+        let y = self.tensor(s, x.rows, 2)?;
+        let pipeline = s.pipeline(Kernel::Largest, &[])?;
+        Builder::new(&mut s.tape, pipeline, folded(x.rows))
+            .reads(x)?
+            .writes(&y.value)?
+            .push(&[x.rows, x.cols, x.offset, x.stride].map(|v| v as u32))
+            .shape([x.rows, x.cols, 0])
+            .flop((x.rows * x.cols) as u64)
+            .launch();
+        Ok(y)
     }
 
     #[allow(clippy::too_many_arguments)]

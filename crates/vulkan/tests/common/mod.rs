@@ -3,7 +3,7 @@
 
 pub use pi0_device::Bound;
 use pi0_device::{Device, HostTensor, LinearPart, NormKind, Reference, TensorSource, WeightSource, compare};
-use pi0_vulkan::{Format, Products, Unit, Vulkan, VulkanError, VulkanOptions};
+use pi0_vulkan::{Format, Products, Unit, Units, Vulkan, VulkanError, VulkanOptions};
 
 /// Kernels in f32 differ from the reference by the rounding of f32 sums.
 pub const F32: Bound = Bound { pcc: 0.999_999, relative_l2: 2e-6, max_abs: 2e-4 };
@@ -28,43 +28,50 @@ pub fn open_with(options: VulkanOptions) -> Option<Vulkan> {
 /// Operands of products rounded to 11 bits of precision: each product is off by up to 2^-11, and the errors average out.
 pub const F16: Bound = Bound { pcc: 0.999_999, relative_l2: 1e-3, max_abs: 0.02 };
 
+/// Operands of products rounded to bf16, 8 bits of precision: eight times as far off.
+pub const ROUNDED: Bound = Bound { pcc: 0.999_95, relative_l2: 8e-3, max_abs: 0.16 };
+
 /// Products in f32.
 pub fn open() -> Option<Vulkan> {
     open_with(VulkanOptions { products: Products::MultiplyAdds, ..Default::default() })
 }
 
-/// Everything that products can run on here: f32 multiply-adds first, then dot products and cooperative matrices where
-/// the format and the driver have them; each with how far products may be off.
+/// Everything that products can run on here: f32 multiply-adds first, then dot products and cooperative matrices where the
+/// format and the driver have them, also those that the device would not choose; each with how far products may be off.
 pub fn open_all(format: Format) -> Vec<(Vulkan, Bound)> {
-    let mut devices: Vec<(Vulkan, Bound)> = vec![];
-    for products in [Products::MultiplyAdds, Products::Dots, Products::Best] {
-        let Some(device) = open_with(VulkanOptions { products, format, ..Default::default() }) else {
-            return devices;
-        };
-        if devices.iter().any(|(d, _)| d.products() == device.products()) {
-            continue;
-        }
-        let bound = match (format, device.products()) {
-            (Format::Int8, _) => INT8,
-            (Format::F32, _) | (_, Unit::F32) => F32,
-            _ => F16,
-        };
-        devices.push((device, bound));
-    }
+    let options = |products| VulkanOptions { products, format, ..Default::default() };
+    let Some(first) = open_with(options(Products::MultiplyAdds)) else { return vec![] };
+    let units = match format {
+        Format::F32 => vec![],
+        _ => Units::all_of(first.info(), format == Format::Int8),
+    };
+    let others = units.iter().filter_map(|&u| open_with(options(Products::Only(u))));
+    let devices: Vec<Vulkan> = [first].into_iter().chain(others).collect();
     let wanted = match format {
         Format::F32 => 1,
         Format::Int8 => 3,
         Format::Stored | Format::Bf16 => 2,
     };
     if devices.len() < wanted {
-        let complaint = format!("{:?} has not all that products can run on", devices[0].0);
+        let complaint = format!("{:?} has not all that products can run on", devices[0]);
         assert!(
             std::env::var_os("PI0_REQUIRE_MATRICES").is_none(),
             "PI0_REQUIRE_MATRICES is set, and {complaint}"
         );
         eprintln!("skipped in part: {complaint}");
     }
-    devices
+    let bound = |device: &Vulkan| match (format, device.products()) {
+        (Format::Int8, _) => INT8,
+        (Format::F32, _) | (_, Unit::F32) => F32,
+        (_, Unit::Bf16) => ROUNDED,
+        _ => F16,
+    };
+    let all = devices.into_iter().map(|d| {
+        let bound = bound(&d);
+        println!("{format:?}: products of {}", d.units().map_or("f32".into(), |u| u.to_string()));
+        (d, bound)
+    });
+    all.collect()
 }
 
 /// Numbers around zero, the same each time.

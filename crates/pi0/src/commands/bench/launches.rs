@@ -77,10 +77,10 @@ pub fn measure(
     let weights = held(model.device());
     let mut host = vec![];
     for round in 0..=repeat {
+        let before = model.device().stats().host;
         model.sample_actions(batch, options)?;
-        let stats = model.device().stats();
         if round > 0 {
-            host.push(stats.host.as_secs_f64() * 1e3);
+            host.push((model.device().stats().host - before).as_secs_f64() * 1e3);
         }
     }
     let memory = [weights, held(model.device())];
@@ -89,17 +89,17 @@ pub fn measure(
     let mut runs: Vec<Vec<LaunchInfo>> = vec![];
     for round in 0..=repeat {
         model.sample_actions(batch, options)?;
+        let launches = model.device().launches();
         if round > 0 {
-            runs.push(model.device().launches());
+            runs.push(launches);
         }
     }
     let chip = Chip::find(&model.device().info().name);
-    let stats = model.device().stats();
     let seconds = |run: &Vec<LaunchInfo>| run.iter().map(|l| l.seconds).sum::<Option<f64>>();
     let gpu = runs.iter().map(seconds).collect::<Option<Vec<_>>>();
     Ok(Launches {
-        count: stats.launches,
-        barriers: stats.barriers,
+        count: runs[0].len(),
+        barriers: runs[0].iter().filter(|l| l.barrier).count(),
         gpu: gpu.map(|s| Spread::of(s.iter().map(|s| s * 1e3).collect())),
         host: Spread::of(host),
         launch_cost,
@@ -215,6 +215,7 @@ mod tests {
             flop: 2_000_000_000,
             bytes: 1_000_000,
             groups: 1,
+            barrier: true,
             seconds: Some(seconds),
         };
         let run = vec![launch([1, 2, 3], 1e-3), launch([4, 5, 6], 5e-3), launch([1, 2, 3], 1e-3)];

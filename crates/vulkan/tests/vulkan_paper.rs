@@ -1,0 +1,41 @@
+//! The full sizes on paper: what a GPU would be asked for needs none to be written down.
+
+use pi0_device::Device;
+use pi0_model::cases::random_inputs;
+use pi0_model::{Config, Extent, Kind, Pi0, SampleOptions, synth};
+use pi0_vulkan::paper::Chip;
+use pi0_vulkan::{Format, Stats, Vulkan, VulkanOptions};
+
+/// Plans an inference of full size: what it is, and bytes of weights and in all.
+fn plan(chip: Chip, kind: Kind, format: Format, cameras: usize, tokens: usize) -> (Stats, [u64; 2]) {
+    let config = Config::full().of_kind(kind);
+    let device = Vulkan::plan(chip.info(), VulkanOptions { format, ..Default::default() }).unwrap();
+    let model = Pi0::load(device, synth::outline(&config).unwrap(), Extent::Cache, &|_| ()).unwrap();
+    let bytes = || model.device().memory().unwrap().bytes();
+    let weights = bytes();
+    let tokens = tokens.min(config.max_tokens);
+    let batch = [random_inputs(&config, 0, &vec![true; cameras], tokens)];
+    model.sample_actions(&batch, &SampleOptions::default()).unwrap();
+    (model.device().stats(), [weights, bytes()])
+}
+
+/// At most 1,600 launches, and memory for a tenth more than the weights.
+#[test]
+fn launches_and_memory_of_full_sizes() {
+    let chip = Chip::find("rtx-4090").unwrap();
+    for kind in [Kind::Pi0, Kind::Pi05] {
+        for format in [Format::Stored, Format::Int8] {
+            for (cameras, tokens) in [(1, 16), (2, 48), (3, 200)] {
+                let (stats, [weights, all]) = plan(chip, kind, format, cameras, tokens);
+                let more = 100.0 * (all as f64 / weights as f64 - 1.0);
+                println!(
+                    "{kind:?} {format:?}, {cameras} cameras, {tokens} tokens: {} launches, {} barriers, weights {weights}, \
+                     arena {}, in all {all} bytes, {more:.1} % more",
+                    stats.launches, stats.barriers, stats.arena_bytes
+                );
+                assert!(stats.launches <= 1600, "{} launches", stats.launches);
+                assert!(more <= 10.0, "{more} % more than the weights");
+            }
+        }
+    }
+}
