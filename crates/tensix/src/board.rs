@@ -155,6 +155,24 @@ fn address_mid(t: Xy) -> u32 {
     u32::from(t.x) << 4 | u32::from(t.y) << 10
 }
 
+/// Columns and rows of cores.
+pub(crate) type Grid = (usize, usize);
+
+fn core_at((column, row): (usize, usize)) -> Xy {
+    Xy { x: FIRST_CORE + column as u8, y: FIRST_CORE + row as u8 }
+}
+
+/// The coordinates of the core in a column and row of the grid, as the upper half of an address on NoC 0.
+pub(crate) fn core_address(place: (usize, usize)) -> u32 {
+    address_mid(core_at(place))
+}
+
+/// The rectangle of all cores from `first` to `last` (column and row of the grid), as the upper half of an address on
+/// NoC 1, which counts from the last.
+pub(crate) fn rectangle_address(first: (usize, usize), last: (usize, usize)) -> u32 {
+    address_mid(core_at(last)) << 12 | address_mid(core_at(first))
+}
+
 impl Board {
     /// Takes a device over. `grid` limits it to so many columns and rows; `lists` says whether kernels are put into
     /// command lists, where it is not left to the device.
@@ -225,17 +243,12 @@ impl Board {
         (BANK_START, BANK_BYTES - lists)
     }
 
-    pub(crate) fn core_count(&self) -> usize {
-        self.cores.len()
-    }
-
     fn place(&self, core: usize) -> (usize, usize) {
         (core % self.info.grid.0, core / self.info.grid.0)
     }
 
     fn tile(&self, core: usize) -> Xy {
-        let (column, row) = self.place(core);
-        Xy { x: FIRST_CORE + column as u8, y: FIRST_CORE + row as u8 }
+        core_at(self.place(core))
     }
 
     // ---- transfers ----
@@ -365,6 +378,7 @@ impl Board {
                     [address_mid(b), address_mid(mirrored)]
                 });
                 self.pending.write(tile, l1::BANKS.into(), &words(banks.as_flattened()));
+                self.pending.write(tile, l1::READY.into(), &0u32.to_le_bytes());
                 self.cores[core].prepared = true;
                 strange.push(core);
             }

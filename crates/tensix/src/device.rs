@@ -5,13 +5,14 @@ use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
-use crate::board::{Board, BoardInfo, Loaded};
+use crate::board::{Board, BoardInfo, Grid, Loaded};
 use crate::cache::Cache;
 use crate::dram::{Dram, Region};
 use crate::error::{Fault, OpenError};
 use crate::kernels::{AttentionKernel, Banks, Eltwise, Gather, Kernel, Matmul, NormKernel, l1};
 use crate::layout::{Format, from_tiles, push_tile, tiles, to_tiles};
 use crate::ops::{Angles, Modulated, Plan, PlanKey};
+use crate::perf::{LinearPlan, LinearTiles};
 use crate::tensor::Tensor;
 use crate::transport::{self, Transport};
 
@@ -42,6 +43,8 @@ pub struct Stats {
     pub list_bytes: u64,
     /// Times that cores were started on their command lists.
     pub starts: u64,
+    /// Kernels in which one core read for others what all of them need.
+    pub shared: u64,
 }
 
 /// A Wormhole device.
@@ -54,12 +57,16 @@ pub struct Tensix {
     pub(crate) angles: Cache<Angles, [Tensor; 2]>,
     pub(crate) plans: Cache<PlanKey, Plan>,
     pub(crate) modulations: Cache<Modulated, Tensor>,
+    pub(crate) sizes: Cache<(LinearTiles, Matmul), LinearPlan>,
 }
 
 /// Tables of angles and plans of attention that are kept: every layer of a tower needs the same.
 const KEPT: usize = 8;
 /// Scales, shifts and gates that are kept as tiles: at full size 37 norms have 10 steps' worth of each, 128 KiB apiece.
 const KEPT_MODULATIONS: usize = 3 * 37 * 12;
+
+/// Sizes of kernels that are kept: a network has a dozen forms of layers.
+const KEPT_SIZES: usize = 64;
 
 /// Constant tiles in device memory.
 pub(crate) struct Constants {
@@ -121,6 +128,7 @@ impl Tensix {
             angles: Cache::new(KEPT),
             plans: Cache::new(KEPT),
             modulations: Cache::new(KEPT_MODULATIONS),
+            sizes: Cache::new(KEPT_SIZES),
         })
     }
 
@@ -241,9 +249,9 @@ impl Tensix {
         self.info.l1_bytes - l1::DATA
     }
 
-    /// Number of cores in use.
-    pub(crate) fn cores(&self) -> usize {
-        self.info.grid.0 * self.info.grid.1
+    /// Columns and rows of cores in use.
+    pub(crate) fn grid(&self) -> Grid {
+        self.info.grid
     }
 
     /// Runs a kernel over a list of items, spread evenly over the cores.
@@ -253,6 +261,26 @@ impl Tensix {
     pub(crate) fn run(&self, key: Key, head: &[u32], items: &[Vec<u32>]) -> Result<(), Fault> {
         let Some(item_words) = items.iter().map(Vec::len).max() else { return Ok(()) };
         let room = (l1::ARG_WORDS - 1 - head.len()) / item_words.max(1);
+        let cores = self.info.grid.0 * self.info.grid.1;
+        for round in items.chunks(room * cores) {
+            let each = round.len().div_ceil(cores);
+            let work: Vec<(usize, Vec<u32>)> = round
+                .chunks(each)
+                .enumerate()
+                .map(|(core, own)| {
+                    let mut args = vec![own.len() as u32];
+                    args.extend(head);
+                    args.extend(own.iter().flatten());
+                    (core, args)
+                })
+                .collect();
+            self.run_on(key, &work)?;
+        }
+        Ok(())
+    }
+
+    /// Runs a kernel on given cores, each with its arguments.
+    pub(crate) fn run_on(&self, key: Key, work: &[(usize, Vec<u32>)]) -> Result<(), Fault> {
         let mut state = self.lock();
         let State { board, kernels, stats } = &mut *state;
         if !kernels.contains_key(&key) {
@@ -264,22 +292,9 @@ impl Tensix {
             kernels.insert(key, loaded);
             stats.kernels += 1;
         }
-        let loaded = &kernels[&key];
-        for round in items.chunks(room * board.core_count()) {
-            let each = round.len().div_ceil(board.core_count());
-            let work: Vec<(usize, Vec<u32>)> = round
-                .chunks(each)
-                .enumerate()
-                .map(|(core, own)| {
-                    let mut args = vec![own.len() as u32];
-                    args.extend(head);
-                    args.extend(own.iter().flatten());
-                    (core, args)
-                })
-                .collect();
-            board.launch(loaded, &work)?;
-            stats.launches += 1;
-        }
+        board.launch(&kernels[&key], work)?;
+        stats.launches += 1;
+        stats.shared += u64::from(matches!(key, Key::Matmul(k) if k.shared));
         if board.has_recorded() {
             self.dram.hold();
         }

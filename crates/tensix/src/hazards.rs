@@ -4,10 +4,14 @@
 //! It follows the control flow of the RISC-V code and keeps, for each place, what may still be in flight there:
 //! a set that only grows until nothing changes. Each rule cites the page of the ISA documentation it comes from.
 
+mod network;
+
 use std::collections::HashMap;
 use std::fmt;
 
 use crate::isa::{Block, Insn, Wait, op};
+
+use network::{Event, Network, Observer};
 
 /// What can go wrong.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -37,6 +41,23 @@ pub(crate) enum Rule {
     DstNotLeft,
     /// `SEMWAIT` replaces a wait that nothing has obeyed yet (STALLWAIT: one wait is latched).
     LostWait,
+    /// A counter is stored while what it counts is still on its way over the network (NoC: transfers go on while the
+    /// processor does; only their responses say that they have ended), or while the network reads it.
+    EarlyCount,
+    /// A core multicasts before it has waited for the receivers to be ready: their slot may be in use.
+    NotReady,
+    /// The count of what was multicast goes out before the data have been acknowledged.
+    CountBeforeData,
+    /// Packets of one piece of data are not linked, or the piece before is not acknowledged: broadcasts may overlap.
+    Unlinked,
+    /// Something is awaited, done or ended between linked packets, whose path stays reserved meanwhile.
+    LinkLeftOpen,
+    /// A receiver says that it is ready before it has waited for the slot to be free.
+    SignalTooEarly,
+    /// A receiver hands a slot on without having waited for what it said that it was ready for.
+    NotReceived,
+    /// The program returns while transfers are on their way.
+    Unfinished,
 }
 
 /// A rule broken at a word of a program.
@@ -85,6 +106,7 @@ struct State {
     /// Unpacker 0 is set to Dst; and it has unpacked there since it last unpacked to SrcA.
     to_dst: bool,
     in_dst: bool,
+    network: Network,
 }
 
 impl State {
@@ -103,6 +125,7 @@ impl State {
         latched: 0,
         to_dst: false,
         in_dst: false,
+        network: Network::START,
     };
 
     fn join(self, o: State) -> State {
@@ -121,13 +144,14 @@ impl State {
             latched: self.latched | o.latched,
             to_dst: self.to_dst | o.to_dst,
             in_dst: self.in_dst | o.in_dst,
+            network: self.network.join(o.network),
         }
     }
 
     /// The coprocessor has finished all that was pushed.
     fn synced(&mut self) {
-        let State { riscv, to_dst, in_dst, .. } = *self;
-        *self = State { riscv, to_dst, in_dst, ..State::START };
+        let State { riscv, to_dst, in_dst, network, .. } = *self;
+        *self = State { riscv, to_dst, in_dst, network, ..State::START };
     }
 }
 
@@ -287,6 +311,8 @@ enum Word {
     Store,
     /// The processor waits for the coprocessor.
     Sync,
+    /// Something of the network, or of the counters by which processors and cores tell each other about it.
+    Network(Event),
     /// The program returns.
     Return,
     Other,
@@ -297,8 +323,9 @@ fn words(code: &[u32]) -> Vec<Word> {
     let mut recorded: HashMap<u32, Insn> = HashMap::new();
     let mut recording: Option<(u32, u32)> = None;
     let mut constants = [None::<u32>; 32];
+    let mut observer = Observer::default();
     let mut out = Vec::with_capacity(code.len());
-    for &w in code {
+    for (at, &w) in code.iter().enumerate() {
         if w & 3 != 3 {
             let i = Insn::from_word(w.rotate_right(2));
             out.push(Word::Push(if let Some((slot, left)) = recording {
@@ -324,13 +351,26 @@ fn words(code: &[u32]) -> Vec<Word> {
         let mut word = Word::Other;
         match w & 0x7F {
             0x23 => {
+                let offset = ((w as i32 >> 25) << 5) as u32 | (w >> 7 & 31);
+                let to = constants[rs1].map(|b| b.wrapping_add(offset));
                 if matches!(region(constants[rs1], 0), Some(0xFFEF | 0xFFE0)) {
                     word = Word::Store;
+                } else if let Some(event) =
+                    to.and_then(|to| observer.store(to, constants[(w >> 20 & 31) as usize]))
+                {
+                    word = Word::Network(event);
                 }
             }
             0x03 => {
+                let from = constants[rs1].map(|b| b.wrapping_add(immediate));
+                // Again and again, until the branch behind it goes on.
+                let spins = code.get(at + 1).is_some_and(|b| b & 0x7F == 0x63)
+                    && at + 1 < code.len()
+                    && successors(code, at + 1).contains(&at);
                 if region(constants[rs1], immediate) == Some(0xFFE8) {
                     word = Word::Sync;
+                } else if let Some(from) = from.filter(|_| spins) {
+                    word = Word::Network(Event::Await(from));
                 }
                 constants[rd] = None;
             }
@@ -398,7 +438,9 @@ pub(crate) fn check(code: &[u32]) -> Vec<Hazard> {
                 state.riscv = true;
             }
             Word::Sync => state.synced(),
+            Word::Network(event) => state.network.step(*event, |rule| report(rule, code[at])),
             Word::Return => {
+                state.network.end(|rule| report(rule, code[at]));
                 if state.in_dst {
                     report(Rule::DstNotLeft, code[at]);
                 }

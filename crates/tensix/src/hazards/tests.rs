@@ -1,5 +1,6 @@
 use super::*;
 use crate::isa::*;
+use crate::kernels::l1;
 use crate::rv::{Asm, Reg};
 
 fn rules(program: impl FnOnce(&mut Asm)) -> Vec<Rule> {
@@ -179,4 +180,157 @@ fn dst_is_left_before_the_next_source_and_the_end() {
         a.tt(source);
     });
     assert_eq!(branch, [Rule::DstNotLeft]);
+}
+
+/// A command to the network interface that reads (0) or writes (1), as the kernels give it.
+fn command(a: &mut Asm, noc: u32, control: u32, bytes: u32, local: u32) {
+    a.li(Reg::S0, 0xFFB2_0000 + (noc << 16));
+    let busy = a.here();
+    a.lw(Reg::T5, Reg::S0, 0x28);
+    a.bne(Reg::T5, Reg::Zero, busy);
+    a.li(Reg::A1, local);
+    a.sw(Reg::A1, Reg::S0, 0);
+    a.li(Reg::T5, control);
+    a.sw(Reg::T5, Reg::S0, 0x1C);
+    a.li(Reg::T2, bytes);
+    a.sw(Reg::T2, Reg::S0, 0x20);
+    a.li(Reg::T5, 1);
+    a.sw(Reg::T5, Reg::S0, 0x28);
+}
+
+/// Waits for a word.
+fn spin(a: &mut Asm, address: u32) {
+    a.li(Reg::T6, address);
+    let spin = a.here();
+    a.lw(Reg::T5, Reg::T6, 0);
+    a.blt(Reg::T5, Reg::S3, spin);
+}
+
+fn count(a: &mut Asm, counter: u32) {
+    a.li(Reg::T6, l1::COUNTERS + 4 * counter);
+    a.sw(Reg::S3, Reg::T6, 0);
+}
+
+const READ: u32 = 1 << 4;
+const WRITE: u32 = 1 << 1 | 1 << 4;
+const SIGNAL: u32 = 1 | 1 << 4;
+const MULTICAST: u32 = WRITE | 1 << 5 | 1 << 7 | 1 << 8 | 4 << 13;
+const LINKED: u32 = MULTICAST | 1 << 6;
+const READS: u32 = 0xFFB2_0208;
+const ATOMICS: u32 = 0xFFB2_0200;
+const ACKS: u32 = 0xFFB3_0204;
+const DATA: u32 = l1::DATA;
+/// The word that is multicast to say how much has been sent.
+const COUNT: u32 = l1::COUNTERS + 40;
+
+/// A step of a handshake, by what it is called in a test.
+type Step = fn(&mut Asm);
+
+/// What a sender does for two chunks, one of two packets.
+const SENDER: [(&str, Step); 12] = [
+    ("ready", |a| spin(a, l1::READY)),
+    ("first", |a| command(a, 1, LINKED, 8192, DATA)),
+    ("second", |a| command(a, 1, MULTICAST, 2048, DATA)),
+    ("acks", |a| spin(a, ACKS)),
+    ("sent", |a| count(a, 9)),
+    ("count", |a| command(a, 1, MULTICAST, 4, COUNT)),
+    ("ready again", |a| spin(a, l1::READY)),
+    ("third", |a| command(a, 1, MULTICAST, 2048, DATA)),
+    ("acks again", |a| spin(a, ACKS)),
+    ("store", |a| count(a, 10)),
+    ("count again", |a| command(a, 1, MULTICAST, 4, COUNT)),
+    ("end", |a| spin(a, ACKS)),
+];
+
+/// What a receiver does for two chunks.
+const RECEIVER: [(&str, Step); 11] = [
+    ("reserve", |a| spin(a, l1::COUNTERS + 4)),
+    ("signal", |a| command(a, 0, SIGNAL, 4, 0)),
+    ("read", |a| command(a, 0, READ, 2048, DATA)),
+    ("reads", |a| spin(a, READS)),
+    ("arrived", |a| spin(a, COUNT)),
+    ("publish", |a| count(a, 0)),
+    ("reserve again", |a| spin(a, l1::COUNTERS + 4)),
+    ("signal again", |a| command(a, 0, SIGNAL, 4, 0)),
+    ("arrived again", |a| spin(a, COUNT)),
+    ("publish again", |a| count(a, 0)),
+    ("end", |a| spin(a, ATOMICS)),
+];
+
+/// The rules that are broken if a step is left out, and perhaps another one put in its place.
+fn without(steps: &[(&str, Step)], name: &str, instead: Option<Step>) -> Vec<Rule> {
+    assert!(name.is_empty() || steps.iter().any(|(n, _)| *n == name), "{name}");
+    let mut found = rules(|a| {
+        for (n, step) in steps {
+            if *n != name {
+                step(a);
+            } else if let Some(instead) = instead {
+                instead(a);
+            }
+        }
+    });
+    found.sort_unstable();
+    found.dedup();
+    found
+}
+
+#[test]
+fn senders_wait_for_receivers_and_acknowledgements() {
+    let sender = |name, instead| without(&SENDER, name, instead);
+    assert_eq!(sender("", None), []);
+    assert_eq!(sender("ready", None), [Rule::NotReady]);
+    assert_eq!(sender("ready again", None), [Rule::NotReady], "each chunk anew");
+    assert_eq!(sender("acks", None), [Rule::EarlyCount, Rule::CountBeforeData, Rule::Unlinked]);
+    assert_eq!(sender("acks again", None), [Rule::EarlyCount, Rule::CountBeforeData]);
+    assert_eq!(
+        sender("acks", Some(|a| spin(a, READS))),
+        [Rule::EarlyCount, Rule::CountBeforeData, Rule::Unlinked]
+    );
+    assert_eq!(sender("end", None), [Rule::Unfinished]);
+    // The count that the network still reads.
+    let both: Step = |a| {
+        command(a, 1, MULTICAST, 4, COUNT);
+        count(a, 10);
+    };
+    assert_eq!(sender("count", Some(both)), [Rule::EarlyCount]);
+}
+
+#[test]
+fn packets_of_a_piece_are_linked_and_nothing_is_between_them() {
+    let sender = |name, instead| without(&SENDER, name, instead);
+    assert_eq!(sender("first", Some(|a| command(a, 1, MULTICAST, 8192, DATA))), [Rule::Unlinked]);
+    let open = sender("second", Some(|a| command(a, 1, LINKED, 2048, DATA)));
+    assert_eq!(open, [Rule::LinkLeftOpen], "the last one is linked to nothing");
+    let waits: Step = |a| {
+        command(a, 1, LINKED, 8192, DATA);
+        spin(a, l1::READY);
+    };
+    assert_eq!(sender("first", Some(waits)), [Rule::Unlinked, Rule::LinkLeftOpen]);
+    let writes: Step = |a| {
+        command(a, 1, LINKED, 8192, DATA);
+        command(a, 1, WRITE, 2048, DATA);
+    };
+    assert!(sender("first", Some(writes)).contains(&Rule::LinkLeftOpen));
+}
+
+#[test]
+fn receivers_are_ready_when_they_say_so_and_use_what_has_arrived() {
+    let receiver = |name, instead| without(&RECEIVER, name, instead);
+    assert_eq!(receiver("", None), []);
+    assert_eq!(receiver("reserve", None), [Rule::SignalTooEarly]);
+    assert_eq!(receiver("reserve again", None), [Rule::SignalTooEarly]);
+    assert_eq!(receiver("arrived", None), [Rule::NotReceived]);
+    assert_eq!(receiver("arrived again", None), [Rule::NotReceived]);
+    assert_eq!(receiver("reads", None), [Rule::EarlyCount, Rule::Unfinished]);
+    assert_eq!(receiver("end", None), [Rule::Unfinished]);
+}
+
+#[test]
+fn writes_are_awaited_before_a_program_returns() {
+    assert_eq!(rules(|a| command(a, 1, WRITE, 2048, DATA)), [Rule::Unfinished]);
+    let waits = rules(|a| {
+        command(a, 1, WRITE, 2048, DATA);
+        spin(a, ACKS);
+    });
+    assert_eq!(waits, []);
 }

@@ -7,10 +7,15 @@
 //!
 //! The bias is one more tile of inputs: the weight holds it, split into three bf16 parts, in the rows that a
 //! constant tile of ones selects. A residual is where the partial sums start.
+//!
+//! Cores whose panels have the same rows may share x: see [`sharing`].
 
 mod reader;
+mod sharing;
 
 use super::math::{self, Product, TILE_ROWS};
+pub(crate) use sharing::Sharing;
+
 use super::noc::{Banks, F32_SHIFT, IN_FLIGHT, Noc, write_slot};
 use super::ring::{Cursor, Ring, wait_at_least};
 use super::{Kernel, L1Plan, arg, build, l1, pack, sfpu, unpack};
@@ -34,8 +39,9 @@ pub(crate) enum Epilogue {
 }
 
 /// The kernel. Arguments: number of panels; base addresses of output, x, weight; tiles between rows of x; tiles
-/// along the inputs; base addresses of the ones and of the residual; then for each panel the first tile of x, the
-/// first tile of each column of the weight, and, block by block, the output tiles and the residual's tiles.
+/// along the inputs; base addresses of the ones and of the residual; what a core must know to share, if x is shared
+/// ([`Sharing`]); then for each panel the first tile of x, the first tile of each column of the weight, and, block by
+/// block, the output tiles and the residual's tiles.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct Matmul {
     /// Rows and columns of tiles of a block.
@@ -46,8 +52,12 @@ pub(crate) struct Matmul {
     pub(crate) panel_cols: u32,
     /// Tiles along the inputs that are fetched at once.
     pub(crate) chunk: u32,
+    /// Chunks that L1 holds.
+    pub(crate) slots: u32,
     /// Whether the inputs take more than one chunk.
     pub(crate) partial: bool,
+    /// Whether one core reads x for all.
+    pub(crate) shared: bool,
     pub(crate) x: Format,
     pub(crate) weight: Format,
     pub(crate) bias: bool,
@@ -65,6 +75,7 @@ const PITCH: u32 = 4;
 const DEPTH: u32 = 5;
 const ONES: u32 = 6;
 const RESIDUAL: u32 = 7;
+/// How many words every core's arguments begin with; what a core must know to share comes next.
 const HEAD: u32 = 8;
 
 const INPUTS: Cursor = Cursor { count: Reg::A2, addr: Reg::A0 };
@@ -82,6 +93,32 @@ struct Plan {
 const STORED: u32 = l1::COUNTERS + 8 * 3;
 
 impl Matmul {
+    /// The smallest of its kind, which fits any layer.
+    pub(crate) fn smallest(
+        [x, weight]: [Format; 2],
+        bias: bool,
+        epilogue: Epilogue,
+        output: Format,
+        banks: Banks,
+    ) -> Self {
+        Matmul {
+            rows: 1,
+            cols: 1,
+            panel_rows: 1,
+            panel_cols: 1,
+            chunk: 1,
+            slots: 2,
+            partial: false,
+            shared: false,
+            x,
+            weight,
+            bias,
+            epilogue,
+            output,
+            banks,
+        }
+    }
+
     /// Tiles of a block.
     fn tiles(&self) -> u32 {
         self.rows * self.cols
@@ -141,15 +178,21 @@ impl Matmul {
         self.outputs_at() + self.blocks() * self.stored().len() as u32
     }
 
-    fn item_words(&self) -> u32 {
+    /// Words of arguments of a panel.
+    pub(crate) fn item_words(&self) -> u32 {
         let residual = if self.residual() { self.blocks() * self.tiles() } else { 0 };
         self.residuals_at() + residual
+    }
+
+    /// Address of the first panel's arguments.
+    fn items_at(&self) -> u32 {
+        l1::ARGS + 4 * (HEAD + if self.shared { Sharing::WORDS } else { 0 })
     }
 
     /// Bytes of L1 that the kernel's buffers take.
     pub(crate) fn l1_bytes(&self) -> u32 {
         let chunk = self.x_bytes() + ((self.chunk * self.panel_cols) << self.weight_shift());
-        2 * chunk + self.sums_bytes() + self.output_slots() * self.output_bytes() + 4 * 64
+        self.slots * chunk + self.sums_bytes() + self.output_slots() * self.output_bytes() + 4 * 64
     }
 
     fn output_bytes(&self) -> u32 {
@@ -175,14 +218,19 @@ impl Matmul {
         let mut plan = L1Plan::new(l1_bytes);
         let chunk = self.x_bytes() + ((self.chunk * self.panel_cols) << self.weight_shift());
         let p = Plan {
-            inputs: Ring::new(&mut plan, 0, chunk, 2),
+            inputs: Ring::new(&mut plan, 0, chunk, self.slots),
             sums: Ring::new(&mut plan, 1, self.sums_bytes(), 1),
             output: Ring::new(&mut plan, 2, self.output_bytes(), self.output_slots()),
         };
         let programs = [self.reader(&p), self.unpacker(&p), self.math(), self.packer(&p), self.writer(&p)];
         let name = format!(
-            "matmul of {}x{} tiles in blocks of {}x{} ({:?})",
-            self.panel_rows, self.panel_cols, self.rows, self.cols, self.epilogue
+            "matmul of {}x{} tiles in blocks of {}x{} ({:?}{})",
+            self.panel_rows,
+            self.panel_cols,
+            self.rows,
+            self.cols,
+            self.epilogue,
+            if self.shared { ", shared" } else { "" }
         );
         build(name, &plan, programs.map(Some))
     }
@@ -421,10 +469,16 @@ impl Matmul {
         let mut nc = Asm::new();
         Noc::Write.init(&mut nc, self.banks);
         p.output.start(&mut nc, INPUTS);
-        nc.li(Reg::S2, l1::ARGS + 4 * HEAD);
+        nc.li(Reg::S2, self.items_at());
         arg(&mut nc, Reg::S3, 0);
         arg(&mut nc, Reg::A4, OUTPUT);
+        if self.shared {
+            self.start_sending(&mut nc, p);
+        }
         nc.count_down(Reg::S3, |a| {
+            if self.shared {
+                self.send(a, p);
+            }
             a.add_const(Reg::S4, Reg::S2, 4 * self.outputs_at(), Reg::T0);
             a.repeat(Reg::S5, self.blocks() * self.stored().len() as u32, |a| {
                 p.output.await_filled(a, INPUTS);
@@ -435,6 +489,9 @@ impl Matmul {
             a.add_const(Reg::S2, Reg::S2, 4 * self.item_words(), Reg::T0);
         });
         Noc::Write.wait(&mut nc);
+        if self.shared {
+            self.stop_sending(&mut nc);
+        }
         nc
     }
 }

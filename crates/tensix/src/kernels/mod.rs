@@ -31,7 +31,7 @@ pub(crate) use firmware::RESET_ADDRESSES;
 pub(crate) use firmware::firmware;
 pub(crate) use gather::{Columns, Gather, LINES, RowSource};
 pub(crate) use math::PHASES;
-pub(crate) use matmul::{Epilogue, Matmul};
+pub(crate) use matmul::{Epilogue, Matmul, Sharing};
 pub(crate) use noc::{Banks, IN_FLIGHT};
 pub(crate) use norm::{NormForm, NormKernel};
 
@@ -84,6 +84,11 @@ pub(crate) mod l1 {
     pub(crate) const ARRIVED_NOW: u32 = 0x1_6130;
     /// See `ARRIVED_NOW`.
     pub(crate) const ARRIVED_BEFORE: u32 = 0x1_6140;
+    /// On a core that sends to others: how often they have said that they are ready. 0 between kernels.
+    pub(crate) const READY: u32 = 0x1_6160;
+    /// On a core that is sent to: what was at [`READY`] of the sender before it counted there, and behind it how many of
+    /// its atomics had been answered when its kernel began.
+    pub(crate) const READY_BEFORE: u32 = 0x1_6170;
     /// The dispatcher in the firmware of `B`.
     pub(crate) const LIST_ENTRY: u32 = 0x400;
     /// Two words a ring: slots filled, slots freed. Zeroed with each launch.
@@ -270,21 +275,21 @@ mod tests {
                     if epilogue == Epilogue::Geglu && cols % 2 == 1 {
                         continue;
                     }
-                    let sizes = Matmul {
-                        rows,
-                        cols,
-                        panel_rows,
-                        panel_cols,
-                        chunk: 8,
-                        partial,
-                        x,
-                        weight,
-                        bias,
-                        epilogue,
-                        output,
-                        banks: BANKS,
-                    };
-                    sizes.build(L1).unwrap();
+                    let smallest = Matmul::smallest([x, weight], bias, epilogue, output, BANKS);
+                    for (shared, slots) in [(false, 2), (true, 2), (true, 3)] {
+                        let sizes = Matmul {
+                            rows,
+                            cols,
+                            panel_rows,
+                            panel_cols,
+                            chunk: 5,
+                            partial,
+                            shared,
+                            slots,
+                            ..smallest
+                        };
+                        sizes.build(L1).unwrap();
+                    }
                 }
             }
         }
@@ -326,7 +331,9 @@ mod tests {
         assert!(ends[4] <= l1::GO && l1::GO + 20 <= l1::BANKS && l1::BANKS + 12 * 8 <= l1::HEADER);
         const {
             assert!(l1::HEADER + 64 <= l1::LIST && l1::LIST + 28 <= l1::ARRIVED);
-            assert!(l1::ARRIVED_BEFORE + 16 <= l1::COUNTERS && l1::ARRIVED.is_multiple_of(16));
+            assert!(l1::ARRIVED_BEFORE + 16 <= l1::READY && l1::ARRIVED.is_multiple_of(16));
+            assert!(l1::READY + 4 <= l1::READY_BEFORE && l1::READY.is_multiple_of(16));
+            assert!(l1::READY_BEFORE + 8 <= l1::COUNTERS);
         }
         const { assert!(l1::ARGS < l1::CODE && l1::CODE < l1::DATA) };
     }

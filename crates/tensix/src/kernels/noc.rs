@@ -138,11 +138,19 @@ impl Noc {
     /// Adds 1 to the word of another core's L1 at the address in `t0` (a multiple of 16), `t1`, and waits until it is
     /// done. What was there before goes to `local`. Clobbers `t2`, `t5`.
     pub(super) fn increment(self, a: &mut Asm, local: Reg) {
+        a.lw(Reg::T2, Reg::S0, ATOMIC_RESPONSES);
+        self.start_increment(a, local);
+        let wait = a.here();
+        a.lw(Reg::T5, Reg::S0, ATOMIC_RESPONSES);
+        a.beq(Reg::T5, Reg::T2, wait);
+    }
+
+    /// The same without waiting. Clobbers `t5`.
+    fn start_increment(self, a: &mut Asm, local: Reg) {
         const ATOMIC: i32 = 1;
         const ANSWERED: i32 = 1 << 4;
         const INCREMENT_32_BITS: u32 = 1 << 12 | 31 << 2;
         Self::ready(a);
-        a.lw(Reg::T2, Reg::S0, ATOMIC_RESPONSES);
         a.sw(Reg::T0, Reg::S0, TARGET_LOW);
         a.sw(Reg::T1, Reg::S0, TARGET_MID);
         a.sw(local, Reg::S0, RETURN_LOW);
@@ -155,9 +163,63 @@ impl Noc {
         a.addi(Reg::T5, Reg::Zero, 1);
         a.sw(Reg::T5, Reg::S0, DATA);
         a.sw(Reg::T5, Reg::S0, START);
-        let wait = a.here();
+    }
+
+    /// Tells another core that this one is ready: adds 1 to [`l1::READY`] of the core at the address in `t1`, and does not
+    /// wait. A program that does this must [`await_signals`](Self::await_signals) before it returns. Clobbers `t0`, `t2`,
+    /// `t5`.
+    pub(super) fn signal(self, a: &mut Asm) {
+        a.li(Reg::T0, l1::READY);
+        a.li(Reg::T2, l1::READY_BEFORE);
+        self.start_increment(a, Reg::T2);
+    }
+
+    /// Remembers how many atomics have been answered. Clobbers `t0`, `t5`.
+    pub(super) fn start_signals(self, a: &mut Asm) {
+        a.li(Reg::T0, l1::READY_BEFORE);
         a.lw(Reg::T5, Reg::S0, ATOMIC_RESPONSES);
-        a.beq(Reg::T5, Reg::T2, wait);
+        a.sw(Reg::T5, Reg::T0, 4);
+    }
+
+    /// Waits until `count` signals have been answered. Clobbers `t0`, `t5`.
+    pub(super) fn await_signals(self, a: &mut Asm, count: Reg) {
+        a.li(Reg::T0, l1::READY_BEFORE);
+        a.lw(Reg::T0, Reg::T0, 4);
+        a.add(Reg::T0, Reg::T0, count);
+        let spin = a.here();
+        a.lw(Reg::T5, Reg::S0, ATOMIC_RESPONSES);
+        a.bne(Reg::T5, Reg::T0, spin);
+    }
+
+    /// Writes `bytes` (at most 8192) at `local` to the same place on all other cores of a rectangle, whose address word is
+    /// in `rectangle` and whose acknowledgements, one a core, are in `acks`. If `linked`, the next packet is one of these
+    /// too, and goes the way that this one has reserved. Clobbers `t2`, `t5`.
+    pub(super) fn multicast(
+        self,
+        a: &mut Asm,
+        local: Reg,
+        bytes: u32,
+        rectangle: Reg,
+        acks: Reg,
+        linked: bool,
+    ) {
+        /// A write to many; answered; static; over a path that is reserved before anything leaves, which is what keeps
+        /// broadcasts from blocking each other half way. Virtual channel 4 is one of those for broadcasts.
+        const BROADCAST: u32 = 1 << 1 | 1 << 4 | 1 << 5 | 1 << 7 | 1 << 8 | 4 << 13;
+        const LINKED: u32 = 1 << 6;
+        a.li(Reg::T2, bytes);
+        Self::ready(a);
+        a.sw(local, Reg::S0, TARGET_LOW);
+        a.sw(Reg::S1, Reg::S0, TARGET_MID);
+        a.sw(local, Reg::S0, RETURN_LOW);
+        a.sw(rectangle, Reg::S0, RETURN_MID);
+        a.sw(Reg::Zero, Reg::S0, PACKET_TAG);
+        a.li(Reg::T5, BROADCAST | if linked { LINKED } else { 0 });
+        a.sw(Reg::T5, Reg::S0, CONTROL);
+        a.sw(Reg::T2, Reg::S0, LENGTH);
+        a.addi(Reg::T5, Reg::Zero, 1);
+        a.sw(Reg::T5, Reg::S0, START);
+        a.add(Reg::A7, Reg::A7, acks);
     }
 
     /// Starts the transfer of one whole tile.

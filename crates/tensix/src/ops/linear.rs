@@ -7,12 +7,11 @@ use pi0_device::{
     WeightSource,
 };
 
+use super::product::Product;
 use super::{failed, wrong_weight};
 use crate::device::{Key, Tensix};
-use crate::error::Fault;
-use crate::kernels::{Epilogue, Matmul, l1};
+use crate::kernels::{Epilogue, Matmul};
 use crate::layout::{Format, TILE, bf16_bits, bf16_value, push_tile, tiles};
-use crate::perf::{self, LinearTiles, Machine};
 use crate::tensor::{Heads, LinearWeight, Side, Tensor, Weight, WeightKind};
 
 /// Three bf16 numbers whose sum is `v` exactly (unless the least of it underflows).
@@ -107,20 +106,8 @@ impl Tensix {
             return Ok(Cow::Borrowed(x));
         }
         let y = self.tensor(x.rows, x.stored_cols()).map_err(failed(op))?;
-        let k = Matmul {
-            rows: 1,
-            cols: 1,
-            panel_rows: 1,
-            panel_cols: 1,
-            chunk: 1,
-            partial: false,
-            x: x.format,
-            weight: Format::Bf16,
-            bias: false,
-            epilogue: Epilogue::None,
-            output: y.format,
-            banks: self.banks,
-        };
+        let formats = [x.format, Format::Bf16];
+        let k = Matmul::smallest(formats, false, Epilogue::None, y.format, self.banks);
         let constants = self.constants().map_err(failed(op))?;
         let head = [y.base(), x.base(), constants.identity_bf16, x.pitch as u32, 1, constants.ones_bf16, 0];
         let places = (0..y.tile_rows()).flat_map(|r| (0..y.tile_cols()).map(move |c| (r, c)));
@@ -183,84 +170,14 @@ impl Tensix {
             (Some(Activation::Geglu), None) if w.outputs.is_multiple_of(2 * TILE) => Epilogue::Geglu,
             _ => return Err(Error::unsupported(super::NAME, op, "this epilogue of a linear layer")),
         };
-        // The two halves of a GEGLU layer are computed side by side, a tile of each.
         let outputs = if epilogue == Epilogue::Geglu { w.outputs / 2 } else { w.outputs };
-        let columns: Vec<usize> = match epilogue {
-            Epilogue::Geglu => (0..tiles(outputs)).flat_map(|c| [c, c + tiles(outputs)]).collect(),
-            _ => (0..tiles(outputs)).collect(),
-        };
         // Behind an activation comes a layer like this one, which multiplies bf16 as well.
         let output = if activation.is_some() { w.format } else { Format::F32 };
         let y = self.tensor_of(x.rows, outputs, output).map_err(failed(op))?;
-        let shape = LinearTiles { rows: y.tile_rows(), cols: columns.len(), depth: w.depth };
-        let k = self.plan_linear(shape, [x.format, output], w, epilogue).map_err(failed(op))?;
-        let constants = self.constants().map_err(failed(op))?;
-        let head = [
-            y.base(),
-            x.base(),
-            w.region.base(),
-            x.pitch as u32,
-            w.depth as u32,
-            if x.format == Format::Bf16 { constants.ones_bf16 } else { constants.ones },
-            residual.map_or(0, Tensor::base),
-        ];
-        let per_output = shape.cols / y.tile_cols();
-        // Tiles of a panel, block by block, as row and column of the product.
-        let [rows, cols] = [k.rows as usize, k.cols as usize];
-        let [panel_rows, panel_cols] = [k.panel_rows as usize, k.panel_cols as usize];
-        let tiles_of = |r: usize, c: usize| {
-            let blocks = (r..r + panel_rows)
-                .step_by(rows)
-                .flat_map(move |r| (c..c + panel_cols).step_by(cols).map(move |c| (r, c)));
-            blocks.flat_map(move |(r, c)| (0..rows * cols).map(move |i| (r + i / cols, c + i % cols)))
-        };
-        // Panels that share columns of the weight are neighbours.
-        let mut items = Vec::new();
-        for c in (0..shape.cols).step_by(panel_cols) {
-            for r in (0..shape.rows).step_by(panel_rows) {
-                let mut item = vec![x.tile(r, 0)];
-                item.extend(columns[c..c + panel_cols].iter().map(|c| (c * w.depth) as u32));
-                let stored = tiles_of(r, c).filter(|(_, c)| c.is_multiple_of(per_output));
-                item.extend(stored.map(|(r, c)| y.tile(r, c / per_output)));
-                if let Some(residual) = residual {
-                    item.extend(tiles_of(r, c).map(|(r, c)| residual.tile(r, c)));
-                }
-                items.push(item);
-            }
-        }
-        self.run(Key::Matmul(k), &head, &items).map_err(failed(op))?;
+        let product = Product { x, w, residual, epilogue, y: &y };
+        let plan = self.plan(&product).map_err(failed(op))?;
+        self.multiply(&product, &plan).map_err(failed(op))?;
         Ok(y)
-    }
-
-    /// The sizes of the kernel for a linear layer.
-    fn plan_linear(
-        &self,
-        shape: LinearTiles,
-        [x, output]: [Format; 2],
-        w: &LinearWeight,
-        epilogue: Epilogue,
-    ) -> std::result::Result<Matmul, Fault> {
-        let like = Matmul {
-            rows: 1,
-            cols: 1,
-            panel_rows: 1,
-            panel_cols: 1,
-            chunk: 1,
-            partial: false,
-            x,
-            weight: w.format,
-            bias: w.bias,
-            epilogue,
-            output,
-            banks: self.banks,
-        };
-        let machine = Machine::realistic(self.cores());
-        let room = self.l1_room();
-        perf::best_linear(&machine, shape, like, room, l1::ARG_WORDS - 64).ok_or(Fault::L1Overflow {
-            kernel: "a linear layer".into(),
-            needed: like.l1_bytes(),
-            available: room,
-        })
     }
 
     /// The forms of a dense layer that save something here: an activation or a residual of the product.

@@ -4,6 +4,7 @@ mod attention;
 mod linear;
 mod norm;
 mod pointwise;
+mod product;
 mod rope;
 mod shape;
 

@@ -36,6 +36,8 @@ const F32_TILE: u64 = Format::F32.tile_bytes() as u64;
 pub struct Machine {
     /// Cores that compute.
     pub cores: usize,
+    /// Columns of the grid that they form.
+    pub columns: usize,
     /// What they and the memory do.
     pub rates: Rates,
 }
@@ -55,6 +57,8 @@ pub struct Rates {
     pub receive: f64,
     /// Bytes that a core sends in a cycle.
     pub send: f64,
+    /// Bytes that a core sends to many in a cycle.
+    pub multicast: f64,
     /// Cycles until a write is acknowledged.
     pub ack: u64,
     /// Cycles by which an `UNPACR` to a source of the matrix unit is late.
@@ -81,6 +85,7 @@ impl Rates {
         dram_write: 288.0,
         receive: 32.0,
         send: 32.0,
+        multicast: 32.0,
         ack: 0,
         unpack_wait: 0,
         turnaround: 64,
@@ -104,6 +109,8 @@ impl Rates {
         // The NoC's measured rates: DRAM to one core 22 bytes a cycle, one core to DRAM 21.
         receive: 22.0,
         send: 21.0,
+        // Linked multicast, of the same measurements; not linked it would be 15.
+        multicast: 22.0,
         // A round trip of 0.6 to 1 µs.
         ack: 800,
         // Their address counters go on by themselves; issuing takes at least 2 cycles. An estimate.
@@ -180,21 +187,54 @@ pub struct Work {
     pub read: u64,
     /// Bytes that they write to it.
     pub written: u64,
+    /// What a core that sends to others has to do for them, where one does.
+    pub relay: Relay,
+}
+
+/// What a core does that reads for others, piece by piece.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Relay {
+    /// Bytes that it receives, its own part too.
+    pub received: u64,
+    /// Bytes that it sends.
+    pub sent: u64,
+    /// Pieces; each is awaited when read and when sent.
+    pub pieces: u64,
+    /// Pieces that memory holds, each being read, sent or used.
+    pub slots: u64,
 }
 
 impl Machine {
-    /// A chip in the optimistic case.
-    pub fn optimistic(cores: usize) -> Self {
-        Machine { cores, rates: Rates::OPTIMISTIC }
+    /// A chip of so many cores, eight in a row.
+    pub fn new(cores: usize, rates: Rates) -> Self {
+        Machine { cores, columns: cores.min(8), rates }
     }
 
-    /// A chip in the realistic case.
+    /// The same in the realistic case.
     pub fn realistic(cores: usize) -> Self {
-        Machine { cores, rates: Rates::REALISTIC }
+        Machine::new(cores, Rates::REALISTIC)
+    }
+
+    /// Columns and rows of cores in the realistic case.
+    pub fn on_grid((columns, rows): (usize, usize)) -> Self {
+        Machine { cores: columns * rows, columns, rates: Rates::REALISTIC }
+    }
+
+    /// Cycles of a core that reads for others: a piece is read, then sent, then used by all, one after the other; what
+    /// overlaps is what different pieces do.
+    fn relay(&self, w: &Work, used: f64) -> f64 {
+        let (r, relay) = (&self.rates, &w.relay);
+        if relay.slots == 0 {
+            return 0.0;
+        }
+        let awaited = (relay.pieces * r.ack) as f64;
+        let read = relay.received as f64 / r.receive + awaited;
+        let sent = relay.sent as f64 / r.multicast + 2.0 * awaited;
+        read.max(sent).max((read + sent + used) / relay.slots as f64)
     }
 
     /// Seconds of each unit for some work.
-    pub fn units(&self, w: &Work) -> [(&'static str, f64); 7] {
+    pub fn units(&self, w: &Work) -> [(&'static str, f64); 8] {
         let r = &self.rates;
         let cycles = |c: f64| c / (r.clock * 1e9);
         let tile_out = (F32_TILE as f64 / r.send).max(if w.sends > 0 {
@@ -205,6 +245,7 @@ impl Machine {
         let unpack = w.unpack + w.unpacks * r.unpack_wait + w.fills * r.turnaround;
         let pack = w.packs * (F32_TILE / PACK_BYTES).max(r.turnaround);
         let reader = (w.received as f64 / r.receive).max((w.fetches * r.fetch + w.reader) as f64);
+        let used = (w.matrix as f64 / r.matrix).max(w.vector as f64).max(unpack as f64);
         [
             ("matrix", cycles(w.matrix as f64 / r.matrix)),
             ("vector", cycles(w.vector as f64)),
@@ -212,6 +253,7 @@ impl Machine {
             ("pack", cycles(pack as f64)),
             ("reader", cycles(reader)),
             ("writer", cycles(w.sends as f64 * tile_out)),
+            ("sender", cycles(self.relay(w, used))),
             ("DRAM", w.read as f64 / (r.dram_read * 1e9) + w.written as f64 / (r.dram_write * 1e9)),
         ]
     }
@@ -231,15 +273,56 @@ pub(crate) struct LinearTiles {
     pub(crate) depth: usize,
 }
 
+/// How a linear layer is computed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct LinearPlan {
+    pub(crate) kernel: Matmul,
+    /// Which cores work together, if x is shared.
+    pub(crate) spread: Option<Spread>,
+}
+
+/// Which cores share the rows of x: groups of whole rows of the grid, each with every `groups`-th row of panels. The cores
+/// of a group divide the columns.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Spread {
+    pub(crate) groups: usize,
+    /// Rows of the grid that a group may take.
+    pub(crate) grid_rows: usize,
+    /// Cores of a group.
+    pub(crate) members: usize,
+    /// Panels of each core.
+    pub(crate) rounds: usize,
+}
+
+impl Spread {
+    /// Of panels of a size, if they can be shared so: every core has the same number of them, at least two share, and
+    /// the arguments fit.
+    fn new(m: &Machine, t: LinearTiles, k: &Matmul, groups: usize, item_words: usize) -> Option<Self> {
+        let rows = t.rows / k.panel_rows as usize;
+        let columns = t.cols / k.panel_cols as usize;
+        let grid_rows = m.cores / m.columns / groups;
+        if grid_rows == 0 || !rows.is_multiple_of(groups) {
+            return None;
+        }
+        let least = columns.div_ceil(grid_rows * m.columns);
+        let each = (least..=columns).find(|n| columns.is_multiple_of(*n))?;
+        let rounds = rows / groups * each;
+        let members = columns / each;
+        let fits = rounds * k.item_words() as usize <= item_words;
+        (members > 1 && fits).then_some(Spread { groups, grid_rows, members, rounds })
+    }
+}
+
 /// Vector instructions for a tile of GELU, counted from the program that the kernel emits.
 pub(crate) const GELU_CYCLES: u64 = 32 * 75;
 
-/// A linear layer computed with a kernel of given sizes on so many cores.
-pub(crate) fn linear(cores: usize, t: LinearTiles, k: &Matmul) -> Work {
+/// A linear layer computed in some way on so many cores.
+pub(crate) fn linear(cores: usize, t: LinearTiles, plan: &LinearPlan) -> Work {
+    let k = &plan.kernel;
     let (x, weight) = (k.x.tile_bytes() as u64, k.weight.tile_bytes() as u64);
     let [depth, rows, cols] = [t.depth as u64, k.panel_rows.into(), k.panel_cols.into()];
     let panels = (t.rows as u64 / rows) * (t.cols as u64 / cols);
-    let rounds = panels.div_ceil(cores as u64);
+    let rounds = plan.spread.map_or(panels.div_ceil(cores as u64), |s| s.rounds as u64);
     let tiles = rows * cols;
     let block = u64::from(k.rows * k.cols);
     let blocks = tiles / block;
@@ -248,12 +331,26 @@ pub(crate) fn linear(cores: usize, t: LinearTiles, k: &Matmul) -> Work {
     // Sums go out to L1 and back between chunks.
     let filled = tiles * (chunks - 1) + residual;
     let out = if k.epilogue == Epilogue::Geglu { tiles / 2 } else { tiles };
-    let fetched = depth * (rows * x + cols * weight) + residual * F32_TILE;
+    let (shared, own) = (depth * rows * x, depth * cols * weight + residual * F32_TILE);
     let unpacked = depth * blocks * (u64::from(k.rows) * x + block * weight) + filled * F32_TILE;
     let vector = match k.epilogue {
         Epilogue::None | Epilogue::Residual => 0,
         Epilogue::Geglu => tiles / 2 * GELU_CYCLES,
         Epilogue::Gelu | Epilogue::Silu => tiles * GELU_CYCLES,
+    };
+    // Whole chunks are sent, over the other network than a core's own part comes.
+    let sent = chunks * u64::from(k.chunk) * rows * x;
+    let (received, read, relay) = match plan.spread {
+        None => (shared + own, panels * (shared + own), Relay::default()),
+        Some(s) => {
+            let relay = Relay {
+                received: rounds * (shared + own),
+                sent: rounds * sent,
+                pieces: rounds * chunks,
+                slots: k.slots.into(),
+            };
+            (sent.max(own), rounds * s.groups as u64 * shared + panels * own, relay)
+        }
     };
     Work {
         matrix: rounds * tiles * depth * PHASE_CYCLES * u64::from(k.phases()),
@@ -262,26 +359,42 @@ pub(crate) fn linear(cores: usize, t: LinearTiles, k: &Matmul) -> Work {
         unpacks: rounds * depth * blocks * (u64::from(k.rows) + block),
         packs: rounds * (tiles * (chunks - 1) + out),
         fetches: rounds * (depth * (rows + cols) + residual),
-        received: rounds * fetched,
+        received: rounds * received,
         sends: rounds * out,
         in_flight: IN_FLIGHT.into(),
-        read: panels * fetched,
+        read,
         written: panels * out * k.output.tile_bytes() as u64,
+        relay,
         ..Work::default()
     }
 }
 
 /// Rows and columns of tiles of a block: at most four fit half of Dst.
 const BLOCKS: [(u32, u32); 8] = [(1, 4), (2, 2), (4, 1), (1, 3), (3, 1), (1, 2), (2, 1), (1, 1)];
-/// Tiles along the inputs that may be fetched at once.
-const CHUNKS: [u32; 4] = [16, 8, 4, 2];
+/// Tiles along the inputs that may be fetched at once, at most.
+const LONGEST_CHUNK: usize = 16;
+/// Into how many groups cores that share may be divided.
+const GROUPS: [usize; 4] = [1, 2, 4, 8];
 
-/// Sizes of the kernel for a linear layer whose buffers fit L1 and whose items fit `item_words`. `like` gives what
-/// is fixed: formats and epilogue.
-fn candidates(t: LinearTiles, like: Matmul, l1_room: u32, item_words: usize) -> Vec<Matmul> {
+/// Ways to compute a linear layer whose buffers fit L1 and whose arguments fit `item_words`. `like` gives what is fixed:
+/// formats and epilogue. Chunks are as long as fit, and alike.
+pub(crate) fn candidates(
+    m: &Machine,
+    t: LinearTiles,
+    like: Matmul,
+    l1_room: u32,
+    item_words: usize,
+) -> Vec<LinearPlan> {
     let divisors = |n: usize, step: u32| {
         let fits = move |d: &usize| n.is_multiple_of(*d) && d.is_multiple_of(step as usize);
         (1..=n.min(32)).filter(fits).map(|d| d as u32)
+    };
+    let chunked = |k: Matmul| {
+        let sized = (t.depth.div_ceil(LONGEST_CHUNK)..=t.depth).map(|chunks| {
+            let chunk = t.depth.div_ceil(chunks) as u32;
+            Matmul { chunk, partial: t.depth as u32 > chunk, ..k }
+        });
+        sized.into_iter().find(|k| k.l1_bytes() <= l1_room)
     };
     let mut out = Vec::new();
     for (rows, cols) in BLOCKS {
@@ -290,35 +403,38 @@ fn candidates(t: LinearTiles, like: Matmul, l1_room: u32, item_words: usize) -> 
         }
         for panel_rows in divisors(t.rows, rows) {
             for panel_cols in divisors(t.cols, cols) {
-                let words = 1 + panel_cols as usize + 2 * (panel_rows * panel_cols) as usize;
-                let sized = CHUNKS.map(|chunk| {
-                    let chunk = chunk.min(t.depth as u32);
-                    let partial = t.depth as u32 > chunk;
-                    Matmul { rows, cols, panel_rows, panel_cols, chunk, partial, ..like }
-                });
-                let fits = |k: &Matmul| k.l1_bytes() <= l1_room && words <= item_words;
-                out.extend(sized.into_iter().find(fits));
+                let k = Matmul { rows, cols, panel_rows, panel_cols, ..like };
+                if k.item_words() as usize > item_words {
+                    continue;
+                }
+                out.extend(chunked(k).map(|kernel| LinearPlan { kernel, spread: None }));
+                for slots in [2, 3] {
+                    let Some(kernel) = chunked(Matmul { shared: true, slots, ..k }) else { continue };
+                    let spread = |groups| Spread::new(m, t, &kernel, groups, item_words);
+                    let spreads = GROUPS.into_iter().filter_map(spread);
+                    out.extend(spreads.map(|s| LinearPlan { kernel, spread: Some(s) }));
+                }
             }
         }
     }
     out
 }
 
-/// The sizes with which a linear layer is fastest on paper; none if nothing fits.
+/// The way in which a linear layer is fastest on paper; none if nothing fits.
 pub(crate) fn best_linear(
     m: &Machine,
     t: LinearTiles,
     like: Matmul,
     l1_room: u32,
     item_words: usize,
-) -> Option<Matmul> {
-    let cost = |k: &Matmul| {
-        let units = m.units(&linear(m.cores, t, k)).map(|(_, seconds)| seconds);
+) -> Option<LinearPlan> {
+    let cost = |plan: &LinearPlan| {
+        let units = m.units(&linear(m.cores, t, plan)).map(|(_, seconds)| seconds);
         // Of those that are bound alike the one that leaves most to spare.
         units.into_iter().fold(0.0, f64::max) + 1e-3 * units.iter().sum::<f64>()
     };
-    let all = candidates(t, like, l1_room, item_words).into_iter().map(|k| (cost(&k), k));
-    all.min_by(|a, b| a.0.total_cmp(&b.0)).map(|(_, k)| k)
+    let all = candidates(m, t, like, l1_room, item_words).into_iter().map(|plan| (cost(&plan), plan));
+    all.min_by(|a, b| a.0.total_cmp(&b.0)).map(|(_, plan)| plan)
 }
 
 /// A norm over `rows` rows of `cols` tiles: a core takes whole rows.

@@ -162,27 +162,15 @@ impl Pass {
             cols: tiles(outputs),
             depth: tiles(inputs) + usize::from(form.bias),
         };
-        let like = Matmul {
-            rows: 1,
-            cols: 1,
-            panel_rows: 1,
-            panel_cols: 1,
-            chunk: 1,
-            partial: false,
-            x: form.x,
-            weight: form.weight,
-            bias: form.bias,
-            epilogue: form.epilogue,
-            output: match form.epilogue {
-                Epilogue::None | Epilogue::Residual => Format::F32,
-                _ => form.weight,
-            },
-            banks: Banks(12),
+        let output = match form.epilogue {
+            Epilogue::None | Epilogue::Residual => Format::F32,
+            _ => form.weight,
         };
+        let like = Matmul::smallest([form.x, form.weight], form.bias, form.epilogue, output, Banks(12));
         let cores = self.chip.cores();
         let room = L1_BYTES - l1::DATA;
-        if let Some(k) = best_linear(&self.machines[1], t, like, room, l1::ARG_WORDS - 64) {
-            self.add("linear layers", times, &linear(cores, t, &k));
+        if let Some(plan) = best_linear(&self.machines[1], t, like, room, l1::ARG_WORDS - 64) {
+            self.add("linear layers", times, &linear(cores, t, &plan));
         }
         let products = (t.rows * t.cols * t.depth) as f64;
         self.matrix += times as f64 * products * super::PRODUCT_CYCLES as f64 / cores as f64 * 1e-9;
@@ -220,7 +208,7 @@ pub fn estimate(chip: Chip, w: &Workload) -> Estimate {
 pub(super) fn estimate_at(chip: Chip, rates: [Rates; 2], w: &Workload) -> Estimate {
     let mut pass = Pass {
         chip,
-        machines: rates.map(|rates| Machine { cores: chip.cores(), rates }),
+        machines: rates.map(|rates| Machine::new(chip.cores(), rates)),
         stage: "vision",
         lines: Vec::new(),
         shares: Vec::new(),

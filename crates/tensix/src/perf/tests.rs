@@ -2,21 +2,11 @@ use super::pass::estimate_at;
 use super::*;
 use crate::kernels::Banks;
 
-fn sizes(rows: u32, cols: u32, panel_rows: u32, panel_cols: u32, chunk: u32) -> Matmul {
-    Matmul {
-        rows,
-        cols,
-        panel_rows,
-        panel_cols,
-        chunk,
-        partial: true,
-        x: Format::F32,
-        weight: Format::Bf16,
-        bias: false,
-        epilogue: Epilogue::None,
-        output: Format::F32,
-        banks: Banks(12),
-    }
+fn sizes(rows: u32, cols: u32, panel_rows: u32, panel_cols: u32, chunk: u32) -> LinearPlan {
+    let formats = [Format::F32, Format::Bf16];
+    let like = Matmul::smallest(formats, false, Epilogue::None, Format::F32, Banks(12));
+    let kernel = Matmul { rows, cols, panel_rows, panel_cols, chunk, partial: true, ..like };
+    LinearPlan { kernel, spread: None }
 }
 
 /// By hand: 2x2 tiles over 64 along the inputs, on one core of one.
@@ -29,11 +19,11 @@ fn a_block_is_counted_as_by_hand() {
     assert_eq!((w.unpacks, w.packs, w.sends, w.fetches), (64 * 6, 4, 4, 64 * 4));
     assert_eq!(w.received, 64 * (2 * 4096 + 2 * 2048));
     assert_eq!((w.read, w.written), (w.received, 4 * 4096));
-    let optimistic = Machine { cores: 1, rates: Rates { dram_read: 32.0, ..Rates::OPTIMISTIC } };
+    let optimistic = Machine::new(1, Rates { dram_read: 32.0, ..Rates::OPTIMISTIC });
     let (unit, seconds) = optimistic.bound(&w);
     assert_eq!((unit, (seconds * 1e9) as u64), ("DRAM", 64 * 12288 / 32 + 4 * 4096 / 288));
     // An unpacker waits 4 cycles six times a place: 280 cycles for 256 of products.
-    let realistic = Machine { cores: 1, rates: Rates { receive: 1e9, dram_read: 1e9, ..Rates::REALISTIC } };
+    let realistic = Machine::new(1, Rates { receive: 1e9, dram_read: 1e9, ..Rates::REALISTIC });
     let unpack = realistic.units(&w)[2].1 * 0.9e9;
     assert_eq!((unpack / 64.0).round() as u64, 2 * 64 + 4 * 32 + 6 * 4);
     // In chunks of 16, sums are stored four times and filled three.
@@ -47,12 +37,46 @@ fn panels_cut_memory_traffic_where_there_are_rows() {
     let m = Machine::realistic(64);
     let t = LinearTiles { rows: 26, cols: 1024, depth: 64 };
     let block = linear(64, t, &sizes(2, 2, 2, 2, 8));
-    let best = best_linear(&m, t, sizes(1, 1, 1, 1, 8), 1_100_000, 16_000).unwrap();
+    let best = best_linear(&m, t, sizes(1, 1, 1, 1, 8).kernel, 1_100_000, 16_000).unwrap();
     let panel = linear(64, t, &best);
     assert_eq!(m.bound(&block).0, "DRAM");
     assert!(block.read > 4 * panel.read, "{block:?} {panel:?} {best:?}");
-    assert!(best.l1_bytes() <= 1_100_000);
-    assert!(best.panel_rows.is_multiple_of(best.rows) && 26usize.is_multiple_of(best.panel_rows as usize));
+    let k = best.kernel;
+    assert!(k.l1_bytes() <= 1_100_000);
+    assert!(k.panel_rows.is_multiple_of(k.rows) && 26usize.is_multiple_of(k.panel_rows as usize));
+}
+
+/// By hand: 16 rows and 36 columns of tiles over 49 along the inputs, shared by 2 groups of 18 cores.
+#[test]
+fn what_is_shared_is_read_once_a_group() {
+    let m = Machine::realistic(64);
+    let t = LinearTiles { rows: 16, cols: 36, depth: 49 };
+    let alone = sizes(2, 2, 8, 2, 13);
+    let kernel = Matmul { shared: true, slots: 3, ..alone.kernel };
+    let spread = Spread::new(&m, t, &kernel, 2, 16_000).unwrap();
+    assert_eq!(spread, Spread { groups: 2, grid_rows: 4, members: 18, rounds: 1 });
+    let w = linear(64, t, &LinearPlan { kernel, spread: Some(spread) });
+    // x as f32, in four chunks of 13 of which the last has 10; the weight as bf16.
+    let (x, own) = (49 * 8 * 4096, 49 * 2 * 2048);
+    assert_eq!(w.relay, Relay { received: x + own, sent: 52 * 8 * 4096, pieces: 4, slots: 3 });
+    assert_eq!((w.read, w.received), (2 * x + 2 * 18 * own, 52 * 8 * 4096));
+    let unshared = linear(64, t, &alone);
+    assert_eq!(unshared.read, 36 * (x + own));
+    assert_eq!((w.matrix, w.unpack, w.written), (unshared.matrix, unshared.unpack, unshared.written));
+    // Reading, sending and using in three slots: a third of the sum, if none of them alone takes longer.
+    let (r, cycles) = (m.rates, |unit: &str| m.units(&w).iter().find(|u| u.0 == unit).unwrap().1 * 0.9e9);
+    let read = (x + own) as f64 / r.receive + 4.0 * 800.0;
+    let sent = (52 * 8 * 4096) as f64 / r.multicast + 8.0 * 800.0;
+    let third = (read + sent + cycles("unpack")) / 3.0;
+    assert!((cycles("sender") - read.max(sent).max(third)).abs() < 1.0, "{read} {sent} {third}");
+    // Columns that cannot be dealt evenly are not shared; nor is anything by one core, or rows by too many groups.
+    assert_eq!(Spread::new(&m, LinearTiles { cols: 2, ..t }, &kernel, 1, 16_000), None);
+    assert_eq!(Spread::new(&m, t, &kernel, 4, 16_000), None);
+    assert_eq!(Spread::new(&Machine::realistic(1), t, &kernel, 1, 16_000), None);
+    let uneven = Spread::new(&m, LinearTiles { cols: 2 * 67, ..t }, &kernel, 1, 16_000);
+    assert_eq!(uneven, None, "67 panels over 64 cores");
+    let rounds = Spread::new(&Machine::on_grid((3, 2)), t, &kernel, 1, 16_000).unwrap();
+    assert_eq!(rounds, Spread { groups: 1, grid_rows: 2, members: 6, rounds: 6 });
 }
 
 /// By hand: two loads, an addition and its `SFPNOP`, a store, for each of 32 vectors, and one reset.
@@ -155,7 +179,7 @@ fn published_bandwidths_are_met() {
         ..Work::default()
     };
     let rate = |m: &Machine, w: &Work| w.read as f64 / (m.bound(w).1 + 2.7e-6) * 1e-9;
-    let placed = Machine { cores: 64, rates: Rates { dram_read: 267.0, ..Rates::REALISTIC } };
+    let placed = Machine::new(64, Rates { dram_read: 267.0, ..Rates::REALISTIC });
     for (depth, cols) in [(64, 256), (128, 256), (128, 512), (256, 512)] {
         let w = work(depth, cols);
         assert_eq!(placed.bound(&w).0, "DRAM");

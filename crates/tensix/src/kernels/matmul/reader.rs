@@ -1,8 +1,8 @@
 //! The reader of a product: residuals once, then tiles of x and of the weight, a chunk of inputs at a time.
 
-use super::{DEPTH, F32_BYTES, HEAD, INPUTS, Matmul, ONES, PITCH, Plan, RESIDUAL, RESIDUALS, WEIGHT, X};
+use super::{DEPTH, F32_BYTES, INPUTS, Matmul, ONES, PITCH, Plan, RESIDUAL, RESIDUALS, WEIGHT, X};
+use crate::kernels::arg;
 use crate::kernels::noc::{F32_SHIFT, Noc};
-use crate::kernels::{arg, l1};
 use crate::rv::{Asm, Reg};
 
 impl Matmul {
@@ -11,7 +11,10 @@ impl Matmul {
         Noc::Read.init(&mut b, self.banks);
         p.inputs.start(&mut b, INPUTS);
         p.sums.start(&mut b, RESIDUALS);
-        b.li(Reg::S2, l1::ARGS + 4 * HEAD);
+        if self.shared {
+            Noc::Read.start_signals(&mut b);
+        }
+        b.li(Reg::S2, self.items_at());
         arg(&mut b, Reg::S3, 0);
         b.count_down(Reg::S3, |a| {
             if self.residual() {
@@ -22,15 +25,22 @@ impl Matmul {
             let chunk = a.here();
             self.chunk_size(a, Reg::S5, Reg::S4);
             p.inputs.reserve(a, INPUTS);
-            self.read_x(a);
-            self.read_weight(a);
-            Noc::Read.wait(a);
+            if self.shared {
+                self.read_or_receive(a);
+            } else {
+                self.read_x(a);
+                self.read_weight(a);
+                Noc::Read.wait(a);
+            }
             p.inputs.publish(a, INPUTS);
             a.add(Reg::S6, Reg::S6, Reg::S5);
             a.sub(Reg::S4, Reg::S4, Reg::S5);
             a.bne(Reg::S4, Reg::Zero, chunk);
             a.add_const(Reg::S2, Reg::S2, 4 * self.item_words(), Reg::T0);
         });
+        if self.shared {
+            self.await_signals(&mut b);
+        }
         b
     }
 
@@ -51,7 +61,7 @@ impl Matmul {
 
     /// Reads `s5` tiles along the inputs of every row of x, from tile `s6`: for each row of blocks, for each
     /// place along the inputs, the block's rows.
-    fn read_x(&self, a: &mut Asm) {
+    pub(super) fn read_x(&self, a: &mut Asm) {
         a.mv(Reg::Gp, INPUTS.addr);
         a.mv(Reg::Tp, Reg::S6);
         arg(a, Reg::T6, PITCH);
@@ -87,7 +97,7 @@ impl Matmul {
     }
 
     /// The same for the columns of the weight, at the same places.
-    fn read_weight(&self, a: &mut Asm) {
+    pub(super) fn read_weight(&self, a: &mut Asm) {
         a.add_const(Reg::Gp, INPUTS.addr, self.x_bytes(), Reg::T5);
         a.addi(Reg::Tp, Reg::S2, 4);
         arg(a, Reg::A4, WEIGHT);
