@@ -5,6 +5,9 @@
 //! maxima; exponentials back to the strip, with the row sums; products with the values. A mask is one more tile
 //! of the contraction over the head's columns: the identity beside the queries, the transposed mask beside the
 //! keys.
+//!
+//! Where no mask is needed and they fit, keys and values stay in L1 while a core's items see the same ones: the rows of
+//! queries of one head, and all heads on the same keys.
 
 use super::math::{self, HALF_ROWS, Product, TILE_ROWS};
 use super::noc::{Banks, F32_SHIFT, Noc, WRITE_SLOTS, write_slot};
@@ -15,8 +18,9 @@ use crate::layout::Format;
 use crate::rv::{Asm, Reg};
 
 /// The kernel. Arguments: number of items; base addresses of output, queries, masks and identity; then the items:
-/// number of key tiles, first tile of the output and of the queries, and for each key tile the base addresses of
-/// keys and values, their first tiles, and the mask's tile.
+/// number of key tiles, first tile of the output and of the queries, whether it is the [`FIRST`] and the [`LAST`] in a row
+/// that sees these keys, and for each key tile the base addresses of keys and values, their first tiles, and the mask's
+/// tile.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct AttentionKernel {
     /// Columns of tiles of a head.
@@ -24,6 +28,8 @@ pub(crate) struct AttentionKernel {
     /// Most key tiles that an item has.
     pub(crate) keys: u32,
     pub(crate) masked: bool,
+    /// Whether keys and values stay from item to item.
+    pub(crate) resident: bool,
     /// Factor of the scores, as bits.
     pub(crate) scale: u32,
     /// How keys, values and masks are stored.
@@ -39,8 +45,14 @@ pub(crate) const ATTENDED: Format = Format::Bf16;
 pub(crate) const MASKED: f32 = -1.0e30;
 
 // Words of an item: before its keys, and for each key tile.
-const ITEM_WORDS: u32 = 3;
+const ITEM_WORDS: u32 = 4;
 const KEY_WORDS: u32 = 5;
+/// Where an item says which of those with the same keys it is: bits.
+const TURN: i32 = 12;
+/// The keys must be fetched.
+pub(crate) const FIRST: u32 = 1;
+/// The keys are not needed any more.
+pub(crate) const LAST: u32 = 2;
 
 const HEAD: u32 = 5;
 const STATS: u32 = 3 * TILE_ROWS;
@@ -79,6 +91,18 @@ impl AttentionKernel {
         unpack::Target::SrcA { bf16: self.kv == Format::Bf16, transpose }
     }
 
+    /// Tiles of keys, and of values, that a slot of their rings holds.
+    fn slot_tiles(&self) -> (u32, u32) {
+        if self.resident { (self.keys * self.width, self.keys * self.width) } else { (self.depth(), GROUP) }
+    }
+
+    /// Bytes of L1 that the kernel's buffers take.
+    pub(crate) fn l1_bytes(&self) -> u32 {
+        let mut plan = L1Plan::new(u32::MAX);
+        self.plan(&mut plan);
+        u32::MAX - l1::DATA - plan.left()
+    }
+
     /// First column and number of columns of each group.
     fn groups(&self) -> Vec<(u32, u32)> {
         (0..self.width).step_by(GROUP as usize).map(|d| (d, GROUP.min(self.width - d))).collect()
@@ -86,18 +110,24 @@ impl AttentionKernel {
 
     pub(crate) fn build(&self, l1_bytes: u32) -> Result<Kernel, Fault> {
         let mut plan = L1Plan::new(l1_bytes);
-        let p = Plan {
-            queries: Ring::new(&mut plan, 0, self.depth() << F32_SHIFT, 2),
-            keys: Ring::new(&mut plan, 1, self.depth() << self.kv_shift(), 2),
-            values: Ring::new(&mut plan, 2, GROUP << self.kv_shift(), 3),
-            output: Ring::new(&mut plan, 3, ATTENDED.tile_bytes() as u32, WRITE_SLOTS),
-            strip: 0,
-            strip_ring: Ring::new(&mut plan, 4, self.keys << F32_SHIFT, 1),
-        };
-        let p = Plan { strip: p.strip_ring.base, ..p };
+        let p = self.plan(&mut plan);
         let programs = [self.reader(&p), self.unpacker(&p), self.math(), self.packer(&p), self.writer(&p)];
         let name = format!("attention of heads {} tiles wide, up to {} key tiles", self.width, self.keys);
         build(name, &plan, programs.map(Some))
+    }
+
+    fn plan(&self, plan: &mut L1Plan) -> Plan {
+        let (keys, values) = self.slot_tiles();
+        let (key_slots, value_slots) = if self.resident { (1, 1) } else { (2, 3) };
+        let p = Plan {
+            queries: Ring::new(plan, 0, self.depth() << F32_SHIFT, 2),
+            keys: Ring::new(plan, 1, keys << self.kv_shift(), key_slots),
+            values: Ring::new(plan, 2, values << self.kv_shift(), value_slots),
+            output: Ring::new(plan, 3, ATTENDED.tile_bytes() as u32, WRITE_SLOTS),
+            strip: 0,
+            strip_ring: Ring::new(plan, 4, self.keys << F32_SHIFT, 1),
+        };
+        Plan { strip: p.strip_ring.base, ..p }
     }
 
     /// Runs `body` for each item, with the item's address in `s2` and its number of key tiles in `s5`.
@@ -121,14 +151,6 @@ impl AttentionKernel {
         p.queries.start(&mut b, QUERIES);
         p.keys.start(&mut b, KEYS);
         p.values.start(&mut b, VALUES);
-        // `n` tiles of `1 << shift` bytes from index `a3` of the tensor at `a4` to `a1`, which ends behind them.
-        let fetch = |a: &mut Asm, n: u32, shift: u32| {
-            a.repeat(Reg::S11, n, |a| {
-                Noc::Read.tile(a, Reg::A3, Reg::A4, Reg::A1, shift);
-                a.addi(Reg::A3, Reg::A3, 1);
-                a.add_const(Reg::A1, Reg::A1, 1 << shift, Reg::T5);
-            });
-        };
         let kv_shift = self.kv_shift();
         self.items(&mut b, |a| {
             p.queries.reserve(a, QUERIES);
@@ -144,6 +166,9 @@ impl AttentionKernel {
             Noc::Read.wait(a);
             p.queries.publish(a, QUERIES);
 
+            if self.resident {
+                return self.read_resident(a, p);
+            }
             // Each key's entry, from `t3`; nothing that fetches touches that register.
             a.addi(Reg::T3, Reg::S2, 4 * ITEM_WORDS as i32);
             a.mv(Reg::S4, Reg::S5);
@@ -181,6 +206,41 @@ impl AttentionKernel {
         b
     }
 
+    /// B: all keys and all values of an item, if those of the item before are not the same.
+    fn read_resident(&self, a: &mut Asm, p: &Plan) {
+        let (there, kv_shift) = (a.label(), self.kv_shift());
+        a.lw(Reg::T0, Reg::S2, TURN);
+        a.andi(Reg::T0, Reg::T0, FIRST as i32);
+        a.beq(Reg::T0, Reg::Zero, there);
+        for (ring, cursor, base, tile) in [(p.keys, KEYS, 0, 8), (p.values, VALUES, 4, 12)] {
+            ring.reserve(a, cursor);
+            a.mv(Reg::A1, cursor.addr);
+            a.addi(Reg::T3, Reg::S2, 4 * ITEM_WORDS as i32);
+            a.mv(Reg::S4, Reg::S5);
+            a.count_down(Reg::S4, |a| {
+                a.lw(Reg::A4, Reg::T3, base);
+                a.lw(Reg::A3, Reg::T3, tile);
+                fetch(a, self.width, kv_shift);
+                a.addi(Reg::T3, Reg::T3, 4 * KEY_WORDS as i32);
+            });
+            Noc::Read.wait(a);
+            ring.publish(a, cursor);
+        }
+        a.bind(there);
+    }
+
+    /// T0: `then` if an item is the first, or the last, of those that see the same keys; always, if keys do not stay.
+    fn at_turn(&self, a: &mut Asm, which: u32, then: impl FnOnce(&mut Asm)) {
+        let other = a.label();
+        if self.resident {
+            a.lw(Reg::T0, Reg::S2, TURN);
+            a.andi(Reg::T0, Reg::T0, which as i32);
+            a.beq(Reg::T0, Reg::Zero, other);
+        }
+        then(a);
+        a.bind(other);
+    }
+
     fn unpacker(&self, p: &Plan) -> Asm {
         const F32_BYTES: u32 = 1 << F32_SHIFT;
         // Tiles of the strip that must have been stored; grows over the whole launch.
@@ -198,19 +258,32 @@ impl AttentionKernel {
         self.items(&mut t0, |a| {
             unpack::target(a, self.sources(true));
             p.queries.await_filled(a, QUERIES);
+            if self.resident {
+                self.at_turn(a, FIRST, |a| p.keys.await_filled(a, KEYS));
+                unpack::units(a, Reg::A3, KEYS.addr);
+            }
             a.mv(Reg::S4, Reg::S5);
             a.count_down(Reg::S4, |a| {
-                p.keys.await_filled(a, KEYS);
                 unpack::units(a, Reg::A1, QUERIES.addr);
-                unpack::units(a, Reg::A3, KEYS.addr);
+                if !self.resident {
+                    p.keys.await_filled(a, KEYS);
+                    unpack::units(a, Reg::A3, KEYS.addr);
+                }
                 unpack::point(a, Reg::A3, Reg::A1);
                 a.repeat(Reg::S11, self.depth(), |a| {
                     unpack::src_b(a);
                     unpack::src_a(a);
                 });
                 unpack::sync(a);
-                p.keys.release(a, KEYS);
+                if self.resident {
+                    a.add_const(Reg::A3, Reg::A3, self.width << (self.kv_shift() - 4), Reg::T5);
+                } else {
+                    p.keys.release(a, KEYS);
+                }
             });
+            if self.resident {
+                self.at_turn(a, LAST, |a| p.keys.release(a, KEYS));
+            }
             p.queries.release(a, QUERIES);
 
             unpack::target(a, unpack::Target::Dst);
@@ -233,7 +306,14 @@ impl AttentionKernel {
             unpack::leave_dst(a, self.sources(false));
             // All exponentials first: the values of the first group need the last one anyway before the second.
             a.add(STORED, STORED, Reg::S5);
-            for (_, n) in self.groups() {
+            if self.resident {
+                self.at_turn(a, FIRST, |a| p.values.await_filled(a, VALUES));
+            }
+            for (column, n) in self.groups() {
+                if self.resident {
+                    unpack::units(a, Reg::A3, VALUES.addr);
+                    a.add_const(Reg::A3, Reg::A3, column << (self.kv_shift() - 4), Reg::T5);
+                }
                 a.li(Reg::A1, (p.strip >> 4) - 1);
                 a.mv(Reg::S4, Reg::S5);
                 a.count_down(Reg::S4, |a| {
@@ -241,16 +321,25 @@ impl AttentionKernel {
                     a.sub(Reg::A4, STORED, Reg::S4);
                     a.addi(Reg::A4, Reg::A4, 1);
                     stored(a, count, Reg::A4);
-                    p.values.await_filled(a, VALUES);
-                    unpack::units(a, Reg::A3, VALUES.addr);
+                    if !self.resident {
+                        p.values.await_filled(a, VALUES);
+                        unpack::units(a, Reg::A3, VALUES.addr);
+                    }
                     unpack::point(a, Reg::A3, Reg::A1);
                     unpack::src_b(a);
                     (0..n).for_each(|_| unpack::src_a(a));
                     unpack::sync(a);
-                    p.values.release(a, VALUES);
+                    if self.resident {
+                        a.add_const(Reg::A3, Reg::A3, self.width << (self.kv_shift() - 4), Reg::T5);
+                    } else {
+                        p.values.release(a, VALUES);
+                    }
                     a.addi(Reg::A1, Reg::A1, (F32_BYTES >> 4) as i32);
                 });
                 a.xori(HALF, HALF, HALF_ROWS as i32);
+            }
+            if self.resident {
+                self.at_turn(a, LAST, |a| p.values.release(a, VALUES));
             }
         });
         t0
@@ -365,4 +454,13 @@ fn flip_by(a: &mut Asm, half: Reg, by: Reg) {
     // Both are 0 or `HALF_ROWS`: the sum is 0, that, or twice that.
     a.add(half, half, by);
     a.andi(half, half, HALF_ROWS as i32);
+}
+
+/// B: `n` tiles of `1 << shift` bytes from index `a3` of the tensor at `a4` to `a1`; both end behind them.
+fn fetch(a: &mut Asm, n: u32, shift: u32) {
+    a.repeat(Reg::S11, n, |a| {
+        Noc::Read.tile(a, Reg::A3, Reg::A4, Reg::A1, shift);
+        a.addi(Reg::A3, Reg::A3, 1);
+        a.add_const(Reg::A1, Reg::A1, 1 << shift, Reg::T5);
+    });
 }

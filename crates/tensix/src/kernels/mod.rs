@@ -24,7 +24,7 @@ use crate::error::Fault;
 use crate::hazards;
 use crate::rv::{Asm, Reg};
 
-pub(crate) use attention::{ATTENDED, AttentionKernel, MASKED};
+pub(crate) use attention::{ATTENDED, AttentionKernel, FIRST, LAST, MASKED};
 pub(crate) use eltwise::{Eltwise, EltwiseOp};
 #[cfg(test)]
 pub(crate) use firmware::RESET_ADDRESSES;
@@ -306,7 +306,12 @@ mod tests {
             for masked in [true, false] {
                 for kv in [Format::F32, Format::Bf16] {
                     let scale = 0.125f32.to_bits();
-                    AttentionKernel { width, keys: 40, masked, scale, kv, banks: BANKS }.build(L1).unwrap();
+                    let alone =
+                        AttentionKernel { width, keys: 10, masked, resident: false, scale, kv, banks: BANKS };
+                    alone.build(L1).unwrap();
+                    if !masked {
+                        AttentionKernel { resident: true, ..alone }.build(L1).unwrap();
+                    }
                 }
             }
         }

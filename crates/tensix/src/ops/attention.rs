@@ -5,7 +5,8 @@ use pi0_device::{Attention, Error, KeyValue, OpKind, Result, Span};
 use super::{NAME, failed};
 use crate::device::{Key, Tensix};
 use crate::dram::Region;
-use crate::kernels::{ATTENDED, AttentionKernel, MASKED};
+use crate::error::Fault;
+use crate::kernels::{ATTENDED, AttentionKernel, FIRST, LAST, MASKED, l1};
 use crate::layout::{Format, TILE, push_tile, tiles};
 use crate::tensor::{Heads, Tensor};
 
@@ -133,33 +134,71 @@ impl Tensix {
             width: width as u32,
             keys: plan.rows.iter().map(Vec::len).max().unwrap_or(0).next_multiple_of(8) as u32,
             masked: plan.tiles.is_some(),
+            resident: false,
             scale: spec.scale.to_bits(),
             kv: format,
             banks: self.banks,
         };
+        let resident = AttentionKernel { resident: true, ..key };
+        let key = if !key.masked && resident.l1_bytes() <= self.l1_room() { resident } else { key };
         let y = self.tensor_of(q.rows, spec.heads * width * TILE, ATTENDED).map_err(failed(OP))?;
         let identity = self.constants().map_err(failed(OP))?.identity;
         let head = [y.base(), q.base(), plan.tiles.as_ref().map_or(0, Region::base), identity];
+        // What an item sees, and where its queries and its result are. Those that see the same are neighbours.
         let mut items = Vec::new();
         for h in 0..spec.heads {
-            let kv_head = h / (spec.heads / spec.kv_heads);
+            let at = h / (spec.heads / spec.kv_heads) * width;
             for (row, seen) in plan.rows.iter().enumerate() {
-                let mut item = vec![seen.len() as u32, y.tile(row, h * width), q.tile(row, h * width)];
-                for s in seen {
+                let keys = seen.iter().flat_map(|s| {
                     let (k, v) = &parts[s.part];
-                    let at = kv_head * width;
-                    item.extend([k.base(), v.base(), k.tile(s.tile, at), v.tile(s.tile, at), s.mask as u32]);
-                }
-                items.push(item);
+                    [k.base(), v.base(), k.tile(s.tile, at), v.tile(s.tile, at), s.mask as u32]
+                });
+                items.push((
+                    [seen.len() as u32, y.tile(row, h * width), q.tile(row, h * width)],
+                    keys.collect::<Vec<u32>>(),
+                ));
             }
         }
-        self.run(Key::Attention(key), &head, &items).map_err(failed(OP))?;
+        items.sort_by(|a, b| a.1.cmp(&b.1));
+        self.run_attention(key, &head, &items).map_err(failed(OP))?;
         if spec.head_dim.is_multiple_of(TILE) {
             return Ok(y);
         }
         // Heads go out as they came.
         let y = y.as_heads(Heads { width: spec.head_dim });
         Ok(if stored_as_heads { y } else { self.plain(OP, &y)?.into_owned() })
+    }
+
+    /// Runs the kernel over items, each with its keys, spread over the cores so that neighbours stay together.
+    fn run_attention(
+        &self,
+        key: AttentionKernel,
+        head: &[u32],
+        items: &[([u32; 3], Vec<u32>)],
+    ) -> std::result::Result<(), Fault> {
+        let words = items.iter().map(|(item, keys)| item.len() + 1 + keys.len()).max().unwrap_or(1);
+        let (columns, rows) = self.grid();
+        let cores = columns * rows;
+        let room = (l1::ARG_WORDS - 1 - head.len()) / words;
+        for round in items.chunks((room * cores).max(1)) {
+            let each = round.len().div_ceil(cores);
+            let args = |own: &[([u32; 3], Vec<u32>)]| {
+                let mut args = vec![own.len() as u32];
+                args.extend(head);
+                for (i, (item, keys)) in own.iter().enumerate() {
+                    let same = |n: usize| own.get(n).is_some_and(|(_, other)| other == keys);
+                    let first = if i > 0 && same(i - 1) { 0 } else { FIRST };
+                    let last = if same(i + 1) { 0 } else { LAST };
+                    args.extend(item);
+                    args.push(first | last);
+                    args.extend(keys);
+                }
+                args
+            };
+            let work: Vec<_> = round.chunks(each).map(args).enumerate().collect();
+            self.run_on(Key::Attention(key), &work)?;
+        }
+        Ok(())
     }
 
     /// The operands with every head starting at a tile, padded with zeros: queries as f32, keys and values all as bf16 if

@@ -480,6 +480,8 @@ struct Attended {
     masked: bool,
     /// How keys and values are stored.
     kv: Format,
+    /// Items in a row that see the same keys, which stay in L1 for them; 1 if each fetches its own.
+    same: usize,
 }
 
 fn attention(cores: usize, t: Attended) -> Work {
@@ -491,8 +493,9 @@ fn attention(cores: usize, t: Attended) -> Work {
         + width * VectorProgram::Divide.cycles();
     // Queries with every key tile; the scores; the exponentials with every group of values.
     let unpacked = keys * ((depth + groups + 1) * F32_TILE + (depth + width) * kv);
-    let fetched = depth + keys * (depth + width);
-    let received = depth * F32_TILE + keys * (depth + width) * kv;
+    // Neighbours share a core, so that each fetches keys so many times.
+    let turns = rounds.div_ceil(t.same as u64);
+    let (queries, of_keys) = (depth * F32_TILE, keys * (depth + width) * kv);
     Work {
         matrix: rounds * keys * (depth + width) * PRODUCT_CYCLES,
         vector: rounds * vector,
@@ -500,11 +503,11 @@ fn attention(cores: usize, t: Attended) -> Work {
         unpacks: rounds * keys * (2 * depth + groups + width),
         fills: rounds * keys,
         packs: rounds * (2 * keys + width),
-        fetches: rounds * fetched,
-        received: rounds * received,
+        fetches: rounds * depth + turns * keys * (depth + width),
+        received: rounds * queries + turns * of_keys,
         sends: rounds * width,
         in_flight: IN_FLIGHT.into(),
-        read: items * received,
+        read: items * queries + items.div_ceil(rounds) * turns * of_keys,
         written: items * width * ATTENDED.tile_bytes() as u64,
         ..Work::default()
     }

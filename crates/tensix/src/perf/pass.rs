@@ -33,6 +33,8 @@ pub struct Workload {
 const HORIZON: usize = 50;
 const PATCHES: usize = 256;
 const LAYERS: u64 = 18;
+/// Key tiles of heads of 256 that stay in L1 in bf16.
+const MOST_RESIDENT: usize = 24;
 
 /// Kernels of one kind in one stage of an inference.
 #[derive(Debug, Clone, PartialEq)]
@@ -242,8 +244,10 @@ impl Pass {
         self.add("norms", 2 * 27 + 1, &norm(cores, t, 36, NormForm::Layer, Format::Bf16));
         // Heads of 72 are stored in three tiles each, from the weights on.
         self.linear(27, rows, 1152, 3 * 16 * 96, BIASED);
+        // The rows of queries of one picture and head see the same keys.
+        let keys = tiles(PATCHES);
         let attended =
-            Attended { heads: 16, width: 3, rows: t, keys: tiles(PATCHES), masked: false, kv: Format::F32 };
+            Attended { heads: 16, width: 3, rows: t, keys, masked: false, kv: Format::F32, same: keys };
         self.add("attention", 27, &attention(cores, attended));
         self.linear(27, rows, 16 * 96, 1152, with(BIASED, Epilogue::Residual));
         self.linear(27, rows, 1152, 4304, with(BIASED, Epilogue::Gelu));
@@ -271,7 +275,9 @@ impl Pass {
         // Keys with the values behind them; in the last layer keys alone.
         self.add("rope", whole, &eltwise(cores, EltwiseOp::Rope, t * 16));
         self.add("rope", 1, &eltwise(cores, EltwiseOp::Rope, t * 8));
-        let attended = Attended { heads: 8, width: 8, rows: t, keys: t, masked, kv: Format::Bf16 };
+        // All heads and all rows see the same keys; they stay where no mask is needed and they fit.
+        let same = if masked || t > MOST_RESIDENT { 1 } else { 8 * t };
+        let attended = Attended { heads: 8, width: 8, rows: t, keys: t, masked, kv: Format::Bf16, same };
         self.add("attention", whole, &attention(cores, attended));
         self.linear(whole, rows, 2048, 2048, with(PLAIN, Epilogue::Residual));
         self.linear(whole, rows, 2048, 2 * 16384, with(PLAIN, Epilogue::Geglu));
@@ -306,7 +312,8 @@ impl Pass {
         self.add("rope", layers, &eltwise(cores, EltwiseOp::Rope, t * 64));
         self.add("rope", layers, &eltwise(cores, EltwiseOp::Rope, t * 16));
         // In the last layer the prefix has f32, so that the suffix and the state are brought to it.
-        let attended = Attended { heads: 8, width: 8, rows: t, keys, masked: true, kv: Format::Bf16 };
+        let attended =
+            Attended { heads: 8, width: 8, rows: t, keys, masked: true, kv: Format::Bf16, same: 1 };
         self.add("attention", layers - steps, &attention(cores, attended));
         self.add("attention", steps, &attention(cores, Attended { kv: Format::F32, ..attended }));
         self.add("moves", (2 + 2 * u64::from(pi0)) * steps, &copy(cores, t * 8));

@@ -96,7 +96,8 @@ fn norms_attention_and_moves_are_counted_as_by_hand() {
     assert_eq!(suffix, norm(2, 2, 32, NormForm::Rms, Format::F32));
     assert_eq!((suffix.received, suffix.sends), (2 * 32 * 4096, 32));
     // Every head fetches its keys and values again for every row of query tiles.
-    let attended = Attended { heads: 8, width: 8, rows: 26, keys: 26, masked: false, kv: Format::F32 };
+    let attended =
+        Attended { heads: 8, width: 8, rows: 26, keys: 26, masked: false, kv: Format::F32, same: 1 };
     let prefix = attention(72, attended);
     assert_eq!(prefix.read, 8 * 26 * (8 + 2 * 26 * 8) * 4096);
     assert_eq!(prefix.matrix, 3 * 2 * 26 * 8 * 64);
@@ -107,6 +108,14 @@ fn norms_attention_and_moves_are_counted_as_by_hand() {
     // Keys and values in bf16 take half; queries stay f32.
     let short = attention(72, Attended { kv: Format::Bf16, ..attended });
     assert_eq!(short.read, 8 * 26 * (8 + 26 * 8) * 4096);
+    // Where keys stay, each core fetches them once: 208 items on 72 cores are three for each of 70.
+    let stays = attention(72, Attended { same: 8 * 26, ..attended });
+    assert_eq!(stays.read, 8 * 26 * 8 * 4096 + 70 * 2 * 26 * 8 * 4096);
+    assert_eq!(stays.received, 3 * 8 * 4096 + 2 * 26 * 8 * 4096);
+    assert_eq!((stays.matrix, stays.vector, stays.unpack), (prefix.matrix, prefix.vector, prefix.unpack));
+    // Rows of two pictures: 4 items a core, 8 in a row alike.
+    let pictures = Attended { heads: 16, width: 3, rows: 16, keys: 8, same: 8, ..attended };
+    assert_eq!(attention(64, pictures).read, 256 * 3 * 4096 + 64 * 2 * 8 * 3 * 4096);
     // A gathered tile takes its processor about 25 µs at 0.9 GHz.
     let m = Machine { rates: Rates { start: 0, ..Rates::REALISTIC }, ..Machine::realistic(64) };
     let (unit, seconds) = m.bound(&gather(64, 1, 2));
