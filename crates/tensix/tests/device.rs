@@ -140,6 +140,32 @@ fn every_grid_and_every_run_gives_the_same_bits() {
     }
 }
 
+/// Keys and values that stay in a core's memory, by heads and rows of queries of two robots, and where they do not.
+#[test]
+fn keys_that_stay_give_the_same_bits_on_every_grid() {
+    let (rows, heads, width) = (192, 6, 64);
+    fn attend<D: Device>(device: &D, rows: usize, heads: usize, width: usize) -> pi0_device::HostTensor {
+        let tensor = |seed, rows, cols| put(device, &random(seed, rows, cols, 1.0));
+        let (q, k, v) =
+            (tensor(1, rows, heads * width), tensor(2, 256, 2 * width), tensor(3, 256, 2 * width));
+        let of = |robot: usize| Span {
+            queries: 96 * robot..96 * (robot + 1),
+            keys: vec![Keys { part: 0, rows: 128 * robot..128 * (robot + 1) }],
+        };
+        let spans = [of(0), of(1)];
+        let spec = Attention { heads, kv_heads: 2, head_dim: width, scale: 0.125, spans: &spans };
+        device.download(&device.attention(&q, &[KeyValue { k: &k, v: &v }], &spec).unwrap()).unwrap()
+    }
+    let Some(device) = open() else { return };
+    let want = attend(&device, rows, heads, width);
+    let reference = attend(&pi0_device::Reference, rows, heads, width);
+    common::check("keys that stay", &want, &reference, 0.999_99, 4e-3);
+    for grid in [(8, 7), (3, 2), (1, 1)] {
+        let harvested = open_with(&TensixOptions { grid: Some(grid), ..Default::default() }).unwrap();
+        assert!(attend(&harvested, rows, heads, width) == want, "{grid:?}");
+    }
+}
+
 #[test]
 fn a_thousand_launches_leak_nothing() {
     let Some(device) = open() else { return };

@@ -507,7 +507,7 @@ fn attention(cores: usize, t: Attended) -> Work {
         received: rounds * queries + turns * of_keys,
         sends: rounds * width,
         in_flight: IN_FLIGHT.into(),
-        read: items * queries + items.div_ceil(rounds) * turns * of_keys,
+        read: items * queries + items.min(items.div_ceil(rounds) * turns) * of_keys,
         written: items * width * ATTENDED.tile_bytes() as u64,
         ..Work::default()
     }
