@@ -170,6 +170,7 @@ async fn the_page_in_a_browser() {
     browser.photograph("phone").await;
     assert_eq!(browser.value("document.documentElement.scrollWidth <= 390").await, true);
     browser.dress(320, 640, "dark").await;
+    browser.photograph("phone-dark").await;
     assert_eq!(browser.value("document.documentElement.scrollWidth <= 320").await, true);
     browser.dress(1280, 900, "light").await;
 

@@ -200,6 +200,8 @@ function showLatency(data) {
     element("text", { x: 60, y: 146 }, "5 minutes ago"), element("text", { x: 710, y: 146, "text-anchor": "end" }, "now")];
   stages.forEach((stage, i) => {
     const points = data.latency.map((b) => [b.ago, b.ms[i]]);
+    // A line of one point is a dot.
+    if (points.length === 1) points.push(points[0]);
     parts.push(element("polyline", { class: "line s" + i, points: path(points, x, y) }));
     parts.push(element("text", { x: 180 + 90 * i, y: 146 }, stage));
     parts.push(element("line", { class: "line s" + i, x1: 164 + 90 * i, x2: 176 + 90 * i, y1: 142, y2: 142 }));
@@ -221,8 +223,8 @@ function showServer(data) {
     list.replaceChildren(...cells.map((_, i) => element(i % 2 ? "dd" : "dt")));
   }
   cells.forEach((text, i) => setText(list.children[i], text));
-  fill($("errors"), data.errors, () => element("li"), (li, e) =>
-    setText(li, Math.round(e.ago) + " s ago, " + e.peer + ", " + e.kind + ": " + e.text));
+  const errors = data.errors.map((e) => Math.round(e.ago) + " s ago, " + e.peer + ", " + e.kind + ": " + e.text);
+  fill($("errors"), errors.length ? errors : ["none"], () => element("li"), setText);
 }
 
 // ---- live ----
