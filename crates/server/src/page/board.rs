@@ -11,7 +11,6 @@ use pi0_model::Inputs;
 use pi0_policy::{Actions, Observation, Policy, Prepared};
 use tokio::sync::{OnceCell, Semaphore};
 
-use super::picture::Picture;
 use super::view::{Answered, Latest, network_picture, shortened};
 
 /// How many of a robot's last requests its rate is measured over.
@@ -37,7 +36,8 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 /// Pictures of one observation, encoded once for all viewers.
 pub(crate) struct Pictures {
     pub taken: Instant,
-    cameras: Vec<Option<Picture>>,
+    /// As the network gets them: what they are made into is no work for a robot's request.
+    cameras: Vec<Option<Vec<f32>>>,
     urls: OnceCell<Vec<Option<String>>>,
 }
 
@@ -48,7 +48,8 @@ impl Pictures {
         let encode = async || {
             let _turn = encoding.acquire().await;
             let this = self.clone();
-            let work = move || this.cameras.iter().map(|picture| picture.as_ref()?.url()).collect();
+            let work =
+                move || this.cameras.iter().map(|image| network_picture(image.as_deref()?)?.url()).collect();
             tokio::task::spawn_blocking(work).await.unwrap_or_default()
         };
         self.urls.get_or_init(encode).await
@@ -105,7 +106,7 @@ impl Client {
         if last.is_some_and(|taken| now.saturating_duration_since(taken) < PICTURE_PAUSE) {
             return;
         }
-        let cameras = inputs.images.iter().map(|image| network_picture(image.as_deref()?)).collect();
+        let cameras = inputs.images.clone();
         *lock(&self.pictures) = Some(Arc::new(Pictures { taken: now, cameras, urls: OnceCell::new() }));
     }
 
