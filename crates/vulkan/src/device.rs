@@ -1,5 +1,6 @@
 //! [`Vulkan`], the device: the tape, running it, and the trait.
 
+use std::collections::VecDeque;
 use std::fmt;
 use std::ops::Range;
 use std::str::FromStr;
@@ -18,7 +19,7 @@ use crate::info::GpuInfo;
 use crate::kernels::{Kernel, Pipeline, Pipelines, Unit, Units, Variant};
 use crate::memory::{Buffer, Memory, Region};
 use crate::ops::Angles;
-use crate::plan::plan;
+use crate::plan::{Plan, plan};
 use crate::recording::{Manner, Recording, Target};
 use crate::staging::Ring;
 use crate::tape::{Launch, Tape};
@@ -30,8 +31,8 @@ pub(crate) const NAME: &str = "vulkan";
 /// Launches after which a tape is run though nothing was downloaded, so that no submission takes too long.
 const LONGEST_TAPE: usize = 8192;
 
-/// Launches kept for whoever asks: those of any inference.
-const LAUNCHES_KEPT: usize = 1 << 16;
+/// Runs kept for whoever asks for their launches: as many as the tokens of a long answer.
+const RUNS_KEPT: usize = 1024;
 
 /// Number format of packed weights.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -132,8 +133,8 @@ pub struct Stats {
     pub arena_bytes: u64,
     /// Pipelines made.
     pub pipelines: usize,
-    /// Host work of all runs: writing tapes, finding their recordings (or making them), bringing the uploads, and
-    /// submitting. What callers do between operations is not in it.
+    /// Host work of all runs, from a tape's first operation to its submission: writing it, finding its recording (or
+    /// making it), bringing the uploads, and what the caller does between operations.
     pub host: Duration,
     /// How long the host waited for the device, in all.
     pub waited: Duration,
@@ -222,23 +223,30 @@ pub(crate) struct State {
     pub(crate) angles: Vec<Angles>,
     runs: u64,
     stats: Stats,
-    /// Launches that nobody asked for yet.
-    launched: Vec<LaunchInfo>,
+    /// Runs that nobody asked for yet: their launches and, if they were timed, the seconds of each.
+    launched: VecDeque<(Arc<[LaunchInfo]>, Vec<f64>)>,
     /// Modules entered and not left.
     depth: usize,
-    /// Time spent writing this tape.
-    taping: Duration,
-    /// Of a device that only plans: the tapes that it would have recorded, by their words, and their arenas.
-    planned: Vec<(Vec<u32>, Arc<Region>)>,
+    /// When the first operation was written on this tape.
+    began: Option<Instant>,
+    /// Of a device that only plans: the tapes that it would have recorded.
+    planned: Vec<Planned>,
+}
+
+/// What a recording would be.
+struct Planned {
+    words: Vec<u32>,
+    plan: Arc<Plan>,
+    arena: Arc<Region>,
+    launches: Arc<[LaunchInfo]>,
 }
 
 impl State {
-    fn note(&mut self, launches: Vec<LaunchInfo>) {
-        self.launched.extend(launches);
-        // Rarely, since the others move up.
-        if self.launched.len() > 2 * LAUNCHES_KEPT {
-            self.launched.drain(..self.launched.len() - LAUNCHES_KEPT);
+    fn note(&mut self, launches: Arc<[LaunchInfo]>, times: Vec<f64>) {
+        if self.launched.len() == RUNS_KEPT {
+            self.launched.pop_front();
         }
+        self.launched.push_back((launches, times));
     }
 
     pub(crate) fn pipeline(&mut self, kernel: Kernel, constants: &[u32]) -> Result<Pipeline> {
@@ -272,9 +280,9 @@ impl Vulkan {
             angles: vec![],
             runs: 0,
             stats: Stats::default(),
-            launched: vec![],
+            launched: VecDeque::new(),
             depth: 0,
-            taping: Duration::ZERO,
+            began: None,
             planned: vec![],
         };
         let eight = options.format == Format::Int8;
@@ -296,7 +304,12 @@ impl Vulkan {
 
     /// Launches since the last call, in their order, of any number of runs; after very many the oldest are forgotten.
     pub fn launches(&self) -> Vec<LaunchInfo> {
-        std::mem::take(&mut self.lock().launched)
+        let runs = std::mem::take(&mut self.lock().launched);
+        let of = |(launches, times): &(Arc<[LaunchInfo]>, Vec<f64>)| {
+            let time = |(i, l): (usize, &LaunchInfo)| LaunchInfo { seconds: times.get(i).copied(), ..*l };
+            launches.iter().enumerate().map(time).collect::<Vec<_>>()
+        };
+        runs.iter().flat_map(of).collect()
     }
 
     /// What the GPU offers.
@@ -357,11 +370,12 @@ impl Vulkan {
 
     /// Runs what writes on the tape, and the tape where it has grown long.
     pub(crate) fn write<T>(&self, f: impl FnOnce(&mut State) -> Result<T>) -> pi0_device::Result<T> {
-        let start = Instant::now();
         let mut s = self.lock();
         self.alive()?;
+        if s.began.is_none() {
+            s.began = Some(Instant::now());
+        }
         let done = f(&mut s)?;
-        s.taping += start.elapsed();
         if s.tape.launches.len() >= LONGEST_TAPE {
             self.run(&mut s, None, true)?;
         }
@@ -372,7 +386,7 @@ impl Vulkan {
     /// recording is kept.
     fn run(&self, s: &mut State, target: Option<Target>, again: bool) -> Result<Vec<f32>> {
         let result = self.try_run(s, target, again);
-        s.taping = Duration::ZERO;
+        s.began = None;
         match &result {
             // What was held was given its place.
             Ok(_) => s.tape.clear(|_| None),
@@ -382,7 +396,6 @@ impl Vulkan {
     }
 
     fn try_run(&self, s: &mut State, target: Option<Target>, again: bool) -> Result<Vec<f32>> {
-        let start = Instant::now();
         let held = s.tape.seal(target.map(|t| t.value));
         if let Some(t) = target {
             s.tape.words.extend([t.start as u32, t.len as u32]);
@@ -421,16 +434,15 @@ impl Vulkan {
         };
         recording.used = s.runs;
         recording.submit(&s.tape)?;
-        s.stats.host += s.taping + start.elapsed();
+        s.stats.host += s.began.map_or(Duration::ZERO, |began| began.elapsed());
         let start = Instant::now();
         recording.wait()?;
         s.stats.waited += start.elapsed();
         gpu.instance.complaint()?;
-        let mut launches = summary(&s.pipelines, &s.tape, &recording.barriers);
-        for (launch, seconds) in launches.iter_mut().zip(recording.times()?) {
-            launch.seconds = Some(seconds);
-        }
-        s.note(launches);
+        let launches =
+            recording.launched.get_or_insert_with(|| summary(&s.pipelines, &s.tape, &recording.barriers));
+        let (launches, times) = (launches.clone(), recording.times()?);
+        s.note(launches, times);
         s.stats.launches = recording.launches;
         s.stats.barriers = recording.barriers.iter().filter(|b| **b).count();
         s.stats.arena_bytes = recording.arena_bytes;
@@ -449,12 +461,17 @@ impl Vulkan {
 
     /// What a run would be, without a GPU.
     fn planned(&self, s: &mut State, held: &[u32], target: Option<Target>, again: bool) -> Result<Vec<f32>> {
-        let plan = plan(&s.tape, held);
-        let known =
-            s.planned.iter().find(|(words, _)| *words == s.tape.words).map(|(_, arena)| arena.clone());
-        let arena = match &known {
-            Some(arena) => arena.clone(),
-            None => self.memory.take(plan.size)?,
+        let known = s.planned.iter().find(|p| p.words == s.tape.words);
+        let known = known.map(|p| (p.plan.clone(), p.arena.clone(), p.launches.clone()));
+        let was_known = known.is_some();
+        let (plan, arena, launches) = match known {
+            Some(known) => known,
+            None => {
+                let plan = Arc::new(plan(&s.tape, held));
+                let arena = self.memory.take(plan.size)?;
+                let launches = summary(&s.pipelines, &s.tape, &plan.barriers);
+                (plan, arena, launches)
+            }
         };
         for &v in held {
             let value = &s.tape.values[v as usize];
@@ -463,18 +480,18 @@ impl Vulkan {
                 value.set(Place::Ready(region));
             }
         }
-        let launches = summary(&s.pipelines, &s.tape, &plan.barriers);
-        s.note(launches);
-        match known {
-            Some(_) => s.stats.replayed += 1,
-            None => s.stats.recorded += u64::from(again),
+        s.stats.host += s.began.map_or(Duration::ZERO, |began| began.elapsed());
+        s.note(launches.clone(), vec![]);
+        match was_known {
+            true => s.stats.replayed += 1,
+            false => s.stats.recorded += u64::from(again),
         }
         s.stats.launches = s.tape.launches.len();
         s.stats.barriers = plan.barriers.iter().filter(|b| **b).count();
         s.stats.arena_bytes = plan.size;
-        if again && known.is_none() {
+        if again && !was_known {
             s.planned.truncate(self.options.shapes.max(1) - 1);
-            s.planned.insert(0, (s.tape.words.clone(), arena));
+            s.planned.insert(0, Planned { words: s.tape.words.clone(), plan, arena, launches });
         }
         Ok(vec![0.0; target.map_or(0, |t| t.len as usize / 4)])
     }
@@ -662,7 +679,7 @@ impl Drop for Vulkan {
     }
 }
 
-fn summary(pipelines: &Pipelines, tape: &Tape, barriers: &[bool]) -> Vec<LaunchInfo> {
+fn summary(pipelines: &Pipelines, tape: &Tape, barriers: &[bool]) -> Arc<[LaunchInfo]> {
     let info = |(l, &barrier): (&Launch, &bool)| LaunchInfo {
         stage: l.stage,
         kernel: pipelines.kernel(l.pipeline).name(),

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::fmt;
+use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::Arc;
 
 use ash::vk;
@@ -265,10 +266,32 @@ struct Made {
 /// Pipelines made so far; without a GPU only their numbers.
 pub(crate) struct Pipelines {
     made: Vec<Made>,
-    of: HashMap<Variant, u32>,
+    of: HashMap<Variant, u32, BuildHasherDefault<Fold>>,
     /// By number of bindings.
     layouts: HashMap<u32, Layout>,
     gpu: Option<(Arc<Gpu>, vk::PipelineCache)>,
+}
+
+/// A plain hash for keys that no stranger chooses: each launch looks its pipeline up.
+#[derive(Default)]
+struct Fold(u64);
+
+impl Hasher for Fold {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        for word in bytes.chunks(8) {
+            let mut all = [0; 8];
+            all[..word.len()].copy_from_slice(word);
+            self.write_u64(u64::from_le_bytes(all));
+        }
+    }
+
+    fn write_u64(&mut self, word: u64) {
+        self.0 = (self.0.rotate_left(5) ^ word).wrapping_mul(0x517c_c1b7_2722_0a95);
+    }
 }
 
 /// Bytes of push constants in every layout: what every device has.
@@ -283,7 +306,7 @@ impl Pipelines {
                 .map_err(VulkanError::call("vkCreatePipelineCache"))
         };
         let gpu = gpu.map(cached).transpose()?;
-        Ok(Self { made: vec![], of: HashMap::new(), layouts: HashMap::new(), gpu })
+        Ok(Self { made: vec![], of: HashMap::default(), layouts: HashMap::new(), gpu })
     }
 
     /// Pipelines made so far.

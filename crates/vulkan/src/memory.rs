@@ -140,6 +140,8 @@ pub(crate) struct Region {
     pub(crate) size: u64,
     /// Recordings that name it: they keep its memory, and read it only when asked to by somebody who holds it.
     keepers: AtomicUsize,
+    /// The tape that named it last, and where it stands among that one's regions.
+    pub(crate) slot: AtomicU64,
     owner: Owner,
 }
 
@@ -273,7 +275,15 @@ impl Memory {
         }
         let owner = Owner::Memory { memory: self.clone(), block: block.id };
         let buffer = block.buffer.as_ref().map_or(vk::Buffer::null(), |b| b.raw);
-        Arc::new(Region { id: self.id(), buffer, offset, size, keepers: AtomicUsize::new(0), owner })
+        Arc::new(Region {
+            id: self.id(),
+            buffer,
+            offset,
+            size,
+            keepers: AtomicUsize::new(0),
+            slot: AtomicU64::new(u64::MAX),
+            owner,
+        })
     }
 
     /// A part of a region.
@@ -281,7 +291,15 @@ impl Memory {
         debug_assert!(offset + size <= whole.size);
         let owner = Owner::Region(whole.clone());
         let (id, offset) = (self.id(), whole.offset + offset);
-        Arc::new(Region { id, buffer: whole.buffer, offset, size, keepers: AtomicUsize::new(0), owner })
+        Arc::new(Region {
+            id,
+            buffer: whole.buffer,
+            offset,
+            size,
+            keepers: AtomicUsize::new(0),
+            slot: AtomicU64::new(u64::MAX),
+            owner,
+        })
     }
 
     fn free(&self, block: u64, offset: u64, size: u64) {

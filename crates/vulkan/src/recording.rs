@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use ash::vk;
 
+use crate::device::LaunchInfo;
 use crate::error::{Result, VulkanError};
 use crate::gpu::Gpu;
 use crate::kernels::Pipelines;
@@ -28,6 +29,8 @@ pub(crate) struct Recording {
     pub(crate) launches: usize,
     /// Before which launches a barrier stands.
     pub(crate) barriers: Vec<bool>,
+    /// What its launches are, once somebody made the list.
+    pub(crate) launched: Option<Arc<[LaunchInfo]>>,
     /// When it last ran, for forgetting the oldest.
     pub(crate) used: u64,
     _arena: Arc<Region>,
@@ -85,6 +88,7 @@ impl Recording {
             arena_bytes: plan.size,
             launches: tape.launches.len(),
             barriers: plan.barriers.clone(),
+            launched: None,
             used: 0,
             _arena: arena.clone(),
             outer: tape.outer.iter().inspect(|region| region.keep()).cloned().collect(),

@@ -3,7 +3,7 @@
 //! Beside the launches the tape keeps all that they depend on, other than the contents of what was uploaded, as one
 //! list of words: two tapes with equal words are the same work on the same memory.
 
-use std::collections::HashMap;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 
 use crate::device::Stage;
@@ -66,7 +66,6 @@ pub(crate) struct Tape {
     pub(crate) launches: Vec<Launch>,
     pub(crate) values: Vec<Pending>,
     pub(crate) outer: Vec<Arc<Region>>,
-    outer_of: HashMap<u64, u32>,
     pub(crate) uploads: Vec<Upload>,
     pub(crate) data: Vec<u8>,
     pub(crate) words: Vec<u32>,
@@ -104,7 +103,6 @@ impl Tape {
         self.number += 1;
         self.launches.clear();
         self.outer.clear();
-        self.outer_of.clear();
         self.uploads.clear();
         self.data.clear();
         self.words.clear();
@@ -146,24 +144,34 @@ impl Tape {
     }
 
     pub(crate) fn region(&mut self, region: &Arc<Region>) -> Operand {
-        let outer = &mut self.outer;
-        Operand::Outer(*self.outer_of.entry(region.id).or_insert_with(|| {
-            outer.push(region.clone());
-            outer.len() as u32 - 1
-        }))
+        // A region remembers the tape that named it last, and where it stands there.
+        let (tape, slot) = (u64::from(self.number as u32) << 32, region.slot.load(Ordering::Relaxed));
+        let at = slot as u32;
+        if slot & !u64::from(u32::MAX) == tape
+            && self.outer.get(at as usize).is_some_and(|r| r.id == region.id)
+        {
+            return Operand::Outer(at);
+        }
+        let at = self.outer.len() as u32;
+        self.outer.push(region.clone());
+        region.slot.store(tape | u64::from(at), Ordering::Relaxed);
+        Operand::Outer(at)
     }
 
     pub(crate) fn operand(&mut self, value: &Value) -> Result<Operand> {
+        if let Some(index) = value.pending(self.number) {
+            return Ok(Operand::Value(index));
+        }
         match value.place() {
-            Place::Pending(number, index) if number == self.number => Ok(Operand::Value(index)),
             Place::Pending(..) => Err(VulkanError::NeverComputed("its tape is gone".into())),
             Place::Ready(region) => Ok(self.region(&region)),
             Place::Lost(why) => Err(VulkanError::NeverComputed(why)),
         }
     }
 
-    pub(crate) fn push(&mut self, launch: Launch) {
-        let l = &launch;
+    /// The words of the last launch.
+    fn spell(&mut self) {
+        let Some(l) = self.launches.last() else { return };
         let operand = |o: &Operand| match *o {
             Operand::Value(i) => i,
             Operand::Outer(i) => i | 1 << 31,
@@ -172,7 +180,6 @@ impl Tape {
         self.words.extend(l.groups);
         self.words.extend(l.operands[..l.count].iter().map(operand));
         self.words.extend(&l.push[..l.push_count]);
-        self.launches.push(launch);
     }
 
     /// The last words: which regions were meant, which values something still holds, and what will be downloaded.
@@ -191,15 +198,15 @@ impl Tape {
     }
 }
 
-/// Collects a launch's operands and constants.
+/// Collects a launch's operands and constants, where the launch will stand.
 pub(crate) struct Builder<'a> {
-    pub(crate) tape: &'a mut Tape,
-    launch: Launch,
+    tape: &'a mut Tape,
+    done: bool,
 }
 
 impl<'a> Builder<'a> {
     pub(crate) fn new(tape: &'a mut Tape, pipeline: Pipeline, groups: [u32; 2]) -> Self {
-        let launch = Launch {
+        tape.launches.push(Launch {
             pipeline: pipeline.0,
             groups,
             operands: [Operand::Value(0); BINDINGS],
@@ -211,17 +218,22 @@ impl<'a> Builder<'a> {
             shape: [0; 3],
             flop: 0,
             bytes: 0,
-        };
-        Self { tape, launch }
+        });
+        Self { tape, done: false }
+    }
+
+    fn of(&mut self) -> &mut Launch {
+        self.tape.launches.last_mut().expect("pushed when this was made")
     }
 
     fn add(&mut self, operand: Operand, bytes: u64) {
+        let launch = self.of();
         // The same bound again moves no more bytes.
-        if !self.launch.operands[..self.launch.count].contains(&operand) {
-            self.launch.bytes += bytes;
+        if !launch.operands[..launch.count].contains(&operand) {
+            launch.bytes += bytes;
         }
-        self.launch.operands[self.launch.count] = operand;
-        self.launch.count += 1;
+        launch.operands[launch.count] = operand;
+        launch.count += 1;
     }
 
     /// Reads a tensor, of which only its own elements move.
@@ -250,7 +262,7 @@ impl<'a> Builder<'a> {
 
     /// A binding that this variant of the kernel does not read: whatever is bound first.
     pub(crate) fn nothing(mut self) -> Self {
-        let first = self.launch.operands[0];
+        let first = self.of().operands[0];
         self.add(first, 0);
         self
     }
@@ -258,35 +270,46 @@ impl<'a> Builder<'a> {
     pub(crate) fn writes(mut self, value: &Value) -> Result<Self> {
         let operand = self.tape.operand(value)?;
         self.add(operand, value.bytes);
-        self.launch.written += 1;
+        self.of().written += 1;
         Ok(self)
     }
 
     pub(crate) fn push(mut self, words: &[u32]) -> Self {
-        let at = self.launch.push_count;
-        self.launch.push[at..at + words.len()].copy_from_slice(words);
-        self.launch.push_count += words.len();
+        let launch = self.of();
+        let at = launch.push_count;
+        launch.push[at..at + words.len()].copy_from_slice(words);
+        launch.push_count += words.len();
         self
     }
 
     /// Says what is computed: rows, and columns or inputs and outputs.
     pub(crate) fn shape(mut self, shape: [usize; 3]) -> Self {
-        self.launch.shape = shape.map(|n| n as u32);
+        self.of().shape = shape.map(|n| n as u32);
         self
     }
 
     pub(crate) fn flop(mut self, flop: u64) -> Self {
-        self.launch.flop = flop;
+        self.of().flop = flop;
         self
     }
 
     /// Says how many bytes move, where that is not the sum of the operands.
     pub(crate) fn moved(mut self, bytes: u64) -> Self {
-        self.launch.bytes = bytes;
+        self.of().bytes = bytes;
         self
     }
 
-    pub(crate) fn launch(self) {
-        self.tape.push(self.launch);
+    pub(crate) fn launch(mut self) {
+        self.done = true;
+        self.tape.spell();
+    }
+}
+
+impl Drop for Builder<'_> {
+    /// A launch whose operands were not to be had is none.
+    fn drop(&mut self) {
+        if !self.done {
+            self.tape.launches.pop();
+        }
     }
 }

@@ -1,5 +1,6 @@
 //! Activations: views of values that the tape computes, or that are there already.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::memory::Region;
@@ -31,6 +32,10 @@ impl Tensor {
 #[derive(Debug)]
 pub(crate) struct Value {
     pub(crate) bytes: u64,
+    /// The tape and the index that it began with.
+    born: Option<(u64, u32)>,
+    /// Whether its place is another one by now.
+    moved: AtomicBool,
     place: Mutex<Place>,
 }
 
@@ -47,7 +52,17 @@ pub(crate) enum Place {
 
 impl Value {
     pub(crate) fn new(bytes: u64, place: Place) -> Arc<Self> {
-        Arc::new(Self { bytes, place: Mutex::new(place) })
+        let born = match place {
+            Place::Pending(tape, index) => Some((tape, index)),
+            _ => None,
+        };
+        Arc::new(Self { bytes, born, moved: AtomicBool::new(false), place: Mutex::new(place) })
+    }
+
+    /// Its index on the tape of this number, if it is still there: asked for every operand.
+    pub(crate) fn pending(&self, tape: u64) -> Option<u32> {
+        let (born, index) = self.born?;
+        (born == tape && !self.moved.load(Ordering::Acquire)).then_some(index)
     }
 
     fn lock(&self) -> MutexGuard<'_, Place> {
@@ -59,6 +74,8 @@ impl Value {
     }
 
     pub(crate) fn set(&self, place: Place) {
-        *self.lock() = place;
+        let mut now = self.lock();
+        *now = place;
+        self.moved.store(true, Ordering::Release);
     }
 }

@@ -25,7 +25,8 @@ pub struct Launches {
     pub barriers: usize,
     /// From the first launch's start to the last one's end, milliseconds; none where the GPU has no clock.
     pub gpu: Option<Spread>,
-    /// Host work of one replayed inference on the device's side: tape, comparison, uploads and submission, milliseconds.
+    /// Host work of one replayed inference from its first operation to the submission, milliseconds: the model's and the
+    /// tape's, comparison and uploads.
     pub host: Spread,
     /// Microseconds of one more launch that does nothing and waits for the one before.
     pub launch_cost: f64,
