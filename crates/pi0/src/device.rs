@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::{Duration, Instant};
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use pi0_cpu::{Cpu, CpuOptions, Format, Isa};
 use pi0_device::{Device, Reference};
 use pi0_model::{ActionModel, Checkpoint, Extent, Pi0};
@@ -26,9 +26,10 @@ pub struct DeviceArgs {
     /// Threads of the host CPU [default: the physical cores]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub threads: Option<u16>,
-    /// Number format of the weights on CPU and GPU: stored (bf16 where the checkpoint has bf16), f32, bf16 or int8
-    #[arg(long, value_name = "FORMAT", default_value_t = Format::Stored)]
-    pub dtype: Format,
+    /// Number format of the weights: stored (bf16 where the checkpoint has bf16, and on Tensix), f32, bf16 or int8; on
+    /// Tensix stored, bf16 or bfp8
+    #[arg(long, value_name = "FORMAT", default_value_t)]
+    pub dtype: Dtype,
     /// Instruction set on the CPU, to measure or test a lesser one [default: the fastest that the machine has]
     #[arg(long, value_name = "NAME")]
     pub isa: Option<Isa>,
@@ -38,6 +39,50 @@ pub struct DeviceArgs {
     /// Tenstorrent's libttsim.so [default: $TT_METAL_SIMULATOR]
     #[arg(long, value_name = "FILE")]
     pub simulator: Option<PathBuf>,
+}
+
+/// A number format of weights.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Dtype {
+    /// Of the host's processor and of GPUs.
+    Of(Format),
+    /// Of Tensix: a sign and seven bits, and an exponent for every 16 values.
+    Bfp8,
+}
+
+impl Default for Dtype {
+    fn default() -> Self {
+        Dtype::Of(Format::Stored)
+    }
+}
+
+impl fmt::Display for Dtype {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Dtype::Of(format) => format.fmt(f),
+            Dtype::Bfp8 => f.write_str("bfp8"),
+        }
+    }
+}
+
+impl FromStr for Dtype {
+    type Err = String;
+    fn from_str(name: &str) -> Result<Self, String> {
+        if name == "bfp8" {
+            return Ok(Dtype::Bfp8);
+        }
+        name.parse().map(Dtype::Of).map_err(|e| format!("{e}, and bfp8 on tensix"))
+    }
+}
+
+impl Dtype {
+    /// The format as hosts and GPUs know it; they do not know bfp8, which is refused before.
+    pub fn of_host(self) -> Format {
+        match self {
+            Dtype::Of(format) => format,
+            Dtype::Bfp8 => Format::Stored,
+        }
+    }
 }
 
 /// A kind of device.
@@ -115,20 +160,42 @@ impl DeviceKind {
 impl DeviceArgs {
     /// The host's processor, as told.
     pub fn cpu(&self) -> Result<Cpu, pi0_cpu::CpuError> {
-        Cpu::new(CpuOptions { isa: self.isa, threads: self.threads.map(usize::from), format: self.dtype })
+        Cpu::new(CpuOptions {
+            isa: self.isa,
+            threads: self.threads.map(usize::from),
+            format: self.dtype.of_host(),
+        })
+    }
+
+    /// Whether the device has weights of the format.
+    fn check_dtype(&self) -> Result<()> {
+        let tensix = self.device == DeviceKind::Tensix;
+        match self.dtype {
+            Dtype::Bfp8 if !tensix => {
+                bail!(
+                    "--dtype bfp8 is a format of --device tensix; {} has stored, f32, bf16 and int8",
+                    self.device
+                )
+            }
+            Dtype::Of(format @ (Format::F32 | Format::Int8)) if tensix => {
+                bail!("--device tensix has no weights in {format}; it has stored, bf16 and bfp8")
+            }
+            _ => Ok(()),
+        }
     }
 
     fn tensix(&self) -> Result<Tensix, pi0_tensix::OpenError> {
         Tensix::open(&TensixOptions {
             grid: self.grid,
             simulator: self.simulator.clone(),
+            bfp8: self.dtype == Dtype::Bfp8,
             ..TensixOptions::default()
         })
     }
 
     /// A GPU, as told; `timestamps` has it time each launch.
     pub fn vulkan(&self, index: usize, timestamps: bool) -> Result<Vulkan, VulkanError> {
-        let format = match self.dtype {
+        let format = match self.dtype.of_host() {
             Format::Stored => pi0_vulkan::Format::Stored,
             Format::F32 => pi0_vulkan::Format::F32,
             Format::Bf16 => pi0_vulkan::Format::Bf16,
@@ -154,6 +221,7 @@ pub trait Visitor {
 
 /// Opens the device and hands it to `visitor`: the one place where a name becomes a type.
 pub fn with_device<V: Visitor>(args: &DeviceArgs, visitor: V) -> Result<V::Output> {
+    args.check_dtype()?;
     match args.device {
         DeviceKind::Cpu => visitor.visit(args.cpu()?),
         DeviceKind::Reference => visitor.visit(Reference),

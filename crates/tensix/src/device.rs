@@ -10,7 +10,7 @@ use crate::cache::Cache;
 use crate::dram::{Dram, Region};
 use crate::error::{Fault, OpenError};
 use crate::kernels::{AttentionKernel, Banks, Eltwise, Gather, Kernel, Matmul, NormKernel, l1};
-use crate::layout::{Format, from_tiles, push_tile, tiles, to_tiles};
+use crate::layout::{EXPONENT_BYTES, Format, from_tiles, push_tile, tiles, to_tiles};
 use crate::ops::{Angles, Modulated, Plan, PlanKey};
 use crate::perf::{LinearPlan, LinearTiles};
 use crate::tensor::Tensor;
@@ -26,6 +26,9 @@ pub struct TensixOptions {
     /// Whether kernels are recorded in command lists in device memory and run when the host must wait, instead of one
     /// by one; if not told, on cards only, since the simulator pays for every core that waits. Same bits either way.
     pub command_lists: Option<bool>,
+    /// Whether the weights of linear layers that need not be exact are stored as bfp8 (a sign and seven bits, and an exponent for
+    /// every 16 values) instead of bf16: half of the memory and of what is read of it.
+    pub bfp8: bool,
     /// How long a kernel may take before it counts as hung; ten minutes if none, since simulated time is slow.
     pub timeout: Option<Duration>,
 }
@@ -52,6 +55,8 @@ pub struct Tensix {
     state: Mutex<State>,
     pub(crate) dram: Dram,
     pub(crate) banks: Banks,
+    /// How weights that need not be exact are stored.
+    pub(crate) weights: Format,
     info: BoardInfo,
     constants: OnceLock<Constants>,
     pub(crate) angles: Cache<Angles, [Tensor; 2]>,
@@ -123,6 +128,7 @@ impl Tensix {
             state: Mutex::new(state),
             dram: Dram::new(info.dram_banks, start, end),
             banks: Banks(info.dram_banks as u32),
+            weights: if options.bfp8 { Format::Bfp8 } else { Format::Bf16 },
             info,
             constants: OnceLock::new(),
             angles: Cache::new(KEPT),
@@ -175,7 +181,10 @@ impl Tensix {
 
     /// Room for tiles. Where there is none, what waiting commands hold is waited for.
     fn allocate(&self, count: usize, format: Format) -> Result<Region, Fault> {
-        let bytes = format.tile_bytes();
+        self.allocate_bytes(count, format.tile_bytes())
+    }
+
+    fn allocate_bytes(&self, count: usize, bytes: usize) -> Result<Region, Fault> {
         let room = self.dram.allocate(count, bytes);
         let mut state = self.lock();
         if room.is_ok() || !state.board.has_recorded() {
@@ -201,6 +210,13 @@ impl Tensix {
     pub(crate) fn region(&self, data: &[u8], format: Format) -> Result<Region, Fault> {
         let region = self.allocate(data.len() / format.tile_bytes(), format)?;
         self.lock().board.write_tiles(region.base(), format.tile_bytes(), data)?;
+        Ok(region)
+    }
+
+    /// Memory with the exponents of tiles in it.
+    pub(crate) fn exponents(&self, data: &[u8]) -> Result<Region, Fault> {
+        let region = self.allocate_bytes(data.len() / EXPONENT_BYTES, EXPONENT_BYTES)?;
+        self.lock().board.write_tiles(region.base(), EXPONENT_BYTES, data)?;
         Ok(region)
     }
 

@@ -13,7 +13,15 @@ pub enum Format {
     F32,
     /// 2 KiB a tile.
     Bf16,
+    /// For weights: a sign and seven bits a value, 1 KiB a tile, and an exponent for every 16 values of a row of a face, which
+    /// lie apart: 64 bytes a tile.
+    Bfp8,
 }
+
+/// Values that share an exponent, and bytes of the exponents of a tile.
+pub const SHARED: usize = 16;
+/// See [`SHARED`].
+pub const EXPONENT_BYTES: usize = TILE_VALUES / SHARED;
 
 impl Format {
     /// Bytes of a tile.
@@ -21,6 +29,23 @@ impl Format {
         match self {
             Format::F32 => 4 * TILE_VALUES,
             Format::Bf16 => 2 * TILE_VALUES,
+            Format::Bfp8 => TILE_VALUES,
+        }
+    }
+
+    /// The same with the exponents that lie apart.
+    pub const fn whole_tile_bytes(self) -> usize {
+        match self {
+            Format::Bfp8 => TILE_VALUES + EXPONENT_BYTES,
+            other => other.tile_bytes(),
+        }
+    }
+
+    /// How activations are stored that meet weights of this format.
+    pub const fn of_activations(self) -> Format {
+        match self {
+            Format::Bfp8 => Format::Bf16,
+            other => other,
         }
     }
 }
@@ -49,7 +74,55 @@ pub fn bf16_value(bits: u16) -> f32 {
     f32::from_bits(u32::from(bits) << 16)
 }
 
-/// Writes one tile: `value(row, col)` for each of its 1024 elements, appended to `out`.
+/// 16 values as an exponent and signs with magnitudes: each is `m / 64 * 2^(exponent - 127)`, rounded to nearest. None if a
+/// value is not finite.
+pub fn to_bfp8(values: &[f32; SHARED]) -> Option<(u8, [u8; SHARED])> {
+    let largest = values.iter().fold(0.0f32, |m, v| m.max(v.abs()));
+    if !values.iter().all(|v| v.is_finite()) {
+        return None;
+    }
+    let with = |exponent: u8| {
+        let scale = 2f64.powi(6 + 127 - i32::from(exponent));
+        values.map(|v| (f64::from(v.abs()) * scale).round_ties_even() as u32)
+    };
+    // The largest magnitude has its first bit set, unless the exponent is as small as can be.
+    let mut exponent = (largest.to_bits() >> 23).max(1) as u8;
+    if with(exponent).iter().any(|&m| m > 127) {
+        exponent = exponent.saturating_add(1);
+    }
+    let magnitudes = with(exponent).map(|m| m.min(127) as u8);
+    let mut bytes = [0; SHARED];
+    for ((byte, m), v) in bytes.iter_mut().zip(magnitudes).zip(values) {
+        // A negative zero would be read as minus infinity.
+        *byte = if m == 0 { 0 } else { u8::from(v.is_sign_negative()) << 7 | m };
+    }
+    Some((exponent, bytes))
+}
+
+/// The value of a sign and magnitude with an exponent.
+pub fn bfp8_value(exponent: u8, byte: u8) -> f32 {
+    let value = f64::from(byte & 0x7F) / 64.0 * 2f64.powi(i32::from(exponent) - 127);
+    (if byte & 0x80 == 0 { value } else { -value }) as f32
+}
+
+/// Writes one tile as bfp8, appended to `out`, and its exponents, appended to `exponents`. False if a value is not finite.
+pub fn push_bfp8_tile(
+    out: &mut Vec<u8>,
+    exponents: &mut Vec<u8>,
+    value: impl Fn(usize, usize) -> f32,
+) -> bool {
+    for (face_row, face_col) in [(0, 0), (0, 16), (16, 0), (16, 16)] {
+        for row in 0..16 {
+            let values = std::array::from_fn(|col| value(face_row + row, face_col + col));
+            let Some((exponent, bytes)) = to_bfp8(&values) else { return false };
+            exponents.push(exponent);
+            out.extend(bytes);
+        }
+    }
+    true
+}
+
+/// Writes one tile of f32 or bf16 (bfp8 has [a function of its own](push_bfp8_tile)): `value(row, col)` for each of its 1024 elements, appended to `out`.
 pub fn push_tile(out: &mut Vec<u8>, format: Format, value: impl Fn(usize, usize) -> f32) {
     let start = out.len();
     out.resize(start + format.tile_bytes(), 0);
@@ -60,6 +133,7 @@ pub fn push_tile(out: &mut Vec<u8>, format: Format, value: impl Fn(usize, usize)
             match format {
                 Format::F32 => tile[4 * i..4 * i + 4].copy_from_slice(&v.to_le_bytes()),
                 Format::Bf16 => tile[2 * i..2 * i + 2].copy_from_slice(&bf16_bits(v).to_le_bytes()),
+                Format::Bfp8 => {}
             }
         }
     }
@@ -103,6 +177,38 @@ pub fn from_tiles(bytes: &[u8], rows: usize, cols: usize, tile_cols: usize) -> V
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn block_floats_are_as_near_as_seven_bits_allow() {
+        let mut state = 7u32;
+        for scale in [1.0f32, 3e-20, 7e30, 1e-38] {
+            let values: [f32; SHARED] = std::array::from_fn(|_| {
+                state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+                (state as i32 as f32 / 2f32.powi(31)) * scale
+            });
+            let (exponent, bytes) = to_bfp8(&values).unwrap();
+            let largest = values.iter().fold(0.0f32, |m, v| m.max(v.abs()));
+            for (v, byte) in values.into_iter().zip(bytes) {
+                let error = (f64::from(bfp8_value(exponent, byte)) - f64::from(v)).abs();
+                // Below that, exponents end.
+                let bound = (f64::from(largest) / 127.0).max(2f64.powi(-133));
+                assert!(error <= bound, "{v} as {byte:02x} of {exponent}");
+            }
+        }
+        // What is representable stays; the largest magnitude may carry into the exponent; nothing is a negative zero.
+        let mut values = [0.0; SHARED];
+        values[..6].copy_from_slice(&[1.0, -0.5, 127.0 / 64.0, -1.0 / 64.0, -0.001, -0.0]);
+        let (exponent, bytes) = to_bfp8(&values).unwrap();
+        assert_eq!((exponent, &bytes[..6]), (127, &[64, 0x80 | 32, 127, 0x81, 0, 0][..]));
+        values[0] = 1.999;
+        let (exponent, bytes) = to_bfp8(&values).unwrap();
+        assert_eq!((exponent, bytes[0], bytes[2]), (128, 64, 64));
+        assert_eq!(to_bfp8(&[0.0; SHARED]).unwrap().1, [0; SHARED]);
+        values[9] = f32::NAN;
+        assert!(to_bfp8(&values).is_none());
+        values[9] = f32::INFINITY;
+        assert!(to_bfp8(&values).is_none());
+    }
 
     #[test]
     fn faces_lie_in_order() {

@@ -163,6 +163,8 @@ pub(crate) enum WeightKind {
 #[derive(Debug)]
 pub(crate) struct LinearWeight {
     pub(crate) region: Region,
+    /// The exponents of bfp8.
+    pub(crate) exponents: Option<Region>,
     pub(crate) format: Format,
     pub(crate) inputs: usize,
     pub(crate) outputs: usize,

@@ -11,6 +11,8 @@ use pi0_model::{Checkpoint, Extent, Pi0, SampleOptions};
 
 /// What ten steps of flow matching must reach; and every intermediate, with the rounding of all before it.
 const ACTIONS: Bound = Bound { pcc: 0.9999, relative_l2: 0.01, max_abs: f64::INFINITY };
+/// The same with weights as bfp8, where intermediates are only told.
+const BFP8: Bound = Bound { pcc: 0.999, relative_l2: 0.05, max_abs: f64::INFINITY };
 /// The velocities of a step, which the actions are the sum of.
 const STEP: Bound = Bound { pcc: 0.999, relative_l2: 0.03, max_abs: f64::INFINITY };
 const MODULE: Bound = Bound { pcc: 0.9995, relative_l2: 0.03, max_abs: f64::INFINITY };
@@ -76,7 +78,7 @@ fn end_to_end(weights: &Path, case: &Path, run: &str) {
     assert_eq!(fused.shape, want["actions"].shape);
     let a = compare(&fused.data, &want["actions"].data);
     println!("{} {run} actions, fused: {a}", case.display());
-    if !ACTIONS.holds(&a) {
+    if !(if common::bfp8() { BFP8 } else { ACTIONS }).holds(&a) {
         faults.push(format!("actions, fused: {a}"));
     }
     for (name, result) in compare_taps(&got, &want, &batch) {
@@ -89,7 +91,7 @@ fn end_to_end(weights: &Path, case: &Path, run: &str) {
                     step if step.starts_with("step") => STEP,
                     _ => MODULE,
                 };
-                if !bound.holds(&a) {
+                if !common::bfp8() && !bound.holds(&a) {
                     faults.push(format!("{name}: {a}"));
                 }
             }

@@ -4,12 +4,12 @@ mod common;
 
 use std::ops::Range;
 
-use common::{check, open, put, random};
+use common::{check, open, open_with, put, random};
 use pi0_device::{
     Activation, Attention, Dense, Device, KeyValue, Keys, LinearPart, Modulation, Norm, NormKind, Qkv,
     Reference, Span, TensorSource, WeightSource, dense, qkv,
 };
-use pi0_tensix::Tensix;
+use pi0_tensix::{Tensix, TensixOptions};
 
 /// Runs the same expression on the device and on the reference, and compares.
 macro_rules! both {
@@ -33,6 +33,8 @@ const EXACT: (f64, f64) = (1.0 - 1e-12, 0.0);
 const F32: (f64, f64) = (0.999_999_999, 3e-6);
 /// Products of TF32 activations with bf16 weights.
 const BF16: (f64, f64) = (0.999_99, 4e-3);
+/// Weights as bfp8.
+const BFP8: (f64, f64) = (0.9999, 1.2e-2);
 /// Attention: scores, probabilities and values in TF32, the result stored as bf16 (which alone is 1.7e-3).
 const ATTENTION: (f64, f64) = (0.999_996, 3e-3);
 /// Attention over what a norm and a projection have rounded to bf16 before.
@@ -128,6 +130,36 @@ fn linears() {
         let name = format!("exact linear {rows}x{inputs} to {outputs:?}");
         both!(&device, name, TF32, d => d.linear(&put(d, &x), &d.prepare(&w).unwrap()).unwrap());
     }
+}
+
+/// Weights of a sign and seven bits, 16 on an exponent.
+#[test]
+fn linears_of_bfp8() {
+    let Some(device) = open_with(&TensixOptions { bfp8: true, ..TensixOptions::default() }) else { return };
+    for (rows, inputs, outputs, bias) in [(1, 8, 3, true), (33, 1100, 130, true), (64, 320, 128, false)] {
+        let x = random(1, rows, inputs, 1.0);
+        let w = linear(inputs, &[outputs], bias, false);
+        let name = format!("bfp8 linear {rows}x{inputs} to {outputs}");
+        both!(&device, name, BFP8, d => d.linear(&put(d, &x), &d.prepare(&w).unwrap()).unwrap());
+        let norm = WeightSource::Norm {
+            kind: NormKind::Rms,
+            weight: vector("w", inputs, 5, 0.3),
+            bias: None,
+            eps: 1e-6,
+        };
+        // Activations as bf16, and two phases.
+        let name = format!("norm and bfp8 linear {rows}x{inputs} to {outputs}");
+        both!(&device, name, BFP8, d => {
+            let (x, norm, weight) = (put(d, &x), d.prepare(&norm).unwrap(), d.prepare(&w).unwrap());
+            let call = Dense { norm: Some(Norm::Rms(&norm)), ..Dense::new(&x, &weight) };
+            dense(d, &call).unwrap()
+        });
+    }
+    // Not finite: bf16 can hold it, bfp8 cannot.
+    let weight = TensorSource::from_f32("w", vec![1, 2], &[1.0, f32::INFINITY]).unwrap();
+    let parts = vec![LinearPart { weight, bias: None, columns: None }];
+    let error = device.prepare(&WeightSource::Linear { parts, exact: false }).err().expect("an error");
+    assert!(error.to_string().contains("not finite"), "{error}");
 }
 
 /// Inputs beyond one chunk: partial sums go through L1.

@@ -181,7 +181,7 @@ pub fn default_format(args: &DeviceArgs, checkpoint: Option<&Checkpoint>) -> For
     match args.device {
         DeviceKind::Reference => Format::F32,
         // A GPU's matrices round operands to bf16 or, less, to f16.
-        DeviceKind::Cpu | DeviceKind::Vulkan(_) => match args.dtype {
+        DeviceKind::Cpu | DeviceKind::Vulkan(_) => match args.dtype.of_host() {
             pi0_cpu::Format::F32 => Format::F32,
             pi0_cpu::Format::Bf16 => Format::Bf16,
             pi0_cpu::Format::Int8 => Format::Int8,
@@ -191,6 +191,8 @@ pub fn default_format(args: &DeviceArgs, checkpoint: Option<&Checkpoint>) -> For
                 if bf16 { Format::Bf16 } else { Format::F32 }
             }
         },
+        // Seven bits of a weight are held to what eight with a scale for each output reach.
+        DeviceKind::Tensix if args.dtype == device::Dtype::Bfp8 => Format::Int8,
         DeviceKind::Tensix => Format::Tf32,
     }
 }

@@ -2,17 +2,19 @@
 
 use std::path::PathBuf;
 
-use anyhow::{Result, bail};
+use anyhow::{Result, anyhow, bail};
 use clap::ValueEnum;
+use pi0_cpu::Format;
 use pi0_device::Device;
 use pi0_model::cases::random_inputs;
 use pi0_model::{Config, Extent, Pi0, SampleOptions, synth};
 use pi0_tensix::perf::{self, Chip, Model, PUBLISHED, Workload};
 use pi0_vulkan::paper::{Chip as Gpu, Line as Launches};
-use pi0_vulkan::{Format, Vulkan, VulkanOptions};
+use pi0_vulkan::{Vulkan, VulkanOptions};
 use serde_json::json;
 
 use super::synth::Network;
+use crate::device::Dtype;
 use crate::output;
 
 /// Estimate on paper what an inference takes on a device that is not here, and what bounds it
@@ -44,9 +46,10 @@ pub struct Args {
     /// Vulkan: the GPU, by its key or its maker's name: rtx-4090, rtx-5090, h100, agx-orin or rx-9070-xt
     #[arg(long, value_name = "NAME", required_if_eq("device", "vulkan"))]
     gpu: Option<String>,
-    /// Vulkan: number format of the weights: stored (the published models have bf16), f32, bf16 or int8
-    #[arg(long, value_name = "FORMAT", default_value = "stored")]
-    dtype: Format,
+    /// Number format of the weights. Vulkan: stored (the published models have bf16), f32, bf16 or int8; Tensix: stored,
+    /// bf16 or bfp8
+    #[arg(long, value_name = "FORMAT", default_value_t)]
+    dtype: Dtype,
     /// Write the estimate as JSON to this file (`-` for standard output)
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -84,7 +87,13 @@ fn tensix(args: &Args) -> Result<()> {
         Card::N150 => Chip::N150,
         Card::N300 => Chip::N300,
     };
+    let bfp8 = match args.dtype {
+        Dtype::Bfp8 => true,
+        Dtype::Of(Format::Stored | Format::Bf16) => false,
+        Dtype::Of(other) => bail!("tensix has no weights in {other}; it has stored, bf16 and bfp8"),
+    };
     let work = Workload {
+        bfp8,
         model: match args.model {
             Network::Pi0 => Model::Pi0,
             Network::Pi05 => Model::Pi05,
@@ -163,7 +172,8 @@ fn vulkan(args: &Args) -> Result<()> {
     };
     let kind = args.model.kind();
     let config = Config::full().of_kind(kind);
-    let device = Vulkan::plan(gpu.info(), VulkanOptions { format: args.dtype, ..VulkanOptions::default() })?;
+    let format = args.dtype.to_string().parse().map_err(|e: String| anyhow!(e))?;
+    let device = Vulkan::plan(gpu.info(), VulkanOptions { format, ..VulkanOptions::default() })?;
     let model = Pi0::load(device, synth::outline(&config)?, Extent::Cache, &|_| ())?;
     let bytes = || model.device().memory().map_or(0, |m| m.bytes());
     let weights = bytes();

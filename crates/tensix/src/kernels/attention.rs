@@ -88,7 +88,7 @@ impl AttentionKernel {
 
     /// Where such tiles go.
     fn sources(&self, transpose: bool) -> unpack::Target {
-        unpack::Target::SrcA { bf16: self.kv == Format::Bf16, transpose }
+        unpack::Target::SrcA { from: self.kv, transpose }
     }
 
     /// Tiles of keys, and of values, that a slot of their rings holds.

@@ -20,7 +20,7 @@ use super::noc::{Banks, F32_SHIFT, IN_FLIGHT, Noc, write_slot};
 use super::ring::{Cursor, Ring, wait_at_least};
 use super::{Kernel, L1Plan, arg, build, l1, pack, sfpu, unpack};
 use crate::error::Fault;
-use crate::layout::Format;
+use crate::layout::{EXPONENT_BYTES, Format};
 use crate::rv::{Asm, Reg};
 
 /// What happens to a finished product before it is stored.
@@ -39,7 +39,7 @@ pub(crate) enum Epilogue {
 }
 
 /// The kernel. Arguments: number of panels; base addresses of output, x, weight; tiles between rows of x; tiles
-/// along the inputs; base addresses of the ones and of the residual; what a core must know to share, if x is shared
+/// along the inputs; base addresses of the ones, of the residual and of the weight's exponents; what a core must know to share, if x is shared
 /// ([`Sharing`]); then for each panel the first tile of x, the first tile of each column of the weight, and, block by
 /// block, the output tiles and the residual's tiles.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -75,8 +75,9 @@ const PITCH: u32 = 4;
 const DEPTH: u32 = 5;
 const ONES: u32 = 6;
 const RESIDUAL: u32 = 7;
+const EXPONENTS: u32 = 8;
 /// How many words every core's arguments begin with; what a core must know to share comes next.
-const HEAD: u32 = 8;
+const HEAD: u32 = 9;
 
 const INPUTS: Cursor = Cursor { count: Reg::A2, addr: Reg::A0 };
 const RESIDUALS: Cursor = Cursor { count: Reg::A6, addr: Reg::A5 };
@@ -130,9 +131,14 @@ impl Matmul {
     }
 
     /// Fidelity phases. Of a bf16 value only one bit is left for the low part of SrcB, and three for that of SrcA: what the
-    /// fourth phase adds is at most 2⁻¹² of a product, and 5e-5 of it on average, far below the values' own rounding.
+    /// fourth phase adds is at most 2⁻¹² of a product, and 5e-5 of it on average, far below the values' own rounding. With
+    /// weights of seven bits the third one's 2⁻⁸ of an activation is as far below theirs.
     pub(crate) fn phases(&self) -> u32 {
-        if (self.x, self.weight) == (Format::Bf16, Format::Bf16) { math::PHASES - 1 } else { math::PHASES }
+        match (self.x, self.weight) {
+            (Format::Bf16, Format::Bf16) => math::PHASES - 1,
+            (Format::Bf16, Format::Bfp8) => math::PHASES - 2,
+            _ => math::PHASES,
+        }
     }
 
     /// Slots of Dst that are stored.
@@ -153,6 +159,16 @@ impl Matmul {
         self.weight.tile_bytes().ilog2()
     }
 
+    /// Bytes of the weight in a chunk.
+    fn weight_bytes(&self) -> u32 {
+        self.panel_cols / self.cols * self.weight_block_bytes()
+    }
+
+    /// Bytes of exponents before the values of a column of blocks in a chunk.
+    fn exponent_bytes(&self) -> u32 {
+        if self.weight == Format::Bfp8 { self.chunk * self.cols * EXPONENT_BYTES as u32 } else { 0 }
+    }
+
     /// Bytes of x in a chunk: those of one row of blocks.
     fn x_block_bytes(&self) -> u32 {
         (self.chunk * self.rows) << self.x_shift()
@@ -165,7 +181,7 @@ impl Matmul {
 
     /// Bytes of the weight in a chunk: those of one column of blocks.
     fn weight_block_bytes(&self) -> u32 {
-        (self.chunk * self.cols) << self.weight_shift()
+        ((self.chunk * self.cols) << self.weight_shift()) + self.exponent_bytes()
     }
 
     /// Index of the first output tile in an item.
@@ -191,7 +207,7 @@ impl Matmul {
 
     /// Bytes of L1 that the kernel's buffers take.
     pub(crate) fn l1_bytes(&self) -> u32 {
-        let chunk = self.x_bytes() + ((self.chunk * self.panel_cols) << self.weight_shift());
+        let chunk = self.x_bytes() + self.weight_bytes();
         self.slots * chunk + self.sums_bytes() + self.output_slots() * self.output_bytes() + 4 * 64
     }
 
@@ -216,7 +232,7 @@ impl Matmul {
 
     pub(crate) fn build(&self, l1_bytes: u32) -> Result<Kernel, Fault> {
         let mut plan = L1Plan::new(l1_bytes);
-        let chunk = self.x_bytes() + ((self.chunk * self.panel_cols) << self.weight_shift());
+        let chunk = self.x_bytes() + self.weight_bytes();
         let p = Plan {
             inputs: Ring::new(&mut plan, 0, chunk, self.slots),
             sums: Ring::new(&mut plan, 1, self.sums_bytes(), 1),
@@ -252,6 +268,9 @@ impl Matmul {
         const LATER: Reg = Reg::S8;
         let mut t0 = Asm::new();
         unpack::init(&mut t0, self.x);
+        if self.weight == Format::Bfp8 {
+            unpack::groups(&mut t0, self.chunk * self.cols);
+        }
         unpack::target(&mut t0, self.sources());
         p.inputs.start(&mut t0, INPUTS);
         p.sums.start(&mut t0, RESIDUALS);
@@ -306,7 +325,7 @@ impl Matmul {
     }
 
     fn sources(&self) -> unpack::Target {
-        unpack::Target::SrcA { bf16: self.weight == Format::Bf16, transpose: false }
+        unpack::Target::SrcA { from: self.weight, transpose: false }
     }
 
     /// T0: puts the partial sums of the block at `a4` into Dst, where there are any, and goes to the next.

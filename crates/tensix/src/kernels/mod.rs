@@ -271,6 +271,8 @@ mod tests {
                     (Format::Bf16, Format::Bf16, true, true, Format::Bf16),
                     (Format::F32, Format::Bf16, false, false, Format::Bf16),
                     (Format::F32, Format::F32, true, false, Format::F32),
+                    (Format::Bf16, Format::Bfp8, true, true, Format::Bf16),
+                    (Format::F32, Format::Bfp8, false, false, Format::F32),
                 ] {
                     if epilogue == Epilogue::Geglu && cols % 2 == 1 {
                         continue;

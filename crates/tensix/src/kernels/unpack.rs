@@ -13,12 +13,14 @@ const PC_BUFFER: u32 = 0xFFE8_0000;
 pub(super) const FP32: u32 = 0;
 pub(super) const TF32: u32 = 4;
 pub(super) const BF16: u32 = 5;
+pub(super) const BFP8: u32 = 6;
 
 /// The number of a format of tiles.
 pub(super) fn number(format: Format) -> u32 {
     match format {
         Format::F32 => FP32,
         Format::Bf16 => BF16,
+        Format::Bfp8 => BFP8,
     }
 }
 
@@ -52,15 +54,15 @@ pub(super) fn sync(a: &mut Asm) {
 /// What unpacker 0 delivers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Target {
-    /// SrcA, from tiles of a format (bf16 or f32); f32 keeps 10 bits of mantissa.
-    SrcA { bf16: bool, transpose: bool },
+    /// SrcA, from tiles of a format; f32 keeps 10 bits of mantissa.
+    SrcA { from: Format, transpose: bool },
     /// Dst, f32 bit by bit.
     Dst,
 }
 
 impl Target {
     /// A source, where nothing will be unpacked any more.
-    pub(super) const IDLE: Target = Target::SrcA { bf16: true, transpose: false };
+    pub(super) const IDLE: Target = Target::SrcA { from: Format::Bf16, transpose: false };
 }
 
 /// Once a kernel. `src_b` is the format of the tiles for SrcB, where f32 keeps 10 bits of mantissa.
@@ -85,12 +87,19 @@ pub(super) fn init(a: &mut Asm, src_b: Format) {
     config_fence(a);
 }
 
+/// After [`init`], for bfp8 to SrcA: tiles come in groups of so many, whose exponents lie before all their values. At most
+/// 255.
+pub(super) fn groups(a: &mut Asm, tiles: u32) {
+    config(a, 53, tiles << 16 | 4);
+    config_fence(a);
+}
+
 /// Sets what unpacker 0 does; unpacker 1 always fills SrcB.
 pub(super) fn target(a: &mut Asm, target: Target) {
     sync(a);
     let (input, output, transpose, to_dst) = match target {
-        Target::SrcA { bf16: true, transpose } => (BF16, BF16, transpose, false),
-        Target::SrcA { bf16: false, transpose } => (FP32, TF32, transpose, false),
+        Target::SrcA { from: Format::F32, transpose } => (FP32, TF32, transpose, false),
+        Target::SrcA { from, transpose } => (number(from), number(from), transpose, false),
         Target::Dst => (FP32, FP32, false, true),
     };
     config(a, 52, 256 << 16 | 1 << 4 | input);

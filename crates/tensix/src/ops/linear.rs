@@ -11,17 +11,50 @@ use super::product::Product;
 use super::{failed, wrong_weight};
 use crate::device::{Key, Tensix};
 use crate::kernels::{Epilogue, Matmul};
-use crate::layout::{Format, TILE, bf16_bits, bf16_value, push_tile, tiles};
+use crate::layout::{
+    Format, SHARED, TILE, bf16_bits, bf16_value, bfp8_value, push_bfp8_tile, push_tile, tiles, to_bfp8,
+};
 use crate::tensor::{Heads, LinearWeight, Side, Tensor, Weight, WeightKind};
 
-/// Three bf16 numbers whose sum is `v` exactly (unless the least of it underflows).
-fn split(v: f32) -> [f32; 3] {
-    let mut rest = v;
-    [(); 3].map(|()| {
-        let part = bf16_value(bf16_bits(rest));
-        rest -= part;
-        part
-    })
+/// Tiles of a weight as they are packed.
+struct Packed {
+    format: Format,
+    bytes: Vec<u8>,
+    exponents: Vec<u8>,
+    /// Whether all values could be stored.
+    finite: bool,
+}
+
+impl Packed {
+    fn new(format: Format, tiles: usize) -> Self {
+        let bytes = Vec::with_capacity(tiles * format.tile_bytes());
+        Packed { format, bytes, exponents: Vec::new(), finite: true }
+    }
+
+    fn push(&mut self, value: impl Fn(usize, usize) -> f32) {
+        match self.format {
+            Format::Bfp8 => self.finite &= push_bfp8_tile(&mut self.bytes, &mut self.exponents, value),
+            format => push_tile(&mut self.bytes, format, value),
+        }
+    }
+
+    /// Three rows of a tile whose sum is `row`: exactly in bf16 (unless the least part underflows), to 2⁻²⁰ of the largest of
+    /// 16 values in bfp8. The other formats hold it in one.
+    fn split(&self, row: [f32; TILE]) -> [[f32; TILE]; 3] {
+        let mut rest = row;
+        [(); 3].map(|()| {
+            let mut part = rest.map(|v| bf16_value(bf16_bits(v)));
+            if self.format == Format::Bfp8 {
+                for (part, rest) in part.chunks_exact_mut(SHARED).zip(rest.chunks_exact(SHARED)) {
+                    if let Some((exponent, bytes)) = rest.first_chunk().and_then(to_bfp8) {
+                        part.iter_mut().zip(bytes).for_each(|(p, b)| *p = bfp8_value(exponent, b));
+                    }
+                }
+            }
+            rest.iter_mut().zip(part).for_each(|(rest, part)| *rest -= part);
+            part
+        })
+    }
 }
 
 impl Tensix {
@@ -32,7 +65,7 @@ impl Tensix {
         exact: bool,
         heads: Option<(Side, Heads)>,
     ) -> Result<LinearWeight> {
-        let format = if exact { Format::F32 } else { Format::Bf16 };
+        let format = if exact { Format::F32 } else { self.weights };
         let inputs = parts.first().map_or(0, LinearPart::inputs);
         let rows: Vec<(&LinearPart, usize)> =
             parts.iter().flat_map(|p| (0..p.outputs()).map(move |i| (p, i))).collect();
@@ -46,13 +79,13 @@ impl Tensix {
         let (ins, outs) = (places(Side::Inputs, inputs), places(Side::Outputs, rows.len()));
         let bias = parts.iter().any(|p| p.bias.is_some());
         let depth = tiles(ins.len()) + usize::from(bias);
-        let biases: Vec<[f32; 3]> = if bias {
+        let biases: Vec<f32> = if bias {
             let read = |p: &LinearPart| p.bias.as_ref().map_or(vec![0.0; p.outputs()], |b| b.to_f32());
-            parts.iter().flat_map(read).map(split).collect()
+            parts.iter().flat_map(read).collect()
         } else {
             Vec::new()
         };
-        let mut bytes = Vec::with_capacity(tiles(outs.len()) * depth * format.tile_bytes());
+        let mut packed = Packed::new(format, tiles(outs.len()) * depth);
         let mut block = vec![0.0f32; TILE * inputs];
         for outs in outs.chunks(TILE) {
             for (row, out) in block.chunks_exact_mut(inputs).zip(outs) {
@@ -62,20 +95,29 @@ impl Tensix {
                 }
             }
             for ins in ins.chunks(TILE) {
-                push_tile(&mut bytes, format, |r, c| match ins.get(r) {
+                packed.push(|r, c| match ins.get(r) {
                     Some(Some(input)) if c < outs.len() => block[c * inputs + input],
                     _ => 0.0,
                 });
             }
             if bias {
-                push_tile(&mut bytes, format, |r, c| match outs.get(c) {
-                    Some(Some(out)) if r < 3 => biases[*out][r],
+                let parts = packed.split(std::array::from_fn(|c| match outs.get(c) {
+                    Some(Some(out)) => biases[*out],
                     _ => 0.0,
-                });
+                }));
+                packed.push(|r, c| parts.get(r).map_or(0.0, |part| part[c]));
             }
         }
-        let region = self.region(&bytes, format).map_err(failed(OpKind::Prepare))?;
-        Ok(LinearWeight { region, format, inputs: ins.len(), outputs: outs.len(), depth, bias })
+        if !packed.finite {
+            let what =
+                "a linear layer has a weight that is not finite, which bfp8 cannot hold; use bf16 weights";
+            return Err(Error::Failed { device: super::NAME, what: what.into() });
+        }
+        let region = self.region(&packed.bytes, format).map_err(failed(OpKind::Prepare))?;
+        let exponents = (format == Format::Bfp8).then(|| self.exponents(&packed.exponents)).transpose();
+        let exponents = exponents.map_err(failed(OpKind::Prepare))?;
+        let (inputs, outputs) = (ins.len(), outs.len());
+        Ok(LinearWeight { region, exponents, format, inputs, outputs, depth, bias })
     }
 
     /// The weight with heads that begin at tiles, packed when first asked for; none if it cannot be had.
@@ -109,7 +151,8 @@ impl Tensix {
         let formats = [x.format, Format::Bf16];
         let k = Matmul::smallest(formats, false, Epilogue::None, y.format, self.banks);
         let constants = self.constants().map_err(failed(op))?;
-        let head = [y.base(), x.base(), constants.identity_bf16, x.pitch as u32, 1, constants.ones_bf16, 0];
+        let head =
+            [y.base(), x.base(), constants.identity_bf16, x.pitch as u32, 1, constants.ones_bf16, 0, 0];
         let places = (0..y.tile_rows()).flat_map(|r| (0..y.tile_cols()).map(move |c| (r, c)));
         let items: Vec<_> = places.map(|(r, c)| vec![x.tile(r, c), 0, y.tile(r, c)]).collect();
         self.run(Key::Matmul(k), &head, &items).map_err(failed(op))?;
@@ -148,7 +191,7 @@ impl Tensix {
         {
             return self.linear_with(op, &x.as_stored(), padded, activation, residual);
         }
-        if x.heads.is_none() && x.format == plain.format {
+        if x.heads.is_none() && x.format == plain.format.of_activations() {
             return self.linear_with(op, x, plain, activation, residual);
         }
         self.linear_with(op, &*self.plain(op, x)?, plain, activation, residual)
@@ -172,7 +215,7 @@ impl Tensix {
         };
         let outputs = if epilogue == Epilogue::Geglu { w.outputs / 2 } else { w.outputs };
         // Behind an activation comes a layer like this one, which multiplies bf16 as well.
-        let output = if activation.is_some() { w.format } else { Format::F32 };
+        let output = if activation.is_some() { w.format.of_activations() } else { Format::F32 };
         let y = self.tensor_of(x.rows, outputs, output).map_err(failed(op))?;
         let product = Product { x, w, residual, epilogue, y: &y };
         let plan = self.plan(&product).map_err(failed(op))?;
@@ -197,7 +240,7 @@ impl Tensix {
         }
         let residual = call.residual.map(|r| self.plain(op, r)).transpose()?;
         let residual = residual.as_deref();
-        let normed = call.norm.map(|norm| self.normed(op, norm, call.x, w.format)).transpose()?;
+        let normed = call.norm.map(|norm| self.normed(op, norm, call.x, w)).transpose()?;
         let x = normed.as_ref().unwrap_or(call.x);
         if let (Some(gate), Some(residual)) = (&call.gate, residual) {
             let branch = self.linear_op(op, x, call.weight, None, None)?;
@@ -206,14 +249,15 @@ impl Tensix {
         self.linear_op(op, x, call.weight, call.activation, residual)
     }
 
-    /// A norm whose result is stored as the weights behind it are: the matrix unit multiplies no better.
+    /// A norm whose result is stored as the weights behind it want it: the matrix unit multiplies no better.
     fn normed(
         &self,
         op: OpKind,
         norm: Norm<'_, Tensor, Weight>,
         x: &Tensor,
-        output: Format,
+        behind: &LinearWeight,
     ) -> Result<Tensor> {
+        let output = behind.format.of_activations();
         let x = &*self.plain(op, x)?;
         match norm {
             Norm::Layer(w) => self.norm(op, NormKind::Layer, x, w, output),
@@ -233,7 +277,7 @@ impl Tensix {
         if call.head_dim == 0 || plain.outputs != q + 2 * kv || plain.inputs != call.x.cols {
             return Err(self.lacks(op));
         }
-        let normed = |w: &LinearWeight| self.normed(op, call.norm, call.x, w.format);
+        let normed = |w: &LinearWeight| self.normed(op, call.norm, call.x, w);
         if call.head_dim.is_multiple_of(TILE) {
             let y = self.linear_with(op, &normed(plain)?, plain, None, None)?;
             let part = |start, cols| y.view(0, start, y.rows, cols);
@@ -259,13 +303,33 @@ impl Tensix {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::layout::in_tile;
 
     #[test]
     fn a_bias_is_split_without_loss() {
-        for v in [0.0f32, 1.0, -3.1712345, 1.0e-3, 123456.79, -7.7e10] {
-            let parts = split(v);
-            assert_eq!(parts.iter().map(|&p| f64::from(p)).sum::<f64>(), f64::from(v), "{v}");
-            assert!(parts.iter().all(|&p| p.to_bits() & 0xFFFF == 0));
+        let row = std::array::from_fn(|i| {
+            [0.0f32, 1.0, -3.1712345, 1.0e-3, 123456.79, -7.7e10][i % 6] * if i < 16 { 1.0 } else { 0.37 }
+        });
+        for format in [Format::Bf16, Format::Bfp8] {
+            let parts = Packed::new(format, 0).split(row);
+            for (c, v) in row.into_iter().enumerate() {
+                let sum = parts.iter().map(|p| f64::from(p[c])).sum::<f64>();
+                let near = if format == Format::Bfp8 { 7.7e10 * 2f64.powi(-20) } else { 0.0 };
+                assert!((sum - f64::from(v)).abs() <= near, "{format:?} {v} {sum}");
+            }
+            // Each part is what the tile will hold.
+            let mut packed = Packed::new(format, 1);
+            packed.push(|r, c| parts.get(r).map_or(0.0, |p| p[c]));
+            let mut again = Packed::new(format, 1);
+            again.push(|r, c| match (format, r) {
+                (_, 3..) => 0.0,
+                (Format::Bfp8, _) => {
+                    let at = in_tile(r, c);
+                    bfp8_value(packed.exponents[at / SHARED], packed.bytes[at])
+                }
+                _ => parts[r][c],
+            });
+            assert_eq!((again.bytes, again.exponents), (packed.bytes, packed.exponents));
         }
     }
 }

@@ -2,6 +2,7 @@
 
 use crate::board::{Grid, core_address, rectangle_address};
 use crate::device::{Key, Tensix};
+use crate::dram::Region;
 use crate::error::Fault;
 use crate::kernels::{Epilogue, Matmul, Sharing, l1};
 use crate::layout::Format;
@@ -132,6 +133,7 @@ impl Tensix {
             p.w.depth as u32,
             if p.x.format == Format::Bf16 { constants.ones_bf16 } else { constants.ones },
             p.residual.map_or(0, Tensor::base),
+            p.w.exponents.as_ref().map_or(0, Region::base),
         ];
         let k = &plan.kernel;
         match &plan.spread {
@@ -149,14 +151,18 @@ mod tests {
 
     use super::*;
     use crate::device::TensixOptions;
+    use crate::layout::{SHARED, bfp8_value, to_bfp8};
     use crate::tensor::{Weight, WeightKind};
 
     fn open(grid: Grid, lists: bool) -> Option<Tensix> {
+        open_with(TensixOptions { grid: Some(grid), command_lists: Some(lists), ..Default::default() })
+    }
+
+    fn open_with(options: TensixOptions) -> Option<Tensix> {
         if std::env::var_os("TT_METAL_SIMULATOR").is_none_or(|v| v.is_empty()) {
             eprintln!("skipped: set TT_METAL_SIMULATOR to Tenstorrent's libttsim.so for Wormhole");
             return None;
         }
-        let options = TensixOptions { grid: Some(grid), command_lists: Some(lists), ..Default::default() };
         Some(Tensix::open(&options).unwrap())
     }
 
@@ -272,5 +278,56 @@ mod tests {
             assert_eq!((after.shared - before.shared, after.kernels), (500, before.kernels));
             assert_eq!(after.dram_used, before.dram_used);
         }
+    }
+
+    /// Weights as bfp8 are multiplied as they are stored, in every way: activations of seven bits lose nothing, so the sums
+    /// are those of the host, as far as the matrix unit adds exactly.
+    #[test]
+    fn block_floats_are_multiplied_as_they_are_stored() {
+        let options = TensixOptions { grid: Some((4, 3)), bfp8: true, ..Default::default() };
+        let Some(d) = open_with(options) else { return };
+        let (rows, inputs, outputs) = (70, 150, 384);
+        let x: Vec<f32> = values(rows * inputs, 5).iter().map(|v| (v * 63.0).round() / 64.0).collect();
+        let (w, b) = (values(outputs * inputs, 1), values(outputs, 2));
+        // 16 outputs of an input share an exponent.
+        let mut stored = w.clone();
+        for i in 0..inputs {
+            for o in (0..outputs).step_by(SHARED) {
+                let (exponent, bytes) = to_bfp8(&std::array::from_fn(|n| w[(o + n) * inputs + i])).unwrap();
+                for (n, byte) in bytes.into_iter().enumerate() {
+                    stored[(o + n) * inputs + i] = bfp8_value(exponent, byte);
+                }
+            }
+        }
+        assert!(stored.iter().zip(&w).any(|(a, b)| a != b));
+        let product = |r: usize, o: usize| {
+            let of = |i: usize| f64::from(x[r * inputs + i]) * f64::from(stored[o * inputs + i]);
+            f64::from(b[o]) + (0..inputs).map(of).sum::<f64>()
+        };
+        let want: Vec<f32> =
+            (0..rows * outputs).map(|at| product(at / outputs, at % outputs) as f32).collect();
+        let weight = d.prepare(&linear(outputs, inputs)).unwrap();
+        let WeightKind::Linear(w) = &weight.kind else { panic!("not linear") };
+        assert_eq!(w.format, Format::Bfp8);
+        let tiles = crate::layout::to_tiles(&x, rows, inputs, Format::Bf16);
+        let region = d.region(&tiles, Format::Bf16).unwrap();
+        let x = Tensor { format: Format::Bf16, ..Tensor::whole(region, rows, inputs) };
+        let y = d.tensor(rows, outputs).unwrap();
+        let p = Product { x: &x, w, residual: None, epilogue: Epilogue::None, y: &y };
+        let like = Matmul::smallest([x.format, w.format], w.bias, p.epilogue, y.format, d.banks);
+        let machine = Machine::on_grid(d.grid());
+        let all = perf::candidates(&machine, p.shape(), like, d.l1_room(), l1::ARG_WORDS - 64);
+        let mut seen = HashSet::new();
+        for plan in all {
+            let k = &plan.kernel;
+            if !seen.insert((k.rows, k.cols, k.partial, k.shared)) {
+                continue;
+            }
+            d.multiply(&p, &plan).unwrap();
+            let got = d.download(&y).unwrap().data;
+            let agreement = pi0_device::compare(&got, &want);
+            assert!(agreement.relative_l2 < 2e-4, "{plan:?}: {agreement}");
+        }
+        assert!(seen.len() > 10, "{seen:?}");
     }
 }

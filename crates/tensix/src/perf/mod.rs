@@ -319,8 +319,10 @@ pub(crate) const GELU_CYCLES: u64 = 32 * 75;
 /// A linear layer computed in some way on so many cores.
 pub(crate) fn linear(cores: usize, t: LinearTiles, plan: &LinearPlan) -> Work {
     let k = &plan.kernel;
-    let (x, weight) = (k.x.tile_bytes() as u64, k.weight.tile_bytes() as u64);
+    let (x, weight) = (k.x.tile_bytes() as u64, k.weight.whole_tile_bytes() as u64);
     let [depth, rows, cols] = [t.depth as u64, k.panel_rows.into(), k.panel_cols.into()];
+    // Exponents are fetched apart.
+    let fetches = if k.weight == Format::Bfp8 { 2 * cols } else { cols };
     let panels = (t.rows as u64 / rows) * (t.cols as u64 / cols);
     let rounds = plan.spread.map_or(panels.div_ceil(cores as u64), |s| s.rounds as u64);
     let tiles = rows * cols;
@@ -358,7 +360,7 @@ pub(crate) fn linear(cores: usize, t: LinearTiles, plan: &LinearPlan) -> Work {
         unpack: rounds * (unpacked / UNPACK_BYTES + filled / block * SWITCH_CYCLES),
         unpacks: rounds * depth * blocks * (u64::from(k.rows) + block),
         packs: rounds * (tiles * (chunks - 1) + out),
-        fetches: rounds * (depth * (rows + cols) + residual),
+        fetches: rounds * (depth * (rows + fetches) + residual),
         received: rounds * received,
         sends: rounds * out,
         in_flight: IN_FLIGHT.into(),

@@ -27,6 +27,8 @@ pub struct Workload {
     pub tokens: usize,
     /// Denoising steps.
     pub steps: usize,
+    /// Whether weights are bfp8.
+    pub bfp8: bool,
 }
 
 /// Actions of a chunk.
@@ -125,6 +127,7 @@ pub const PUBLISHED: [Published; 3] = [
 struct Pass {
     chip: Chip,
     machines: [Machine; 2],
+    bfp8: bool,
     stage: &'static str,
     lines: Vec<Line>,
     /// Seconds by bounding unit of each line.
@@ -166,9 +169,10 @@ impl Pass {
         };
         let output = match form.epilogue {
             Epilogue::None | Epilogue::Residual => Format::F32,
-            _ => form.weight,
+            _ => form.weight.of_activations(),
         };
-        let like = Matmul::smallest([form.x, form.weight], form.bias, form.epilogue, output, Banks(12));
+        let weight = if self.bfp8 && form.weight == Format::Bf16 { Format::Bfp8 } else { form.weight };
+        let like = Matmul::smallest([form.x, weight], form.bias, form.epilogue, output, Banks(12));
         let cores = self.chip.cores();
         let room = L1_BYTES - l1::DATA;
         if let Some(plan) = best_linear(&self.machines[1], t, like, room, l1::ARG_WORDS - 64) {
@@ -176,7 +180,7 @@ impl Pass {
         }
         let products = (t.rows * t.cols * t.depth) as f64;
         self.matrix += times as f64 * products * super::PRODUCT_CYCLES as f64 / cores as f64 * 1e-9;
-        self.weights += times as f64 * (t.cols * t.depth * form.weight.tile_bytes()) as f64 / 288e9;
+        self.weights += times as f64 * (t.cols * t.depth * weight.whole_tile_bytes()) as f64 / 288e9;
     }
 }
 
@@ -211,6 +215,7 @@ pub(super) fn estimate_at(chip: Chip, rates: [Rates; 2], w: &Workload) -> Estima
     let mut pass = Pass {
         chip,
         machines: rates.map(|rates| Machine::new(chip.cores(), rates)),
+        bfp8: w.bfp8,
         stage: "vision",
         lines: Vec::new(),
         shares: Vec::new(),

@@ -211,7 +211,7 @@ fn writes_that_are_awaited_one_by_one_are_slow() {
 
 #[test]
 fn estimates_are_ordered_as_they_must_be() {
-    let usual = Workload { model: Model::Pi0, cameras: 2, tokens: 32, steps: 10 };
+    let usual = Workload { model: Model::Pi0, cameras: 2, tokens: 32, steps: 10, bfp8: false };
     for chip in [Chip::N150, Chip::N300] {
         for model in [Model::Pi0, Model::Pi05] {
             let w = Workload { model, ..usual };

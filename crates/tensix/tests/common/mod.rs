@@ -12,8 +12,14 @@ pub fn open() -> Option<Tensix> {
     open_with(&TensixOptions {
         grid: lists.then_some((4, 2)),
         command_lists: lists.then_some(true),
+        bfp8: bfp8(),
         ..TensixOptions::default()
     })
+}
+
+/// Whether weights are bfp8, as the variable `PI0_TENSIX_BFP8` asks the tests `model` and `demo` for.
+pub fn bfp8() -> bool {
+    std::env::var_os("PI0_TENSIX_BFP8").is_some()
 }
 
 /// The same with options.

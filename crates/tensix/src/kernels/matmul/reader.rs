@@ -1,8 +1,9 @@
 //! The reader of a product: residuals once, then tiles of x and of the weight, a chunk of inputs at a time.
 
-use super::{DEPTH, F32_BYTES, INPUTS, Matmul, ONES, PITCH, Plan, RESIDUAL, RESIDUALS, WEIGHT, X};
+use super::{DEPTH, EXPONENTS, F32_BYTES, INPUTS, Matmul, ONES, PITCH, Plan, RESIDUAL, RESIDUALS, WEIGHT, X};
 use crate::kernels::arg;
 use crate::kernels::noc::{F32_SHIFT, Noc};
+use crate::layout::{EXPONENT_BYTES, Format};
 use crate::rv::{Asm, Reg};
 
 impl Matmul {
@@ -101,8 +102,13 @@ impl Matmul {
         a.add_const(Reg::Gp, INPUTS.addr, self.x_bytes(), Reg::T5);
         a.addi(Reg::Tp, Reg::S2, 4);
         arg(a, Reg::A4, WEIGHT);
+        let bfp8 = self.weight == Format::Bfp8;
+        if bfp8 {
+            arg(a, Reg::T6, EXPONENTS);
+        }
         a.repeat(Reg::S7, self.panel_cols / self.cols, |a| {
-            a.mv(Reg::A1, Reg::Gp);
+            a.add_const(Reg::A1, Reg::Gp, self.exponent_bytes(), Reg::T5);
+            a.mv(Reg::T4, Reg::Gp);
             arg(a, Reg::T3, DEPTH);
             a.sub(Reg::T3, Reg::T3, Reg::S4);
             a.mv(Reg::S11, Reg::S5);
@@ -112,6 +118,10 @@ impl Matmul {
                     a.add(Reg::A3, Reg::A3, Reg::T3);
                     Noc::Read.tile(a, Reg::A3, Reg::A4, Reg::A1, self.weight_shift());
                     a.add_const(Reg::A1, Reg::A1, 1 << self.weight_shift(), Reg::T5);
+                    if bfp8 {
+                        Noc::Read.tile(a, Reg::A3, Reg::T6, Reg::T4, EXPONENT_BYTES.ilog2());
+                        a.addi(Reg::T4, Reg::T4, EXPONENT_BYTES as i32);
+                    }
                 }
                 a.addi(Reg::T3, Reg::T3, 1);
             });
