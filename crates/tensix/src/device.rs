@@ -11,7 +11,7 @@ use crate::dram::{Dram, Region};
 use crate::error::{Fault, OpenError};
 use crate::kernels::{AttentionKernel, Banks, Eltwise, Gather, Kernel, Matmul, NormKernel, l1};
 use crate::layout::{EXPONENT_BYTES, Format, from_tiles, push_tile, tiles, to_tiles};
-use crate::ops::{Angles, Modulated, Plan, PlanKey};
+use crate::ops::{Angles, Modulated, Narrowed, Plan, PlanKey};
 use crate::perf::{LinearPlan, LinearTiles};
 use crate::tensor::Tensor;
 use crate::transport::{self, Transport};
@@ -62,6 +62,7 @@ pub struct Tensix {
     pub(crate) angles: Cache<Angles, [Tensor; 2]>,
     pub(crate) plans: Cache<PlanKey, Plan>,
     pub(crate) modulations: Cache<Modulated, Tensor>,
+    pub(crate) narrowed: Cache<Narrowed, Tensor>,
     pub(crate) sizes: Cache<(LinearTiles, Matmul), LinearPlan>,
 }
 
@@ -70,6 +71,8 @@ const KEPT: usize = 8;
 /// Scales, shifts and gates that are kept as tiles: at full size 37 norms have 10 steps' worth of each, 128 KiB apiece.
 const KEPT_MODULATIONS: usize = 3 * 37 * 12;
 
+/// Keys and values in bf16 of what came as f32: those of two layers of few parts.
+const KEPT_NARROWED: usize = 8;
 /// Sizes of kernels that are kept: a network has a dozen forms of layers.
 const KEPT_SIZES: usize = 64;
 
@@ -134,6 +137,7 @@ impl Tensix {
             angles: Cache::new(KEPT),
             plans: Cache::new(KEPT),
             modulations: Cache::new(KEPT_MODULATIONS),
+            narrowed: Cache::new(KEPT_NARROWED),
             sizes: Cache::new(KEPT_SIZES),
         })
     }

@@ -5,7 +5,10 @@ mod common;
 use std::path::{Path, PathBuf};
 
 use common::{open, open_with, put, random};
-use pi0_device::{Attention, Device, Error, KeyValue, Keys, LinearPart, Span, TensorSource, WeightSource};
+use pi0_device::{
+    Attention, Device, Error, KeyValue, Keys, LinearPart, Modulation, NormKind, Span, TensorSource,
+    WeightSource,
+};
 use pi0_tensix::{Fault, OpenError, Tensix, TensixOptions, TransportError};
 
 #[test]
@@ -163,6 +166,39 @@ fn keys_that_stay_give_the_same_bits_on_every_grid() {
     for grid in [(8, 7), (3, 2), (1, 1)] {
         let harvested = open_with(&TensixOptions { grid: Some(grid), ..Default::default() }).unwrap();
         assert!(attend(&harvested, rows, heads, width) == want, "{grid:?}");
+    }
+}
+
+/// Rows that several cores share, each with a part of the result.
+#[test]
+fn norms_give_the_same_bits_on_every_grid() {
+    let norms = |device: &Tensix| {
+        let (rows, cols) = (51, 1024);
+        let x = put(device, &random(1, rows, cols, 2.0));
+        let vector =
+            |seed| TensorSource::from_f32("w", vec![cols], &random(seed, 1, cols, 1.0).data).unwrap();
+        let table = put(device, &random(5, 2, 3 * cols, 0.5));
+        let mut results = Vec::new();
+        for (kind, bias) in [(NormKind::Layer, Some(vector(3))), (NormKind::Rms, None)] {
+            let norm = WeightSource::Norm { kind, weight: vector(2), bias, eps: 1e-6 };
+            let norm = device.prepare(&norm).unwrap();
+            let y = match kind {
+                NormKind::Layer => device.layer_norm(&x, &norm),
+                NormKind::Rms => device.rms_norm(&x, &norm),
+            };
+            results.push(device.download(&y.unwrap()).unwrap());
+        }
+        for rows in [vec![1; rows], (0..rows as u32).map(|r| r % 2).collect()] {
+            let by = Modulation { table: &table, rows: &rows };
+            results.push(device.download(&device.ada_rms_norm(&x, &by).unwrap()).unwrap());
+        }
+        results
+    };
+    let Some(device) = open_with(&TensixOptions { grid: Some((1, 1)), ..Default::default() }) else { return };
+    let want = norms(&device);
+    for grid in [(8, 10), (3, 2), (2, 1)] {
+        let device = open_with(&TensixOptions { grid: Some(grid), ..Default::default() }).unwrap();
+        assert!(norms(&device) == want, "{grid:?}");
     }
 }
 

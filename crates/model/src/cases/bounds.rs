@@ -29,20 +29,22 @@ pub enum Format {
     /// The operands of all matrix products cut off to 10 bits of mantissa, those of the layers that the references keep
     /// in f32 too; sums and activations in f32.
     Tf32,
+    /// As for tf32, with the weights of linear layers and what they multiply in eight bits.
+    Bfp8,
 }
 
 impl Format {
     /// Every format.
-    pub const ALL: [Format; 4] = [Format::F32, Format::Bf16, Format::Int8, Format::Tf32];
+    pub const ALL: [Format; 5] = [Format::F32, Format::Bf16, Format::Int8, Format::Tf32, Format::Bfp8];
 
     /// The largest relative error of one rounding: half a unit in the last place; a whole one where digits are cut off.
-    /// For int8, half a step of 127.
+    /// For int8 and bfp8, half a step of 127.
     pub fn unit(self) -> f64 {
         match self {
             Format::F32 => 2f64.powi(-24),
             Format::Bf16 => 2f64.powi(-9),
             Format::Tf32 => 2f64.powi(-10),
-            Format::Int8 => 1.0 / 254.0,
+            Format::Int8 | Format::Bfp8 => 1.0 / 254.0,
         }
     }
 
@@ -53,6 +55,7 @@ impl Format {
             Format::Bf16 => "bf16",
             Format::Int8 => "int8",
             Format::Tf32 => "tf32",
+            Format::Bfp8 => "bfp8",
         }
     }
 }
@@ -66,7 +69,7 @@ impl fmt::Display for Format {
 impl FromStr for Format {
     type Err = String;
     fn from_str(name: &str) -> Result<Self, String> {
-        let known = || format!("{name:?} is no number format; known are f32, bf16, int8 and tf32");
+        let known = || format!("{name:?} is no number format; known are f32, bf16, int8, tf32 and bfp8");
         Format::ALL.into_iter().find(|f| f.name() == name).ok_or_else(known)
     }
 }

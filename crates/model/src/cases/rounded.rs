@@ -97,9 +97,10 @@ impl Operands {
         match format {
             Format::F32 => Operands::Kept,
             Format::Tf32 => Operands::Cut(format.unit()),
+            Format::Bfp8 if exact => Operands::Cut(Format::Tf32.unit()),
             Format::Bf16 | Format::Int8 if exact => Operands::Kept,
-            Format::Int8 if !attention => Operands::Steps(127.0),
-            Format::Bf16 | Format::Int8 => Operands::Nearest(Format::Bf16.unit()),
+            Format::Int8 | Format::Bfp8 if !attention => Operands::Steps(127.0),
+            Format::Bf16 | Format::Int8 | Format::Bfp8 => Operands::Nearest(Format::Bf16.unit()),
         }
     }
 

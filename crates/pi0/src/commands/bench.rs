@@ -279,6 +279,6 @@ fn weight_bytes(format: Format) -> usize {
     match format {
         Format::F32 => 4,
         Format::Bf16 | Format::Tf32 => 2,
-        Format::Int8 => 1,
+        Format::Int8 | Format::Bfp8 => 1,
     }
 }

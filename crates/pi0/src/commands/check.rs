@@ -191,8 +191,7 @@ pub fn default_format(args: &DeviceArgs, checkpoint: Option<&Checkpoint>) -> For
                 if bf16 { Format::Bf16 } else { Format::F32 }
             }
         },
-        // Seven bits of a weight are held to what eight with a scale for each output reach.
-        DeviceKind::Tensix if args.dtype == device::Dtype::Bfp8 => Format::Int8,
+        DeviceKind::Tensix if args.dtype == device::Dtype::Bfp8 => Format::Bfp8,
         DeviceKind::Tensix => Format::Tf32,
     }
 }

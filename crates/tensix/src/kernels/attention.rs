@@ -32,6 +32,8 @@ pub(crate) struct AttentionKernel {
     pub(crate) resident: bool,
     /// Factor of the scores, as bits.
     pub(crate) scale: u32,
+    /// How queries are stored, and the identity.
+    pub(crate) q: Format,
     /// How keys, values and masks are stored.
     pub(crate) kv: Format,
     pub(crate) banks: Banks,
@@ -86,7 +88,17 @@ impl AttentionKernel {
         self.kv.tile_bytes().ilog2()
     }
 
-    /// Where such tiles go.
+    /// `log2` of the bytes of a tile of queries.
+    fn q_shift(&self) -> u32 {
+        self.q.tile_bytes().ilog2()
+    }
+
+    /// Fidelity phases of the scores; see [`Matmul::phases`](super::Matmul::phases).
+    fn phases(&self) -> u32 {
+        if (self.q, self.kv) == (Format::Bf16, Format::Bf16) { math::PHASES - 1 } else { math::PHASES }
+    }
+
+    /// Where tiles of keys and values go.
     fn sources(&self, transpose: bool) -> unpack::Target {
         unpack::Target::SrcA { from: self.kv, transpose }
     }
@@ -120,7 +132,7 @@ impl AttentionKernel {
         let (keys, values) = self.slot_tiles();
         let (key_slots, value_slots) = if self.resident { (1, 1) } else { (2, 3) };
         let p = Plan {
-            queries: Ring::new(plan, 0, self.depth() << F32_SHIFT, 2),
+            queries: Ring::new(plan, 0, self.depth() << self.q_shift(), 2),
             keys: Ring::new(plan, 1, keys << self.kv_shift(), key_slots),
             values: Ring::new(plan, 2, values << self.kv_shift(), value_slots),
             output: Ring::new(plan, 3, ATTENDED.tile_bytes() as u32, WRITE_SLOTS),
@@ -157,11 +169,11 @@ impl AttentionKernel {
             a.mv(Reg::A1, QUERIES.addr);
             a.lw(Reg::A3, Reg::S2, 8);
             arg(a, Reg::A4, 2);
-            fetch(a, self.width, F32_SHIFT);
+            fetch(a, self.width, self.q_shift());
             if self.masked {
                 a.li(Reg::A3, 0);
                 arg(a, Reg::A4, 4);
-                fetch(a, 1, F32_SHIFT);
+                fetch(a, 1, self.q_shift());
             }
             Noc::Read.wait(a);
             p.queries.publish(a, QUERIES);
@@ -247,7 +259,7 @@ impl AttentionKernel {
         const STORED: Reg = Reg::S8;
         const HALF: Reg = Reg::S9;
         let mut t0 = Asm::new();
-        unpack::init(&mut t0, Format::F32);
+        unpack::init(&mut t0, self.q);
         p.queries.start(&mut t0, QUERIES);
         p.keys.start(&mut t0, KEYS);
         p.values.start(&mut t0, VALUES);
@@ -256,6 +268,9 @@ impl AttentionKernel {
         let stored = wait_at_least;
         let count = l1::COUNTERS + 8 * 4;
         self.items(&mut t0, |a| {
+            if self.q != Format::F32 {
+                unpack::source_b(a, self.q);
+            }
             unpack::target(a, self.sources(true));
             p.queries.await_filled(a, QUERIES);
             if self.resident {
@@ -304,6 +319,10 @@ impl AttentionKernel {
             });
 
             unpack::leave_dst(a, self.sources(false));
+            if self.q != Format::F32 {
+                // The exponentials.
+                unpack::source_b(a, Format::F32);
+            }
             // All exponentials first: the values of the first group need the last one anyway before the second.
             a.add(STORED, STORED, Reg::S5);
             if self.resident {
@@ -363,7 +382,7 @@ impl AttentionKernel {
                 math::zero_tile(a, half);
                 math::dst_row(a, half);
                 a.repeat(Reg::S11, self.depth(), |a| {
-                    math::matmul_tile(a, Product::Transposed, math::PHASES, true)
+                    math::matmul_tile(a, Product::Transposed, self.phases(), true)
                 });
                 sfpu::run(a, |a| sfpu::softmax_scores(a, half, STATS, scale));
                 math::commit(a);

@@ -11,6 +11,8 @@ use crate::rv::{Asm, Reg};
 /// What is computed from the input tiles.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum EltwiseOp {
+    /// `x`, perhaps stored in another format.
+    Copy,
     /// `gelu(x)`.
     Gelu,
     /// `silu(x)`.
@@ -21,6 +23,8 @@ pub(crate) enum EltwiseOp {
     Add,
     /// `x + scale * y`, the scale as bits.
     AddScaled(u32),
+    /// `x + (y + z)`.
+    AddBoth,
     /// `x + gate * y`.
     GatedAdd,
     /// `x * cos + turned * sin`.
@@ -31,9 +35,9 @@ impl EltwiseOp {
     /// Number of inputs.
     pub(crate) fn inputs(self) -> usize {
         match self {
-            Self::Gelu | Self::Silu => 1,
+            Self::Copy | Self::Gelu | Self::Silu => 1,
             Self::Geglu | Self::Add | Self::AddScaled(_) => 2,
-            Self::GatedAdd => 3,
+            Self::AddBoth | Self::GatedAdd => 3,
             Self::Rope => 4,
         }
     }
@@ -117,11 +121,13 @@ impl Eltwise {
             math::fill(a);
             let [x, y, z, w] = [0, 1, 2, 3].map(|i| half + i * TILE_ROWS);
             sfpu::run(a, |a| match self.op {
+                EltwiseOp::Copy => {}
                 EltwiseOp::Gelu => sfpu::gelu(a, x),
                 EltwiseOp::Silu => sfpu::silu(a, x),
                 EltwiseOp::Geglu => sfpu::geglu(a, x, y),
                 EltwiseOp::Add => sfpu::add_tiles(a, x, y),
                 EltwiseOp::AddScaled(bits) => sfpu::add_scaled(a, x, y, f32::from_bits(bits)),
+                EltwiseOp::AddBoth => sfpu::add_both(a, x, y, z),
                 EltwiseOp::GatedAdd => sfpu::gated_add(a, x, y, z),
                 EltwiseOp::Rope => sfpu::rotate_pairs(a, x, y, z, w),
             });

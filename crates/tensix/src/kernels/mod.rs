@@ -198,11 +198,13 @@ impl VectorProgram {
         let mut a = Asm::new();
         let t = math::TILE_ROWS;
         match self {
+            Self::Eltwise(EltwiseOp::Copy) => {}
             Self::Eltwise(EltwiseOp::Gelu) => sfpu::gelu(&mut a, 0),
             Self::Eltwise(EltwiseOp::Silu) => sfpu::silu(&mut a, 0),
             Self::Eltwise(EltwiseOp::Geglu) => sfpu::geglu(&mut a, 0, t),
             Self::Eltwise(EltwiseOp::Add) => sfpu::add_tiles(&mut a, 0, t),
             Self::Eltwise(EltwiseOp::AddScaled(s)) => sfpu::add_scaled(&mut a, 0, t, f32::from_bits(s)),
+            Self::Eltwise(EltwiseOp::AddBoth) => sfpu::add_both(&mut a, 0, t, 2 * t),
             Self::Eltwise(EltwiseOp::GatedAdd) => sfpu::gated_add(&mut a, 0, t, 2 * t),
             Self::Eltwise(EltwiseOp::Rope) => sfpu::rotate_pairs(&mut a, 0, t, 2 * t, 3 * t),
             Self::NormStatistics { sum } => sfpu::stats_accumulate(&mut a, 0, t, sum),
@@ -253,7 +255,7 @@ mod tests {
     #[test]
     fn every_form_of_every_kernel_is_free_of_hazards() {
         use EltwiseOp::*;
-        for op in [Gelu, Silu, Geglu, Add, AddScaled(0.3f32.to_bits()), GatedAdd, Rope] {
+        for op in [Copy, Gelu, Silu, Geglu, Add, AddScaled(0.3f32.to_bits()), AddBoth, GatedAdd, Rope] {
             for output in [Format::F32, Format::Bf16] {
                 Eltwise { op, output, banks: BANKS }.build(L1).unwrap();
             }
@@ -298,18 +300,24 @@ mod tests {
         for width in [7, 72, 1152, 2048, 20_000] {
             for form in [NormForm::Layer, NormForm::Rms, NormForm::Ada] {
                 for output in [Format::F32, Format::Bf16] {
-                    NormKernel { width, eps: 1e-6f32.to_bits(), form, output, banks: BANKS }
-                        .build(L1)
-                        .unwrap();
+                    for parts in if width == 2048 { vec![1, 2, 8] } else { vec![1] } {
+                        let eps = 1e-6f32.to_bits();
+                        NormKernel { width, eps, form, parts, output, banks: BANKS }.build(L1).unwrap();
+                    }
                 }
             }
         }
         for width in [1, 2, 3, 8] {
             for masked in [true, false] {
-                for kv in [Format::F32, Format::Bf16] {
+                for (q, kv) in [
+                    (Format::F32, Format::F32),
+                    (Format::F32, Format::Bf16),
+                    (Format::Bf16, Format::F32),
+                    (Format::Bf16, Format::Bf16),
+                ] {
                     let scale = 0.125f32.to_bits();
-                    let alone =
-                        AttentionKernel { width, keys: 10, masked, resident: false, scale, kv, banks: BANKS };
+                    let (keys, resident, banks) = (10, false, BANKS);
+                    let alone = AttentionKernel { width, keys, masked, resident, scale, q, kv, banks };
                     alone.build(L1).unwrap();
                     if !masked {
                         AttentionKernel { resident: true, ..alone }.build(L1).unwrap();
@@ -324,7 +332,8 @@ mod tests {
 
     #[test]
     fn what_does_not_fit_l1_is_an_error() {
-        let norm = NormKernel { width: 72, eps: 0, form: NormForm::Layer, output: Format::F32, banks: BANKS };
+        let form = NormForm::Layer;
+        let norm = NormKernel { width: 72, eps: 0, form, parts: 1, output: Format::F32, banks: BANKS };
         let l1 = l1::DATA + 16 * 1024;
         let Err(Fault::L1Overflow { needed, available, .. }) = norm.build(l1) else { panic!("it fits") };
         assert!(needed > available && available == 16 * 1024, "{needed} of {available}");

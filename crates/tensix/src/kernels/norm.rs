@@ -1,5 +1,8 @@
 //! Layer norm, RMS norm and its adaptive form: a row of tiles stays in L1 while its statistics are taken, in f32, and applied. One
 //! that is too wide for that is read again for each pass, tile by tile; the arithmetic and its order are the same.
+//!
+//! Where there are fewer rows than cores, several cores take the statistics of a whole row, each for itself, and apply them
+//! to a part of it.
 
 use super::math::{self, HALF_ROWS, TILE_ROWS};
 use super::noc::{Banks, F32_SHIFT, Noc, WRITE_SLOTS, write_slot};
@@ -40,8 +43,9 @@ impl NormForm {
     }
 }
 
-/// The kernel. Arguments: number of rows of tiles; base addresses of output, x, scale and bias; then for each
-/// row of tiles the first tile of the output, of x, and of scale and bias.
+/// The kernel. Arguments: number of items; base addresses of output, x, scale and bias; then for each item, a row of tiles or
+/// a part of one, the first tile of the output, of the row of x, and of scale and bias, and the bytes of the row before the
+/// part.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct NormKernel {
     /// Columns.
@@ -49,13 +53,17 @@ pub(crate) struct NormKernel {
     /// `eps`, as bits.
     pub(crate) eps: u32,
     pub(crate) form: NormForm,
+    /// Parts of a row, which divide its columns of tiles.
+    pub(crate) parts: u32,
     /// How the result is stored: as bf16 where only a linear layer with such weights reads it.
     pub(crate) output: Format,
     pub(crate) banks: Banks,
 }
 
 const HEAD: u32 = 5;
-const ITEM: i32 = 12;
+const ITEM: i32 = 16;
+/// Where an item says how far into the row its part is.
+const PART: i32 = 12;
 
 /// The statistics' tile, and the tile they are taken from: slots of Dst that are never stored.
 const STATS: u32 = 3 * TILE_ROWS;
@@ -86,9 +94,22 @@ impl NormKernel {
         self.form.affine()
     }
 
-    /// Whether each row of tiles brings its own scale and bias.
+    /// Columns of tiles of an item's result.
+    fn out_columns(&self) -> u32 {
+        self.columns() / self.parts
+    }
+
+    /// Whether each item brings its own scale and bias.
     fn own_affine(&self) -> bool {
-        self.form == NormForm::Ada
+        self.form == NormForm::Ada || self.parts > 1
+    }
+
+    /// Whether a row stays in L1, as a row of which there are parts must.
+    pub(crate) fn resident(&self, l1_room: u32) -> bool {
+        let row = u64::from(self.columns()) << F32_SHIFT;
+        let affine = u64::from(self.affine() * self.out_columns()) << F32_SHIFT;
+        let output = u64::from(WRITE_SLOTS) * self.output.tile_bytes() as u64;
+        row + affine + output + 64 <= u64::from(l1_room)
     }
 
     /// Passes that take statistics: one for the mean if centered, one for the squares.
@@ -100,7 +121,7 @@ impl NormKernel {
         let mut plan = L1Plan::new(l1_bytes);
         let output = Ring::new(&mut plan, 2, self.output.tile_bytes() as u32, WRITE_SLOTS);
         let row_bytes = u64::from(self.columns()) << F32_SHIFT;
-        let affine_bytes = u64::from(self.affine()) * row_bytes;
+        let affine_bytes = u64::from(self.affine() * self.out_columns()) << F32_SHIFT;
         // Rings begin at multiples of 64 bytes, and their tiles end there.
         let input = if affine_bytes + row_bytes <= u64::from(plan.left()) {
             let affine = Ring::new(&mut plan, 0, affine_bytes as u32, 1);
@@ -123,9 +144,9 @@ impl NormKernel {
         Noc::Read.init(&mut b, self.banks);
         affine.start(&mut b, AFFINE);
         row.start(&mut b, ROW);
-        let fetch_row = |a: &mut Asm| {
+        let fetch = |a: &mut Asm, columns: u32| {
             // Tiles from index `a3` of the tensor at `a4` to `a1`.
-            a.repeat(Reg::S4, self.columns(), |a| {
+            a.repeat(Reg::S4, columns, |a| {
                 Noc::Read.tile(a, Reg::A3, Reg::A4, Reg::A1, F32_SHIFT);
                 a.addi(Reg::A3, Reg::A3, 1);
                 a.add_const(Reg::A1, Reg::A1, 1 << F32_SHIFT, Reg::T5);
@@ -137,7 +158,7 @@ impl NormKernel {
             for i in 0..self.affine() {
                 arg(a, Reg::A4, 3 + i);
                 a.lw(Reg::A3, Reg::S2, 8);
-                fetch_row(a);
+                fetch(a, self.out_columns());
             }
             Noc::Read.wait(a);
             affine.publish(a, AFFINE);
@@ -155,7 +176,7 @@ impl NormKernel {
             a.mv(Reg::A1, ROW.addr);
             a.lw(Reg::A3, Reg::S2, 4);
             arg(a, Reg::A4, 2);
-            fetch_row(a);
+            fetch(a, self.columns());
             Noc::Read.wait(a);
             row.publish(a, ROW);
             a.addi(Reg::S2, Reg::S2, ITEM);
@@ -172,6 +193,7 @@ impl NormKernel {
         if !self.own_affine() {
             affine.await_filled(&mut t0, AFFINE);
         }
+        t0.li(Reg::S2, l1::ARGS + 4 * HEAD);
         t0.li(Reg::S6, 0);
         arg(&mut t0, Reg::S3, 0);
         t0.count_down(Reg::S3, |a| {
@@ -189,9 +211,10 @@ impl NormKernel {
                     a.add_const(Reg::A1, Reg::A1, 1 << F32_SHIFT, Reg::T2);
                 });
             }
-            a.mv(Reg::A1, ROW.addr);
+            a.lw(Reg::A1, Reg::S2, PART);
+            a.add(Reg::A1, Reg::A1, ROW.addr);
             a.mv(Reg::A4, AFFINE.addr);
-            a.repeat(Reg::S4, self.columns(), |a| {
+            a.repeat(Reg::S4, self.out_columns(), |a| {
                 math::await_fill(a);
                 a.mv(Reg::A3, Reg::S6);
                 unpack::to_dst(a, Reg::A1, Reg::A3);
@@ -199,7 +222,7 @@ impl NormKernel {
                 for i in 0..self.affine() {
                     a.addi(Reg::A3, Reg::S6, ((1 + i) * TILE_ROWS) as i32);
                     unpack::to_dst(a, Reg::A7, Reg::A3);
-                    a.add_const(Reg::A7, Reg::A7, self.columns() << F32_SHIFT, Reg::T2);
+                    a.add_const(Reg::A7, Reg::A7, self.out_columns() << F32_SHIFT, Reg::T2);
                 }
                 math::filled(a);
                 a.add_const(Reg::A1, Reg::A1, 1 << F32_SHIFT, Reg::T2);
@@ -211,6 +234,7 @@ impl NormKernel {
             if self.own_affine() {
                 affine.release(a, AFFINE);
             }
+            a.addi(Reg::S2, Reg::S2, ITEM);
         });
         unpack::leave_dst(&mut t0, unpack::Target::IDLE);
         t0
@@ -309,7 +333,7 @@ impl NormKernel {
             let padding = if self.form.centered() { padding } else { 0 };
             let eps = f32::from_bits(self.eps);
             sfpu::run(a, |a| sfpu::stats_inverse_deviation(a, STATS, self.width, padding, eps));
-            a.li(Reg::S4, self.columns());
+            a.li(Reg::S4, self.out_columns());
             math::each_half(a, Reg::S4, Reg::S5, |a, half| {
                 math::acquire(a);
                 math::fill(a);
@@ -330,7 +354,7 @@ impl NormKernel {
         t2.li(Reg::S4, 0);
         arg(&mut t2, Reg::S3, 0);
         t2.count_down(Reg::S3, |a| {
-            a.repeat(Reg::S5, self.columns(), |a| pack::half(a, output, ROW, Reg::S4, &[0]));
+            a.repeat(Reg::S5, self.out_columns(), |a| pack::half(a, output, ROW, Reg::S4, &[0]));
         });
         t2
     }
@@ -344,7 +368,7 @@ impl NormKernel {
         arg(&mut nc, Reg::A4, 1);
         nc.count_down(Reg::S3, |a| {
             a.lw(Reg::A3, Reg::S2, 0);
-            a.repeat(Reg::S4, self.columns(), |a| {
+            a.repeat(Reg::S4, self.out_columns(), |a| {
                 output.await_filled(a, ROW);
                 write_slot(a, output, ROW, Reg::A3, Reg::A4);
                 a.addi(Reg::A3, Reg::A3, 1);

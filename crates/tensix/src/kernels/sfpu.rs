@@ -234,6 +234,14 @@ pub(super) fn add_tiles(a: &mut Asm, x: u32, y: u32) {
     map(a, &[x, y], x, |a| add(a, L0, L0, L1));
 }
 
+/// `x + (y + z)`, to x's tile.
+pub(super) fn add_both(a: &mut Asm, x: u32, y: u32, z: u32) {
+    map(a, &[x, y, z], x, |a| {
+        add(a, L1, L1, L2);
+        add(a, L0, L0, L1);
+    });
+}
+
 /// `x + scale * y`, to x's tile.
 pub(super) fn add_scaled(a: &mut Asm, x: u32, y: u32, scale: f32) {
     map(a, &[x, y], x, |a| {

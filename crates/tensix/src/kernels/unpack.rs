@@ -67,14 +67,12 @@ impl Target {
 
 /// Once a kernel. `src_b` is the format of the tiles for SrcB, where f32 keeps 10 bits of mantissa.
 pub(super) fn init(a: &mut Asm, src_b: Format) {
-    let delivered = if src_b == Format::Bf16 { BF16 } else { TF32 };
     for section in [0, 40] {
         // Tile descriptor: a step of the Z counter is a whole tile, 4 faces of 256 values.
         config(a, 53 + section, 1 << 16 | 4);
         config(a, BASE_A + section, 0);
     }
-    config(a, 52 + 40, 256 << 16 | 1 << 4 | number(src_b));
-    config(a, 60 + 40, delivered | 2 << 4);
+    source_b_format(a, src_b);
     config(a, 61 + 40, 0x000F_000F);
     config(a, 41, 1 << 8); // unpacker 0 adds the context's destination address
     config(a, 45, 512); // unused strides must still be aligned
@@ -84,6 +82,19 @@ pub(super) fn init(a: &mut Asm, src_b: Format) {
     a.tt(isa::setadcxy_zero(Adc::UNPACKERS));
     a.tt(isa::setadczw_zero(Adc::UNPACKERS));
     a.tt(isa::setadcxx(Adc::UNPACKERS, 1023, 0)); // after SETADCXY, which zeroes X
+    config_fence(a);
+}
+
+fn source_b_format(a: &mut Asm, format: Format) {
+    let delivered = if format == Format::F32 { TF32 } else { number(format) };
+    config(a, 52 + 40, 256 << 16 | 1 << 4 | number(format));
+    config(a, 60 + 40, delivered | 2 << 4);
+}
+
+/// Sets from which format unpacker 1 fills SrcB.
+pub(super) fn source_b(a: &mut Asm, format: Format) {
+    sync(a);
+    source_b_format(a, format);
     config_fence(a);
 }
 

@@ -1,12 +1,14 @@
 //! Attention: which key tiles each row of query tiles sees, and under which masks.
 
+use std::sync::Arc;
+
 use pi0_device::{Attention, Error, KeyValue, OpKind, Result, Span};
 
 use super::{NAME, failed};
 use crate::device::{Key, Tensix};
 use crate::dram::Region;
 use crate::error::Fault;
-use crate::kernels::{ATTENDED, AttentionKernel, FIRST, LAST, MASKED, l1};
+use crate::kernels::{ATTENDED, AttentionKernel, EltwiseOp, FIRST, LAST, MASKED, l1};
 use crate::layout::{Format, TILE, push_tile, tiles};
 use crate::tensor::{Heads, Tensor};
 
@@ -34,6 +36,19 @@ pub(crate) struct PlanKey {
     parts: Vec<usize>,
     /// How the masks are stored: as the keys are.
     format: Format,
+}
+
+/// Keys or values in f32, by where they are, which other ones in bf16 came with. Holds on to them, so that others never have
+/// their place. The last layer's of the prefix are the same in every step.
+#[derive(Debug)]
+pub(crate) struct Narrowed(Tensor);
+
+impl PartialEq for Narrowed {
+    fn eq(&self, Narrowed(b): &Self) -> bool {
+        let Narrowed(a) = self;
+        let place = |x: &Tensor| (x.first, x.pitch, x.rows, x.cols);
+        Arc::ptr_eq(&a.region, &b.region) && place(a) == place(b)
+    }
 }
 
 /// What each row of query tiles sees.
@@ -136,13 +151,15 @@ impl Tensix {
             masked: plan.tiles.is_some(),
             resident: false,
             scale: spec.scale.to_bits(),
+            q: q.format,
             kv: format,
             banks: self.banks,
         };
         let resident = AttentionKernel { resident: true, ..key };
         let key = if !key.masked && resident.l1_bytes() <= self.l1_room() { resident } else { key };
         let y = self.tensor_of(q.rows, spec.heads * width * TILE, ATTENDED).map_err(failed(OP))?;
-        let identity = self.constants().map_err(failed(OP))?.identity;
+        let constants = self.constants().map_err(failed(OP))?;
+        let identity = if q.format == Format::F32 { constants.identity } else { constants.identity_bf16 };
         let head = [y.base(), q.base(), plan.tiles.as_ref().map_or(0, Region::base), identity];
         // What an item sees, and where its queries and its result are. Those that see the same are neighbours.
         let mut items = Vec::new();
@@ -201,8 +218,15 @@ impl Tensix {
         Ok(())
     }
 
-    /// The operands with every head starting at a tile, padded with zeros: queries as f32, keys and values all as bf16 if
-    /// they came so, else all as f32.
+    /// `x` as bf16.
+    fn in_bf16(&self, x: &Tensor) -> Result<Tensor> {
+        let y = self.tensor_of(x.rows, x.cols, Format::Bf16).map_err(failed(OP))?;
+        self.eltwise(OP, EltwiseOp::Copy, &y, &[x.base()], |r, c| vec![x.tile(r, c)])?;
+        Ok(y)
+    }
+
+    /// The operands with every head starting at a tile, padded with zeros: keys and values all as bf16 if one of them came
+    /// so, else all as f32.
     fn with_padded_heads(
         &self,
         q: &Tensor,
@@ -225,12 +249,12 @@ impl Tensix {
         };
         let mut parts = kv.iter().map(|p| Ok((pad(p.k)?, pad(p.v)?))).collect::<Result<Vec<_>>>()?;
         let bf16 = |x: &Tensor| x.format == Format::Bf16;
-        if !parts.iter().all(|(k, v)| bf16(k) && bf16(v)) {
-            for (k, v) in &mut parts {
-                (*k, *v) = (self.in_f32(OP, k)?.into_owned(), self.in_f32(OP, v)?.into_owned());
+        if parts.iter().any(|(k, v)| bf16(k) || bf16(v)) {
+            for x in parts.iter_mut().flat_map(|(k, v)| [k, v]).filter(|x| !bf16(x)) {
+                *x = (*self.narrowed.get(Narrowed(x.clone()), |Narrowed(x)| self.in_bf16(x))?).clone();
             }
         }
-        Ok((self.in_f32(OP, &pad(q)?)?.into_owned(), parts))
+        Ok((pad(q)?, parts))
     }
 }
 

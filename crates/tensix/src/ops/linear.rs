@@ -10,10 +10,11 @@ use pi0_device::{
 use super::product::Product;
 use super::{failed, wrong_weight};
 use crate::device::{Key, Tensix};
-use crate::kernels::{Epilogue, Matmul};
+use crate::kernels::{EltwiseOp, Epilogue, Matmul};
 use crate::layout::{
     Format, SHARED, TILE, bf16_bits, bf16_value, bfp8_value, push_bfp8_tile, push_tile, tiles, to_bfp8,
 };
+use crate::perf;
 use crate::tensor::{Heads, LinearWeight, Side, Tensor, Weight, WeightKind};
 
 /// Tiles of a weight as they are packed.
@@ -216,10 +217,43 @@ impl Tensix {
         let outputs = if epilogue == Epilogue::Geglu { w.outputs / 2 } else { w.outputs };
         // Behind an activation comes a layer like this one, which multiplies bf16 as well.
         let output = if activation.is_some() { w.format.of_activations() } else { Format::F32 };
+        let plain = matches!(epilogue, Epilogue::None | Epilogue::Residual);
+        let parts = if plain { perf::parts_of_inputs(w.depth, w.bias) } else { 1 };
+        if parts > 1 {
+            return self.linear_in_parts(op, x, w, residual, parts);
+        }
         let y = self.tensor_of(x.rows, outputs, output).map_err(failed(op))?;
-        let product = Product { x, w, residual, epilogue, y: &y };
+        let product = Product { x, w, residual, epilogue, parts, y: &y };
         let plan = self.plan(&product).map_err(failed(op))?;
         self.multiply(&product, &plan).map_err(failed(op))?;
+        Ok(y)
+    }
+
+    /// The products of two parts of the inputs, and their sum.
+    fn linear_in_parts(
+        &self,
+        op: OpKind,
+        x: &Tensor,
+        w: &LinearWeight,
+        residual: Option<&Tensor>,
+        parts: usize,
+    ) -> Result<Tensor> {
+        let rows = x.tile_rows();
+        let apart = self.tensor(parts * rows * TILE, w.outputs).map_err(failed(op))?;
+        let product = Product { x, w, residual: None, epilogue: Epilogue::None, parts, y: &apart };
+        let plan = self.plan(&product).map_err(failed(op))?;
+        self.multiply(&product, &plan).map_err(failed(op))?;
+        let y = self.tensor(x.rows, w.outputs).map_err(failed(op))?;
+        let both = |r, c| vec![apart.tile(r, c), apart.tile(r + rows, c)];
+        match residual {
+            None => self.eltwise(op, EltwiseOp::Add, &y, &[apart.base(); 2], both)?,
+            Some(residual) => {
+                let bases = [residual.base(), apart.base(), apart.base()];
+                self.eltwise(op, EltwiseOp::AddBoth, &y, &bases, |r, c| {
+                    [vec![residual.tile(r, c)], both(r, c)].concat()
+                })?;
+            }
+        }
         Ok(y)
     }
 
@@ -284,8 +318,14 @@ impl Tensix {
             let Some(positions) = call.positions else {
                 return Ok([part(0, q), part(q, kv), part(q + kv, kv)]);
             };
-            let [k, v] = self.keys_and_values(&part(q, 2 * kv), positions, call.head_dim)?;
-            return Ok([self.rope_op(&part(0, q), positions, call.head_dim)?, k, v]);
+            if !call.head_dim.is_multiple_of(2 * TILE) {
+                let turn = |x: Tensor| self.rope_op(&x, positions, call.head_dim);
+                return Ok([turn(part(0, q))?, turn(part(q, kv))?, part(q + kv, kv)]);
+            }
+            // As bf16, which is what attention reads again and again.
+            let turned = self.turned(OpKind::Rope, &y, positions, call.head_dim, q + kv)?;
+            let part = |start, cols| turned.view(0, start, y.rows, cols);
+            return Ok([part(0, q), part(q, kv), part(q + kv, kv)]);
         }
         let heads = Heads { width: call.head_dim };
         let padded = match call.positions {

@@ -8,7 +8,7 @@ mod product;
 mod rope;
 mod shape;
 
-pub(crate) use attention::{Plan, PlanKey};
+pub(crate) use attention::{Narrowed, Plan, PlanKey};
 pub(crate) use norm::Modulated;
 pub(crate) use rope::Angles;
 

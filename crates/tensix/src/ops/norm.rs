@@ -8,6 +8,7 @@ use super::{failed, wrong_weight};
 use crate::device::{Key, Tensix};
 use crate::kernels::{EltwiseOp, NormForm, NormKernel};
 use crate::layout::{Format, TILE};
+use crate::perf::{self, Machine};
 use crate::tensor::{Tensor, Weight, WeightKind};
 
 /// Which columns of a table of modulations.
@@ -68,7 +69,14 @@ impl Tensix {
         }
         let form = if wanted == NormKind::Layer { NormForm::Layer } else { NormForm::Rms };
         let affine = [scale.base(), bias.as_ref().map_or(0, |b| b.base())];
-        let key = NormKernel { width: *width as u32, eps: eps.to_bits(), form, output, banks: self.banks };
+        let key = NormKernel {
+            width: *width as u32,
+            eps: eps.to_bits(),
+            form,
+            parts: 1,
+            output,
+            banks: self.banks,
+        };
         self.run_norm(op, key, x, affine, |_| 0)
     }
 
@@ -84,7 +92,7 @@ impl Tensix {
         let (scale, shift) = (scale?, shift?);
         let affine = [scale.tensor.base(), shift.tensor.base()];
         let (width, eps) = (x.cols as u32, ADA_EPS.to_bits());
-        let key = NormKernel { width, eps, form: NormForm::Ada, output, banks: self.banks };
+        let key = NormKernel { width, eps, form: NormForm::Ada, parts: 1, output, banks: self.banks };
         self.run_norm(op, key, x, affine, |r| scale.tile(r, 0))
     }
 
@@ -118,7 +126,18 @@ impl Tensix {
     ) -> Result<Tensor> {
         let y = self.tensor_of(x.rows, x.cols, key.output).map_err(failed(op))?;
         let head = [y.base(), x.base(), affine[0], affine[1]];
-        let items: Vec<_> = (0..x.tile_rows()).map(|r| vec![y.tile(r, 0), x.tile(r, 0), row(r)]).collect();
+        let (rows, cols) = (x.tile_rows(), x.tile_cols());
+        let parts = perf::norm_parts(&Machine::on_grid(self.grid()), rows, cols, key.form, key.output);
+        let parted = NormKernel { parts: parts as u32, ..key };
+        let key = if parted.resident(self.l1_room()) { parted } else { key };
+        let columns = cols / key.parts as usize;
+        let item = |r: usize, c: usize| {
+            let before = (c * Format::F32.tile_bytes()) as u32;
+            vec![y.tile(r, c), x.tile(r, 0), row(r) + c as u32, before]
+        };
+        let parts = (0..cols).step_by(columns);
+        let items: Vec<_> = (0..rows).flat_map(|r| parts.clone().map(move |c| (r, c))).collect();
+        let items: Vec<_> = items.into_iter().map(|(r, c)| item(r, c)).collect();
         self.run(Key::Norm(key), &head, &items).map_err(failed(op))?;
         Ok(y)
     }

@@ -50,26 +50,21 @@ impl Tensix {
         Ok(y)
     }
 
-    /// Turned keys, and values as they are, from columns that hold both: as bf16 where heads are pairs of whole tiles, which
-    /// is what attention reads again and again.
-    pub(super) fn keys_and_values(
+    /// `x` as bf16, with its first `turning` columns turned, in heads that are pairs of whole tiles.
+    pub(super) fn turned(
         &self,
-        kv: &Tensor,
+        op: OpKind,
+        x: &Tensor,
         positions: &[u32],
         head_dim: usize,
-    ) -> Result<[Tensor; 2]> {
-        let op = OpKind::Rope;
-        let cols = kv.cols / 2;
-        let [k, v] = [0, cols].map(|start| kv.view(0, start, kv.rows, cols));
-        if !head_dim.is_multiple_of(2 * TILE) {
-            return Ok([self.rope_op(&k, positions, head_dim)?, v]);
+        turning: usize,
+    ) -> Result<Tensor> {
+        if positions.len() != x.rows {
+            return Err(Error::shape(op, format!("{} positions for {} rows", positions.len(), x.rows)));
         }
-        if positions.len() != kv.rows {
-            return Err(Error::shape(op, format!("{} positions for {} rows", positions.len(), kv.rows)));
-        }
-        let y = self.tensor_of(kv.rows, kv.cols, Format::Bf16).map_err(failed(op))?;
-        self.turn(op, kv, positions, head_dim, cols, &y)?;
-        Ok([0, cols].map(|start| y.view(0, start, y.rows, cols)))
+        let y = self.tensor_of(x.rows, x.cols, Format::Bf16).map_err(failed(op))?;
+        self.turn(op, x, positions, head_dim, turning, &y)?;
+        Ok(y)
     }
 
     /// Turns the first `turning` columns of `x`, in heads whose halves are whole tiles, and takes the rest as it is.

@@ -265,12 +265,22 @@ impl Machine {
     }
 }
 
-/// A linear layer in tiles: rows and columns of the result, and tiles along the inputs.
+/// A linear layer in tiles: rows and columns of the product, and tiles along the inputs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct LinearTiles {
     pub(crate) rows: usize,
     pub(crate) cols: usize,
     pub(crate) depth: usize,
+    /// Into how many parts the inputs are divided: each has as many of the rows, and the products of the parts are added
+    /// afterwards.
+    pub(crate) parts: usize,
+}
+
+/// Into how many parts the inputs of a layer are divided. Long ones are where cores would have few columns each, so that every
+/// tile of x that a core is sent meets only those. The order of sums depends on it, so it is the same for any number of cores.
+pub(crate) fn parts_of_inputs(depth: usize, bias: bool) -> usize {
+    const LONG: usize = 256;
+    if depth >= LONG && depth.is_multiple_of(2) && !bias { 2 } else { 1 }
 }
 
 /// How a linear layer is computed.
@@ -403,7 +413,7 @@ pub(crate) fn candidates(
         if like.epilogue == Epilogue::Geglu && cols % 2 == 1 {
             continue;
         }
-        for panel_rows in divisors(t.rows, rows) {
+        for panel_rows in divisors(t.rows / t.parts, rows) {
             for panel_cols in divisors(t.cols, cols) {
                 let k = Matmul { rows, cols, panel_rows, panel_cols, ..like };
                 if k.item_words() as usize > item_words {
@@ -439,34 +449,43 @@ pub(crate) fn best_linear(
     all.min_by(|a, b| a.0.total_cmp(&b.0)).map(|(_, plan)| plan)
 }
 
-/// A norm over `rows` rows of `cols` tiles: a core takes whole rows.
-fn norm(cores: usize, rows: usize, cols: usize, form: NormForm, output: Format) -> Work {
-    let (cols, rounds, centered) = (cols as u64, rows.div_ceil(cores) as u64, form.centered());
+/// A norm over `rows` rows of `cols` tiles: a core takes whole rows, or the statistics of whole rows and a part of their
+/// result.
+fn norm(cores: usize, rows: usize, cols: usize, form: NormForm, output: Format, parts: usize) -> Work {
+    let (items, centered) = (rows * parts, form.centered());
+    let (cols, own, rounds) = (cols as u64, (cols / parts) as u64, items.div_ceil(cores) as u64);
     let (passes, affine) = (1 + u64::from(centered), u64::from(form.affine()));
     let mut vector = VectorProgram::NormFinish { centered }.cycles();
     vector += cols * VectorProgram::NormStatistics { sum: false }.cycles();
-    vector += cols * VectorProgram::NormApply(form).cycles();
+    vector += own * VectorProgram::NormApply(form).cycles();
     if centered {
         vector += cols * VectorProgram::NormStatistics { sum: true }.cycles();
     }
-    // Rows that share scale and bias fetch them once a core.
-    let affines = affine * if form == NormForm::Ada { rounds } else { 1 };
-    let busy = rows.min(cores) as u64;
+    // Rows that share scale and bias fetch them once a core, unless each takes a part.
+    let affines = affine * if form == NormForm::Ada || parts > 1 { rounds } else { 1 };
+    let busy = items.div_ceil(rounds as usize) as u64;
     // Each pass reads the row, the last one scale and bias too.
-    let fills = rounds * cols * (passes + 1 + affine);
+    let fills = rounds * (cols * passes + own * (1 + affine));
     Work {
         vector: rounds * vector,
         unpack: fills * F32_TILE / UNPACK_BYTES,
         fills,
-        packs: rounds * cols,
-        fetches: (rounds + affines) * cols,
-        received: (rounds + affines) * cols * F32_TILE,
-        sends: rounds * cols,
+        packs: rounds * own,
+        fetches: rounds * cols + affines * own,
+        received: (rounds * cols + affines * own) * F32_TILE,
+        sends: rounds * own,
         in_flight: IN_FLIGHT.into(),
-        read: (rows as u64 + busy * affines) * cols * F32_TILE,
+        read: (items as u64 * cols + busy * affines * own) * F32_TILE,
         written: rows as u64 * cols * output.tile_bytes() as u64,
         ..Work::default()
     }
+}
+
+/// Into how many parts rows are best divided.
+pub(crate) fn norm_parts(m: &Machine, rows: usize, cols: usize, form: NormForm, output: Format) -> usize {
+    let seconds = |parts: &usize| m.bound(&norm(m.cores, rows, cols, form, output, *parts)).1;
+    let possible = [1, 2, 4, 8].into_iter().filter(|n| cols.is_multiple_of(*n));
+    possible.min_by(|a, b| seconds(a).total_cmp(&seconds(b))).unwrap_or(1)
 }
 
 /// Attention over so many rows of query tiles.
@@ -480,6 +499,8 @@ struct Attended {
     /// Key tiles that each of them sees.
     keys: usize,
     masked: bool,
+    /// How queries are stored.
+    q: Format,
     /// How keys and values are stored.
     kv: Format,
     /// Items in a row that see the same keys, which stay in L1 for them; 1 if each fetches its own.
@@ -488,18 +509,20 @@ struct Attended {
 
 fn attention(cores: usize, t: Attended) -> Work {
     let (items, rounds) = ((t.heads * t.rows) as u64, (t.heads * t.rows).div_ceil(cores) as u64);
-    let (width, keys, kv) = (t.width as u64, t.keys as u64, t.kv.tile_bytes() as u64);
+    let (width, keys) = (t.width as u64, t.keys as u64);
+    let (q, kv) = (t.q.tile_bytes() as u64, t.kv.tile_bytes() as u64);
+    let phases = if (t.q, t.kv) == (Format::Bf16, Format::Bf16) { PHASES - 1 } else { PHASES };
     let depth = width + u64::from(t.masked);
     let groups = width.div_ceil(3);
     let vector = keys * (VectorProgram::Scores.cycles() + VectorProgram::Exponentials.cycles())
         + width * VectorProgram::Divide.cycles();
     // Queries with every key tile; the scores; the exponentials with every group of values.
-    let unpacked = keys * ((depth + groups + 1) * F32_TILE + (depth + width) * kv);
+    let unpacked = keys * ((groups + 1) * F32_TILE + depth * q + (depth + width) * kv);
     // Neighbours share a core, so that each fetches keys so many times.
     let turns = rounds.div_ceil(t.same as u64);
-    let (queries, of_keys) = (depth * F32_TILE, keys * (depth + width) * kv);
+    let (queries, of_keys) = (depth * q, keys * (depth + width) * kv);
     Work {
-        matrix: rounds * keys * (depth + width) * PRODUCT_CYCLES,
+        matrix: rounds * keys * (depth * PHASE_CYCLES * u64::from(phases) + width * PRODUCT_CYCLES),
         vector: rounds * vector,
         unpack: rounds * unpacked / UNPACK_BYTES,
         unpacks: rounds * keys * (2 * depth + groups + width),

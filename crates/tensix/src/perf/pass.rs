@@ -2,7 +2,7 @@
 
 use super::{
     Attended, Chip, LinearTiles, Machine, Rates, Work, attention, best_linear, copy, eltwise, gather, linear,
-    norm,
+    norm, norm_parts, parts_of_inputs,
 };
 use crate::kernels::{Banks, EltwiseOp, Epilogue, Matmul, NormForm, l1};
 use crate::layout::{Format, tiles};
@@ -160,19 +160,30 @@ impl Pass {
         self.lines[at].bound = most.map_or("", |s| s.0);
     }
 
+    /// Norms of rows of tiles before layers with bf16 weights, in the parts that the launcher chooses.
+    fn norms(&mut self, times: u64, rows: usize, cols: usize, form: NormForm) {
+        let parts = norm_parts(&self.machines[1], rows, cols, form, Format::Bf16);
+        self.add("norms", times, &norm(self.chip.cores(), rows, cols, form, Format::Bf16, parts));
+    }
+
     /// A linear layer from `inputs` to `outputs` columns, with the sizes that the launcher chooses.
     fn linear(&mut self, times: u64, rows: usize, inputs: usize, outputs: usize, form: Form) {
-        let t = LinearTiles {
-            rows: tiles(rows),
-            cols: tiles(outputs),
-            depth: tiles(inputs) + usize::from(form.bias),
-        };
-        let output = match form.epilogue {
+        let depth = tiles(inputs) + usize::from(form.bias);
+        let plain = matches!(form.epilogue, Epilogue::None | Epilogue::Residual);
+        let parts = if plain { parts_of_inputs(depth, form.bias) } else { 1 };
+        let t = LinearTiles { rows: parts * tiles(rows), cols: tiles(outputs), depth: depth / parts, parts };
+        if parts > 1 {
+            let op = if form.epilogue == Epilogue::Residual { EltwiseOp::AddBoth } else { EltwiseOp::Add };
+            let sum = eltwise(self.chip.cores(), op, t.rows / parts * t.cols);
+            self.add("linear layers", times, &sum);
+        }
+        let epilogue = if parts > 1 { Epilogue::None } else { form.epilogue };
+        let output = match epilogue {
             Epilogue::None | Epilogue::Residual => Format::F32,
             _ => form.weight.of_activations(),
         };
         let weight = if self.bfp8 && form.weight == Format::Bf16 { Format::Bfp8 } else { form.weight };
-        let like = Matmul::smallest([form.x, weight], form.bias, form.epilogue, output, Banks(12));
+        let like = Matmul::smallest([form.x, weight], form.bias, epilogue, output, Banks(12));
         let cores = self.chip.cores();
         let room = L1_BYTES - l1::DATA;
         if let Some(plan) = best_linear(&self.machines[1], t, like, room, l1::ARG_WORDS - 64) {
@@ -246,13 +257,21 @@ impl Pass {
         let (cores, t) = (self.chip.cores(), tiles(rows));
         self.linear(1, rows, 588, 1152, EXACT);
         self.add("pointwise", 1, &eltwise(cores, EltwiseOp::Add, t * 36));
-        self.add("norms", 2 * 27 + 1, &norm(cores, t, 36, NormForm::Layer, Format::Bf16));
+        self.norms(2 * 27 + 1, t, 36, NormForm::Layer);
         // Heads of 72 are stored in three tiles each, from the weights on.
         self.linear(27, rows, 1152, 3 * 16 * 96, BIASED);
         // The rows of queries of one picture and head see the same keys.
         let keys = tiles(PATCHES);
-        let attended =
-            Attended { heads: 16, width: 3, rows: t, keys, masked: false, kv: Format::F32, same: keys };
+        let attended = Attended {
+            heads: 16,
+            width: 3,
+            rows: t,
+            keys,
+            masked: false,
+            q: Format::F32,
+            kv: Format::F32,
+            same: keys,
+        };
         self.add("attention", 27, &attention(cores, attended));
         self.linear(27, rows, 16 * 96, 1152, with(BIASED, Epilogue::Residual));
         self.linear(27, rows, 1152, 4304, with(BIASED, Epilogue::Gelu));
@@ -273,16 +292,24 @@ impl Pass {
         // Of the last layer only keys and values are computed.
         let whole = LAYERS - 1;
         let masked = !rows.is_multiple_of(crate::layout::TILE);
-        self.add("norms", 2 * whole + 1, &norm(cores, t, 64, NormForm::Rms, Format::Bf16));
+        self.norms(2 * whole + 1, t, 64, NormForm::Rms);
         self.linear(whole, rows, 2048, 2048 + 512, PLAIN);
         self.linear(1, rows, 2048, 512, PLAIN);
-        self.add("rope", whole, &eltwise(cores, EltwiseOp::Rope, t * 64));
-        // Keys with the values behind them; in the last layer keys alone.
-        self.add("rope", whole, &eltwise(cores, EltwiseOp::Rope, t * 16));
+        // Queries and keys with the values behind them; in the last layer keys alone.
+        self.add("rope", whole, &eltwise(cores, EltwiseOp::Rope, t * 80));
         self.add("rope", 1, &eltwise(cores, EltwiseOp::Rope, t * 8));
         // All heads and all rows see the same keys; they stay where no mask is needed and they fit.
         let same = if masked || t > MOST_RESIDENT { 1 } else { 8 * t };
-        let attended = Attended { heads: 8, width: 8, rows: t, keys: t, masked, kv: Format::Bf16, same };
+        let attended = Attended {
+            heads: 8,
+            width: 8,
+            rows: t,
+            keys: t,
+            masked,
+            q: Format::Bf16,
+            kv: Format::Bf16,
+            same,
+        };
         self.add("attention", whole, &attention(cores, attended));
         self.linear(whole, rows, 2048, 2048, with(PLAIN, Epilogue::Residual));
         self.linear(whole, rows, 2048, 2 * 16384, with(PLAIN, Epilogue::Geglu));
@@ -312,16 +339,25 @@ impl Pass {
         let layers = LAYERS * steps;
         // The scales, shifts and gates of all steps are made once and kept.
         let form = if pi0 { NormForm::Rms } else { NormForm::Ada };
-        self.add("norms", 2 * layers + steps, &norm(cores, t, 32, form, Format::Bf16));
+        self.norms(2 * layers + steps, t, 32, form);
         self.linear(layers, rows, 1024, 2048 + 512, PLAIN);
-        self.add("rope", layers, &eltwise(cores, EltwiseOp::Rope, t * 64));
-        self.add("rope", layers, &eltwise(cores, EltwiseOp::Rope, t * 16));
-        // In the last layer the prefix has f32, so that the suffix and the state are brought to it.
-        let attended =
-            Attended { heads: 8, width: 8, rows: t, keys, masked: true, kv: Format::Bf16, same: 1 };
-        self.add("attention", layers - steps, &attention(cores, attended));
-        self.add("attention", steps, &attention(cores, Attended { kv: Format::F32, ..attended }));
-        self.add("moves", (2 + 2 * u64::from(pi0)) * steps, &copy(cores, t * 8));
+        self.add("rope", layers, &eltwise(cores, EltwiseOp::Rope, t * 80));
+        let attended = Attended {
+            heads: 8,
+            width: 8,
+            rows: t,
+            keys,
+            masked: true,
+            q: Format::Bf16,
+            kv: Format::Bf16,
+            same: 1,
+        };
+        self.add("attention", layers, &attention(cores, attended));
+        // The prefix's last layer has f32, once; in the first step so have the actions, which have parted from the state.
+        self.add("moves", 2, &eltwise(cores, EltwiseOp::Copy, tiles(prefix) * 8));
+        if pi0 {
+            self.add("moves", 2 * LAYERS, &eltwise(cores, EltwiseOp::Copy, t * 8));
+        }
         let residual = if pi0 { Epilogue::Residual } else { Epilogue::None };
         self.linear(layers, rows, 2048, 1024, with(PLAIN, residual));
         self.linear(layers, rows, 1024, 2 * 4096, with(PLAIN, Epilogue::Geglu));

@@ -12,7 +12,7 @@ fn sizes(rows: u32, cols: u32, panel_rows: u32, panel_cols: u32, chunk: u32) -> 
 /// By hand: 2x2 tiles over 64 along the inputs, on one core of one.
 #[test]
 fn a_block_is_counted_as_by_hand() {
-    let t = LinearTiles { rows: 2, cols: 2, depth: 64 };
+    let t = LinearTiles { rows: 2, cols: 2, depth: 64, parts: 1 };
     let w = linear(1, t, &sizes(2, 2, 2, 2, 64));
     assert_eq!(w.matrix, 4 * 64 * 64);
     assert_eq!(w.unpack, 64 * (2 * 4096 + 4 * 2048) / 64);
@@ -35,7 +35,7 @@ fn a_block_is_counted_as_by_hand() {
 #[test]
 fn panels_cut_memory_traffic_where_there_are_rows() {
     let m = Machine::realistic(64);
-    let t = LinearTiles { rows: 26, cols: 1024, depth: 64 };
+    let t = LinearTiles { rows: 26, cols: 1024, depth: 64, parts: 1 };
     let block = linear(64, t, &sizes(2, 2, 2, 2, 8));
     let best = best_linear(&m, t, sizes(1, 1, 1, 1, 8).kernel, 1_100_000, 16_000).unwrap();
     let panel = linear(64, t, &best);
@@ -50,7 +50,7 @@ fn panels_cut_memory_traffic_where_there_are_rows() {
 #[test]
 fn what_is_shared_is_read_once_a_group() {
     let m = Machine::realistic(64);
-    let t = LinearTiles { rows: 16, cols: 36, depth: 49 };
+    let t = LinearTiles { rows: 16, cols: 36, depth: 49, parts: 1 };
     let alone = sizes(2, 2, 8, 2, 13);
     let kernel = Matmul { shared: true, slots: 3, ..alone.kernel };
     let spread = Spread::new(&m, t, &kernel, 2, 16_000).unwrap();
@@ -92,12 +92,29 @@ fn vector_programs_are_counted_as_they_run() {
 #[test]
 fn norms_attention_and_moves_are_counted_as_by_hand() {
     // Two rows of tiles keep two cores busy, however many there are.
-    let suffix = norm(72, 2, 32, NormForm::Rms, Format::F32);
-    assert_eq!(suffix, norm(2, 2, 32, NormForm::Rms, Format::F32));
+    let suffix = norm(72, 2, 32, NormForm::Rms, Format::F32, 1);
+    assert_eq!(suffix, norm(2, 2, 32, NormForm::Rms, Format::F32, 1));
     assert_eq!((suffix.received, suffix.sends), (2 * 32 * 4096, 32));
+    // In four parts: eight cores, each with the statistics of 32 tiles and the result of 8.
+    let parts = norm(72, 2, 32, NormForm::Rms, Format::F32, 4);
+    assert_eq!((parts.fills, parts.sends), (32 + 2 * 8, 8));
+    assert_eq!((parts.read, parts.written), (8 * (32 + 8) * 4096, suffix.written));
+    let m64 = Machine::realistic(64);
+    let best = norm_parts(&m64, 2, 32, NormForm::Rms, Format::F32);
+    assert!(m64.bound(&norm(64, 2, 32, NormForm::Rms, Format::F32, best)).1 < 0.7 * m64.bound(&suffix).1);
+    assert_eq!(norm_parts(&Machine::realistic(1), 2, 32, NormForm::Rms, Format::F32), 1);
+    assert_eq!(norm_parts(&m64, 2, 33, NormForm::Rms, Format::F32), 1, "33 columns have no halves");
     // Every head fetches its keys and values again for every row of query tiles.
-    let attended =
-        Attended { heads: 8, width: 8, rows: 26, keys: 26, masked: false, kv: Format::F32, same: 1 };
+    let attended = Attended {
+        heads: 8,
+        width: 8,
+        rows: 26,
+        keys: 26,
+        masked: false,
+        q: Format::F32,
+        kv: Format::F32,
+        same: 1,
+    };
     let prefix = attention(72, attended);
     assert_eq!(prefix.read, 8 * 26 * (8 + 2 * 26 * 8) * 4096);
     assert_eq!(prefix.matrix, 3 * 2 * 26 * 8 * 64);

@@ -58,7 +58,7 @@ impl Limits {
         let limit = match format {
             Format::F32 => &mut limits.f32,
             Format::Bf16 | Format::Tf32 => &mut limits.bf16,
-            Format::Int8 => &mut limits.int8,
+            Format::Int8 | Format::Bfp8 => &mut limits.int8,
         };
         *limit = limit.map(|limit| limit.max(gflops));
         limits
@@ -69,7 +69,7 @@ impl Limits {
         match format {
             Format::F32 => self.f32,
             Format::Bf16 | Format::Tf32 => self.bf16,
-            Format::Int8 => self.int8,
+            Format::Int8 | Format::Bfp8 => self.int8,
         }
     }
 
