@@ -158,7 +158,7 @@ fn linears_of_bfp8() {
     // Not finite: bf16 can hold it, bfp8 cannot.
     let weight = TensorSource::from_f32("w", vec![1, 2], &[1.0, f32::INFINITY]).unwrap();
     let parts = vec![LinearPart { weight, bias: None, columns: None }];
-    let error = device.prepare(&WeightSource::Linear { parts, exact: false }).err().expect("an error");
+    let error = device.prepare(&WeightSource::Linear { parts, exact: false }).expect_err("an error");
     assert!(error.to_string().contains("not finite"), "{error}");
 }
 
