@@ -538,8 +538,8 @@ fn attention(cores: usize, t: Attended) -> Work {
     }
 }
 
-/// An operation element by element over so many output tiles.
-fn eltwise(cores: usize, op: EltwiseOp, tiles: usize) -> Work {
+/// An operation element by element over so many output tiles, stored in a format.
+fn eltwise(cores: usize, op: EltwiseOp, tiles: usize, output: Format) -> Work {
     let (rounds, inputs) = (tiles.div_ceil(cores) as u64, op.inputs() as u64);
     Work {
         vector: rounds * VectorProgram::Eltwise(op).cycles(),
@@ -551,7 +551,7 @@ fn eltwise(cores: usize, op: EltwiseOp, tiles: usize) -> Work {
         sends: rounds,
         in_flight: IN_FLIGHT.into(),
         read: tiles as u64 * inputs * F32_TILE,
-        written: tiles as u64 * F32_TILE,
+        written: tiles as u64 * output.tile_bytes() as u64,
         ..Work::default()
     }
 }

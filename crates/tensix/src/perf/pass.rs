@@ -174,7 +174,7 @@ impl Pass {
         let t = LinearTiles { rows: parts * tiles(rows), cols: tiles(outputs), depth: depth / parts, parts };
         if parts > 1 {
             let op = if form.epilogue == Epilogue::Residual { EltwiseOp::AddBoth } else { EltwiseOp::Add };
-            let sum = eltwise(self.chip.cores(), op, t.rows / parts * t.cols);
+            let sum = eltwise(self.chip.cores(), op, t.rows / parts * t.cols, Format::F32);
             self.add("linear layers", times, &sum);
         }
         let epilogue = if parts > 1 { Epilogue::None } else { form.epilogue };
@@ -256,7 +256,7 @@ impl Pass {
     fn vision(&mut self, rows: usize) {
         let (cores, t) = (self.chip.cores(), tiles(rows));
         self.linear(1, rows, 588, 1152, EXACT);
-        self.add("pointwise", 1, &eltwise(cores, EltwiseOp::Add, t * 36));
+        self.add("pointwise", 1, &eltwise(cores, EltwiseOp::Add, t * 36, Format::F32));
         self.norms(2 * 27 + 1, t, 36, NormForm::Layer);
         // Heads of 72 are stored in three tiles each, from the weights on.
         self.linear(27, rows, 1152, 3 * 16 * 96, BIASED);
@@ -296,8 +296,8 @@ impl Pass {
         self.linear(whole, rows, 2048, 2048 + 512, PLAIN);
         self.linear(1, rows, 2048, 512, PLAIN);
         // Queries and keys with the values behind them; in the last layer keys alone.
-        self.add("rope", whole, &eltwise(cores, EltwiseOp::Rope, t * 80));
-        self.add("rope", 1, &eltwise(cores, EltwiseOp::Rope, t * 8));
+        self.add("rope", whole, &eltwise(cores, EltwiseOp::Rope, t * 80, Format::Bf16));
+        self.add("rope", 1, &eltwise(cores, EltwiseOp::Rope, t * 8, Format::F32));
         // All heads and all rows see the same keys; they stay where no mask is needed and they fit.
         let same = if masked || t > MOST_RESIDENT { 1 } else { 8 * t };
         let attended = Attended {
@@ -329,8 +329,8 @@ impl Pass {
             // The row of the time is taken out, repeated for all actions, and added.
             self.add("moves", 2 * steps, &gather(cores, 32, 2));
             self.linear(steps, HORIZON, 1024, 1024, Form { bias: false, ..EXACT });
-            self.add("pointwise", steps, &eltwise(cores, EltwiseOp::Add, t * 32));
-            self.add("pointwise", steps, &eltwise(cores, EltwiseOp::Silu, t * 32));
+            self.add("pointwise", steps, &eltwise(cores, EltwiseOp::Add, t * 32, Format::F32));
+            self.add("pointwise", steps, &eltwise(cores, EltwiseOp::Silu, t * 32, Format::F32));
             self.linear(steps, HORIZON, 1024, 1024, EXACT);
             // The first step: state and actions come together and part; keys and values of the state are kept.
             self.add("moves", 2, &gather(cores, t * 32, 2));
@@ -341,7 +341,7 @@ impl Pass {
         let form = if pi0 { NormForm::Rms } else { NormForm::Ada };
         self.norms(2 * layers + steps, t, 32, form);
         self.linear(layers, rows, 1024, 2048 + 512, PLAIN);
-        self.add("rope", layers, &eltwise(cores, EltwiseOp::Rope, t * 80));
+        self.add("rope", layers, &eltwise(cores, EltwiseOp::Rope, t * 80, Format::Bf16));
         let attended = Attended {
             heads: 8,
             width: 8,
@@ -354,18 +354,18 @@ impl Pass {
         };
         self.add("attention", layers, &attention(cores, attended));
         // The prefix's last layer has f32, once; in the first step so have the actions, which have parted from the state.
-        self.add("moves", 2, &eltwise(cores, EltwiseOp::Copy, tiles(prefix) * 8));
+        self.add("moves", 2, &eltwise(cores, EltwiseOp::Copy, tiles(prefix) * 8, Format::Bf16));
         if pi0 {
-            self.add("moves", 2 * LAYERS, &eltwise(cores, EltwiseOp::Copy, t * 8));
+            self.add("moves", 2 * LAYERS, &eltwise(cores, EltwiseOp::Copy, t * 8, Format::Bf16));
         }
         let residual = if pi0 { Epilogue::Residual } else { Epilogue::None };
         self.linear(layers, rows, 2048, 1024, with(PLAIN, residual));
         self.linear(layers, rows, 1024, 2 * 4096, with(PLAIN, Epilogue::Geglu));
         self.linear(layers, rows, 4096, 1024, with(PLAIN, residual));
         if !pi0 {
-            self.add("pointwise", 2 * layers, &eltwise(cores, EltwiseOp::GatedAdd, t * 32));
+            self.add("pointwise", 2 * layers, &eltwise(cores, EltwiseOp::GatedAdd, t * 32, Format::F32));
         }
         self.linear(steps, HORIZON, 1024, 32, EXACT);
-        self.add("pointwise", steps, &eltwise(cores, EltwiseOp::AddScaled(0), t));
+        self.add("pointwise", steps, &eltwise(cores, EltwiseOp::AddScaled(0), t, Format::F32));
     }
 }
