@@ -1,6 +1,8 @@
-//! Linear layers at the sizes of π0, each checked before it is timed, against the peak measured in the same run.
+//! Linear layers at the sizes of π0, each checked before it is timed, against the peak measured in the same run. As in an
+//! inference the weight comes from memory: several copies of it, more than caches hold, take turns.
 //!
-//! `cargo bench -p pi0-cpu --bench gemm -- [--isa NAME] [--format f32|bf16|int8] [--threads N] [--rows M,M…]`
+//! `cargo bench -p pi0-cpu --bench gemm -- [--isa NAME] [--format f32|bf16|int8] [--threads N] [--rows M,M…]
+//! [--only NAME] [--megabytes N]`, the last the size of all copies together, 0 for one that may stay in a cache.
 
 use std::time::{Duration, Instant};
 
@@ -41,10 +43,12 @@ struct Options {
     threads: Option<usize>,
     rows: Vec<usize>,
     only: Option<String>,
+    megabytes: usize,
 }
 
 fn options() -> Result<Options, String> {
-    let mut o = Options { isa: None, format: Format::Bf16, threads: None, rows: vec![], only: None };
+    let mut o =
+        Options { isa: None, format: Format::Bf16, threads: None, rows: vec![], only: None, megabytes: 160 };
     let mut args = std::env::args().skip(1);
     while let Some(arg) = args.next() {
         if arg == "--bench" {
@@ -58,6 +62,7 @@ fn options() -> Result<Options, String> {
             "--threads" => o.threads = Some(number(&value)?),
             "--rows" => o.rows = value.split(',').map(number).collect::<Result<_, _>>()?,
             "--only" => o.only = Some(value),
+            "--megabytes" => o.megabytes = number(&value)?,
             _ => return Err(format!("unknown option {arg}")),
         }
     }
@@ -118,12 +123,19 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             continue;
         }
         let source = source(inputs, outputs)?;
-        let weight = cpu.prepare(&source)?;
         let total: usize = outputs.iter().sum();
+        let bytes = match o.format {
+            Format::F32 => 4,
+            Format::Int8 => 1,
+            _ => 2,
+        };
+        let copies = (o.megabytes << 20).div_ceil(inputs * total * bytes).max(1);
+        let weights = (0..copies).map(|_| cpu.prepare(&source)).collect::<Result<Vec<_>, _>>()?;
+        let weight = &weights[0];
         for &rows in if o.rows.is_empty() { rows_of(name) } else { &o.rows } {
             let data: Vec<f32> = values(rows * inputs, 99).collect();
             let x = cpu.upload(rows, inputs, &data)?;
-            let call = Dense { activation, ..Dense::new(&x, &weight) };
+            let call = Dense { activation, ..Dense::new(&x, weight) };
             let y = cpu.download(&cpu.dense(&call)?)?;
             // The reference is slow: one row suffices, since rows share code but for their place in a panel.
             let row = rows - 1;
@@ -136,13 +148,13 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             if agreement.relative_l2.is_nan() || agreement.relative_l2 > 0.05 {
                 return Err(format!("{name}: {agreement}").into());
             }
-            let seconds = time(|| drop(cpu.dense(&call))).as_secs_f64();
+            let mut turns = weights.iter().cycle();
+            let seconds = time(|| {
+                let weight = turns.next().expect("there is one");
+                drop(cpu.dense(&Dense { weight, ..call }));
+            })
+            .as_secs_f64();
             let gflops = 2e-9 * (rows * inputs * total) as f64 / seconds;
-            let bytes = match o.format {
-                Format::F32 => 4,
-                Format::Int8 => 1,
-                _ => 2,
-            };
             println!(
                 "| {name} | {rows} x {inputs} x {total} | {:.3} | {gflops:.0} | {:.1} % | {:.1} | {:.1e} |",
                 seconds * 1e3,
