@@ -1,18 +1,24 @@
 //! Attention in blocks of keys, without a stored score matrix: running maximum and sum for each row.
 //!
 //! Keys and values of each span and key head are packed once as right operands. The left operand's rows are pairs
-//! of a query row and one of the query heads that share the key head, so all of them use each packed key.
+//! of a query row and one of the query heads that share the key head, so all of them use each packed key. Of many heads
+//! with few keys each is one task, which packs for itself what it alone uses; else all threads pack first, and a task is
+//! some row panels, which take turns with each block of keys while that is in the second-level cache.
 
 use std::ops::Range;
 
 use bytemuck::{Pod, Zeroable};
 use pi0_device::{Attention, KeyValue, Span};
 
-use crate::kernels::{Kernel, Operands, pack};
+use crate::Isa;
+use crate::kernels::{Kernel, Operands, Panels, pack};
 use crate::matmul::{Engine, with_scratch};
-use crate::memory::{Pooled, Shared};
+use crate::memory::{Pooled, Shared, fetch};
 use crate::softmax::{BlockLayout, MOST_KEYS as BLOCK, Softmax, softmax_block};
 use crate::tensor::Tensor;
+
+/// Row panels at most that take turns with a block of keys: their queries and sums share the cache with it.
+const TOGETHER: usize = 8;
 
 /// One span seen by one kernel.
 #[derive(Clone, Copy, Pod, Zeroable)]
@@ -27,11 +33,32 @@ struct Unit {
     value_bytes: usize,
     /// Where the first key head's keys start.
     start: usize,
-    /// Packing tasks and row panels before this span.
+    /// Packing tasks and row tasks before this span.
     packs_before: usize,
-    panels_before: usize,
-    /// Row panels of one key head.
+    tasks_before: usize,
+    /// Row panels of one key head, and the tasks that they are divided into.
     panels: usize,
+    tasks: usize,
+}
+
+impl Unit {
+    /// Packing tasks of one key head.
+    fn packs(&self) -> usize {
+        self.key_panels + self.value_tiles
+    }
+
+    /// Packed bytes of one key head.
+    fn bytes(&self) -> usize {
+        self.key_bytes + self.value_bytes
+    }
+}
+
+/// One key head of a span.
+#[derive(Clone, Copy)]
+struct Head<'a> {
+    span: &'a Span,
+    unit: &'a Unit,
+    kv_head: usize,
 }
 
 struct Plan<'a> {
@@ -41,12 +68,15 @@ struct Plan<'a> {
     spec: &'a Attention<'a>,
     /// A [`Unit`] for each span, in memory of the pool.
     units: Pooled,
+    /// Whether each task is a whole head, which it packs for itself.
+    alone: bool,
     bytes: usize,
     packs: usize,
-    panels: usize,
+    tasks: usize,
     /// Depth tiles and right panels of one head.
     dim_tiles: usize,
     dim_panels: usize,
+    threads: usize,
 }
 
 impl<'a> Plan<'a> {
@@ -59,11 +89,11 @@ impl<'a> Plan<'a> {
     ) -> Self {
         let dim_tiles = kernel.tiles(spec.head_dim);
         let dim_panels = spec.head_dim.div_ceil(kernel.columns());
-        let (mut bytes, mut packs, mut panels) = (0, 0, 0);
+        let (mut bytes, mut packs, mut panels, mut most) = (0, 0, 0, 0);
         let group = spec.heads / spec.kv_heads;
         let mut units = engine.pool.take(spec.spans.len() * size_of::<Unit>());
         let each = units.block_mut().values_mut::<Unit>(spec.spans.len());
-        for (span, unit) in spec.spans.iter().zip(each) {
+        for (span, unit) in spec.spans.iter().zip(&mut *each) {
             let keys = span.key_count();
             let (key_panels, value_tiles) = (keys.div_ceil(kernel.columns()), kernel.tiles(keys));
             *unit = Unit {
@@ -74,46 +104,76 @@ impl<'a> Plan<'a> {
                 value_bytes: dim_panels * value_tiles * kernel.right_tile(),
                 start: bytes,
                 packs_before: packs,
-                panels_before: panels,
                 panels: kernel.panels(span.queries.len() * group).count,
+                tasks_before: 0,
+                tasks: 0,
             };
-            bytes += spec.kv_heads * (unit.key_bytes + unit.value_bytes);
-            packs += spec.kv_heads * (key_panels + value_tiles);
+            bytes += spec.kv_heads * unit.bytes();
+            packs += spec.kv_heads * unit.packs();
             panels += spec.kv_heads * unit.panels;
+            most = most.max(unit.bytes());
         }
-        Self { kernel, q, kv, spec, units, bytes, packs, panels, dim_tiles, dim_panels }
+        let threads = engine.threads.count();
+        let alone = spec.spans.len() * spec.kv_heads >= 4 * threads && most <= engine.second_level / 4;
+        let wanted = panels.div_ceil(TOGETHER).max(panels.min(2 * threads)).max(1);
+        let of_task = panels.div_ceil(wanted).max(1);
+        let mut tasks = 0;
+        for unit in each {
+            unit.tasks_before = tasks;
+            unit.tasks = if alone { unit.panels.min(1) } else { unit.panels.div_ceil(of_task) };
+            tasks += spec.kv_heads * unit.tasks;
+        }
+        Self { kernel, q, kv, spec, units, alone, bytes, packs, tasks, dim_tiles, dim_panels, threads }
     }
 
     fn units(&self) -> &[Unit] {
         self.units.values(self.spec.spans.len())
     }
 
+    /// The head that something of number `index` belongs to, and its number within the head. `before` counts what is
+    /// before a span, and `of` what one of its heads has.
+    fn head(
+        &self,
+        index: usize,
+        before: impl Fn(&Unit) -> usize,
+        of: impl Fn(&Unit) -> usize,
+    ) -> (Head<'_>, usize) {
+        let at = self.units().partition_point(|u| before(u) <= index) - 1;
+        let (span, unit) = (&self.spec.spans[at], &self.units()[at]);
+        let (index, each) = (index - before(unit), of(unit));
+        (Head { span, unit, kv_head: index / each }, index % each)
+    }
+
+    /// The columns of a key head in keys and values.
+    fn columns(&self, kv_head: usize) -> Range<usize> {
+        kv_head * self.spec.head_dim..(kv_head + 1) * self.spec.head_dim
+    }
+
     /// The keys or values of one head that a span's keys from `first` on have.
-    fn key_rows(&self, span: &Span, first: usize, kv_head: usize, values: bool, out: &mut [&'a [f32]]) {
-        let columns = kv_head * self.spec.head_dim..(kv_head + 1) * self.spec.head_dim;
-        let runs = span.keys.iter().flat_map(|run| {
+    fn key_rows<'r>(&'r self, head: Head<'_>, first: usize, values: bool, out: &mut [&'r [f32]]) {
+        let columns = self.columns(head.kv_head);
+        let (mut skip, mut out) = (first, out.iter_mut());
+        for run in &head.span.keys {
             let part = &self.kv[run.part];
             let tensor = if values { part.v } else { part.k };
-            run.rows.clone().map(move |row| (tensor, row))
-        });
-        for (out, (tensor, row)) in out.iter_mut().zip(runs.skip(first)) {
-            *out = &tensor.row(row)[columns.clone()];
+            let rows = run.rows.clone().skip(skip);
+            skip = skip.saturating_sub(run.rows.len());
+            for row in rows {
+                let Some(out) = out.next() else { return };
+                *out = &tensor.row(row)[columns.clone()];
+            }
         }
     }
 
-    /// Packs one panel of keys or one depth tile of values.
-    fn pack(&self, isa: crate::Isa, index: usize, packed: Shared<u8>) {
-        let at = self.units().partition_point(|u| u.packs_before <= index) - 1;
-        let (span, unit) = (&self.spec.spans[at], &self.units()[at]);
-        let each = unit.key_panels + unit.value_tiles;
-        let (kv_head, index) = ((index - unit.packs_before) / each, (index - unit.packs_before) % each);
-        let (kernel, dim) = (self.kernel, self.spec.head_dim);
-        let start = unit.start + kv_head * (unit.key_bytes + unit.value_bytes);
+    /// Packs one panel of keys or one depth tile of values of a head.
+    ///
+    /// # Safety
+    /// `to` is the head's packed memory, and nothing else uses this part of it.
+    unsafe fn pack(&self, isa: Isa, head: Head<'_>, index: usize, to: *mut u8) {
+        let (kernel, dim, unit) = (self.kernel, self.spec.head_dim, head.unit);
         let half = kernel.right_tile() / 2;
-        let tile = |offset: usize| {
-            // SAFETY: within this span's and head's share of the block; each task writes tiles of its own.
-            unsafe { std::slice::from_raw_parts_mut(packed.get().add(start + offset), half) }
-        };
+        // SAFETY: within the head's memory, and nobody else's.
+        let tile = |offset: usize| unsafe { std::slice::from_raw_parts_mut(to.add(offset), half) };
         const MOST_DEPTH: usize = 64;
         let (mut heads, mut rows) = ([[].as_slice(); MOST_DEPTH], [[].as_slice(); MOST_DEPTH]);
         if index < unit.key_panels {
@@ -121,7 +181,7 @@ impl<'a> Plan<'a> {
                 let first = (2 * index + side) * kernel.strip;
                 let count = unit.keys.saturating_sub(first).min(kernel.strip);
                 let heads = &mut heads[..count];
-                self.key_rows(span, first, kv_head, false, heads);
+                self.key_rows(head, first, false, heads);
                 for t in 0..self.dim_tiles {
                     let depth = t * kernel.depth()..dim.min((t + 1) * kernel.depth());
                     rows.iter_mut().zip(&*heads).for_each(|(row, head)| *row = &head[depth.clone()]);
@@ -134,7 +194,7 @@ impl<'a> Plan<'a> {
             let first = t * kernel.depth();
             let count = (unit.keys - first).min(kernel.depth());
             let heads = &mut heads[..count];
-            self.key_rows(span, first, kv_head, true, heads);
+            self.key_rows(head, first, true, heads);
             for strip in 0..2 * self.dim_panels {
                 let columns = (strip * kernel.strip).min(dim)..((strip + 1) * kernel.strip).min(dim);
                 rows.iter_mut().zip(&*heads).for_each(|(row, head)| *row = &head[columns.clone()]);
@@ -146,98 +206,204 @@ impl<'a> Plan<'a> {
         }
     }
 
-    /// Attention of one panel of rows.
-    fn panel(&self, engine: &Engine, index: usize, packed: *const u8, out: Shared<f32>) {
-        let at = self.units().partition_point(|u| u.panels_before <= index) - 1;
-        let (span, unit) = (&self.spec.spans[at], &self.units()[at]);
-        let (kv_head, index) =
-            ((index - unit.panels_before) / unit.panels, (index - unit.panels_before) % unit.panels);
-        let (kernel, dim) = (self.kernel, self.spec.head_dim);
+    /// The same of all heads' parts by number, each in its head's share of the block.
+    fn pack_shared(&self, isa: Isa, index: usize, packed: Shared<u8>) {
+        let (head, index) = self.head(index, |u| u.packs_before, Unit::packs);
+        // SAFETY: the head's share of the block; each part has one thread.
+        unsafe {
+            self.pack(isa, head, index, packed.get().add(head.unit.start + head.kv_head * head.unit.bytes()))
+        }
+    }
+
+    /// Asks for a share of what the task `index` will read from f32 rows, if there is such a task: each row lies in a
+    /// page of its own, where no processor looks ahead.
+    fn fetch_head(&self, index: usize, part: usize, parts: usize) {
+        if index >= self.tasks {
+            return;
+        }
+        let (head, _) = self.head(index, |u| u.tasks_before, |u| u.tasks);
+        let keys = share(head.unit.keys, part, parts);
+        let mut rows = [[].as_slice(); BLOCK];
+        for values in [false, true] {
+            for first in keys.clone().step_by(BLOCK) {
+                let rows = &mut rows[..(keys.end - first).min(BLOCK)];
+                self.key_rows(head, first, values, rows);
+                rows.iter().for_each(|row| fetch_all(row));
+            }
+        }
         let group = self.spec.heads / self.spec.kv_heads;
-        let panels = kernel.panels(span.queries.len() * group);
-        let (first, rows, padded) = (panels.start(index), panels.len(index), panels.padded(index));
-        // The query row and the first column of a row of the left operand.
-        let place = |r: usize| {
-            let r = first + r;
-            (span.queries.start + r / group, (kv_head * group + r % group) * dim)
-        };
-        let columns = kernel.columns();
-        let chunk = kernel.left_chunk();
-        let tile = kernel.max_rows * columns * size_of::<f32>();
-        let queries = (padded * self.dim_tiles * chunk).next_multiple_of(64);
-        let weights = padded * BLOCK * kernel.left.size();
-        let scores = BLOCK / columns * tile;
-        let sizes = [queries, weights, scores, self.dim_panels * tile];
+        let columns = self.columns(head.kv_head);
+        let queries = share(head.span.queries.len(), part, parts);
+        for row in head.span.queries.start + queries.start..head.span.queries.start + queries.end {
+            fetch_all(&self.q.row(row)[columns.start * group..columns.end * group]);
+        }
+    }
+
+    /// Attention of some row panels of a head.
+    fn task(&self, engine: &Engine, index: usize, packed: Shared<u8>, out: Shared<f32>) {
+        let (head, piece) = self.head(index, |u| u.tasks_before, |u| u.tasks);
+        let (kernel, unit) = (self.kernel, head.unit);
+        let group = self.spec.heads / self.spec.kv_heads;
+        let all = kernel.panels(head.span.queries.len() * group);
+        let panels = share(all.count, piece, unit.tasks);
+        let together = if self.alone { 1 } else { panels.len() };
+        let own = if self.alone { unit.bytes() } else { 0 };
+        let tile = kernel.tile();
+        let queries = (kernel.max_rows * self.dim_tiles * kernel.left_chunk()).next_multiple_of(64);
+        let weights = kernel.max_rows * BLOCK * kernel.left.size();
+        let sizes = [
+            own,
+            together * queries,
+            weights,
+            BLOCK / kernel.columns() * tile,
+            together * self.dim_panels * tile,
+        ];
         with_scratch(sizes.iter().sum(), |scratch| {
-            let (queries, rest) = scratch.values_mut::<u8>(sizes.iter().sum()).split_at_mut(sizes[0]);
-            let (weights, rest) = rest.split_at_mut(sizes[1]);
-            let (scores, sums) = rest.split_at_mut(sizes[2]);
+            let (own, rest) = scratch.values_mut::<u8>(sizes.iter().sum()).split_at_mut(sizes[0]);
+            let (queries_of, rest) = rest.split_at_mut(sizes[1]);
+            let (weights, rest) = rest.split_at_mut(sizes[2]);
+            let (scores, sums) = rest.split_at_mut(sizes[3]);
             let scores: &mut [f32] = bytemuck::cast_slice_mut(scores);
             let sums: &mut [f32] = bytemuck::cast_slice_mut(sums);
-            let mut state = Softmax::default();
-            for r in 0..rows {
-                let (row, column) = place(r);
-                let q = &self.q.row(row)[column..column + dim];
-                // SAFETY: chunk `r` of each depth tile lies within the panel, one row at a time.
-                let to = unsafe {
-                    pack::Row::new(queries.as_mut_ptr().add(r * chunk), chunk, padded * chunk, self.dim_tiles)
-                };
-                pack::left_row(engine.isa, kernel.left, self.spec.scale, q, to);
-            }
-            let start = unit.start + kv_head * (unit.key_bytes + unit.value_bytes);
-            (kernel.enter)();
-            for block in (0..unit.keys).step_by(BLOCK) {
-                let count = (unit.keys - block).min(BLOCK);
-                for (i, scores) in scores.chunks_exact_mut(tile / 4).enumerate().take(count.div_ceil(columns))
+            let packed = if self.alone {
+                for part in 0..unit.packs() {
+                    // SAFETY: this task's memory, as much as the head takes.
+                    unsafe { self.pack(engine.isa, head, part, own.as_mut_ptr()) };
+                }
+                own.as_ptr()
+            } else {
+                // SAFETY: the head's share of the block.
+                unsafe { packed.get().add(unit.start + head.kv_head * unit.bytes()).cast_const() }
+            };
+            for first in panels.clone().step_by(together) {
+                if self.alone {
+                    self.fetch_head(index + self.threads, first, all.count);
+                }
+                let panels = first..(first + together).min(panels.end);
+                for (panel, to) in panels.clone().zip(queries_of.chunks_exact_mut(queries)) {
+                    self.pack_queries(engine.isa, head, all, panel, to);
+                }
+                let mut states: [Softmax; TOGETHER] = Default::default();
+                (kernel.enter)();
+                for block in (0..unit.keys).step_by(BLOCK) {
+                    let operands =
+                        queries_of.chunks_exact(queries).zip(sums.chunks_exact_mut(sizes[4] / together / 4));
+                    for ((panel, state), (queries, sums)) in panels.clone().zip(&mut states).zip(operands) {
+                        let rows = (all.len(panel), all.padded(panel));
+                        // SAFETY: `packed` holds this head, which nobody writes any more.
+                        unsafe {
+                            self.block(
+                                engine.isa, unit, block, rows, packed, queries, scores, weights, state, sums,
+                            )
+                        };
+                    }
+                }
+                (kernel.leave)();
+                for ((panel, state), sums) in
+                    panels.clone().zip(&states).zip(sums.chunks_exact(sizes[4] / together / 4))
                 {
-                    let panel = (block / columns + i) * self.dim_tiles * kernel.right_tile();
-                    // SAFETY: the instruction set is present and entered; the panel of keys lies within the packed
-                    // block; queries and scores hold a panel and a tile.
-                    unsafe {
-                        let keys = packed.add(start + panel);
-                        let operands = Operands { left: queries.as_ptr(), right: keys, next: keys, lines: 1 };
-                        (kernel.micro)(rows, self.dim_tiles, operands, scores.as_mut_ptr(), true);
-                    }
-                }
-                let tiles = kernel.tiles(count);
-                let layout = BlockLayout {
-                    rows,
-                    padded,
-                    count,
-                    columns,
-                    tile: tile / 4,
-                    chunk,
-                    tiles,
-                    first: block == 0,
-                };
-                softmax_block(engine.isa, kernel.left, layout, &mut state, scores, weights, sums);
-                for (i, sums) in sums.chunks_exact_mut(tile / 4).enumerate() {
-                    let t = i * unit.value_tiles + block / kernel.depth();
-                    // SAFETY: as above, for a panel of values from the block's first key on.
-                    unsafe {
-                        let values = packed.add(start + unit.key_bytes + t * kernel.right_tile());
-                        let operands =
-                            Operands { left: weights.as_ptr(), right: values, next: values, lines: 1 };
-                        (kernel.micro)(rows, tiles, operands, sums.as_mut_ptr(), block == 0);
-                    }
-                }
-            }
-            (kernel.leave)();
-            for r in 0..rows {
-                let (row, column) = place(r);
-                // SAFETY: each pair of query row and head belongs to one task; inside the result's rows.
-                let out = unsafe {
-                    let at = row * self.q.cols() + column;
-                    std::slice::from_raw_parts_mut(out.get().add(at), dim)
-                };
-                let inverse = 1.0 / state.sum[r];
-                for (out, sums) in out.chunks_mut(columns).zip(sums.chunks_exact(tile / 4)) {
-                    let sums = &sums[r * columns..];
-                    out.iter_mut().zip(sums).for_each(|(o, s)| *o = s * inverse);
+                    self.write(head, all, panel, state, sums, out);
                 }
             }
         });
     }
+
+    /// The query row and the first column of a row of the left operand.
+    fn place(&self, head: Head<'_>, row: usize) -> (usize, usize) {
+        let group = self.spec.heads / self.spec.kv_heads;
+        (head.span.queries.start + row / group, (head.kv_head * group + row % group) * self.spec.head_dim)
+    }
+
+    fn pack_queries(&self, isa: Isa, head: Head<'_>, panels: Panels, panel: usize, to: &mut [u8]) {
+        let (chunk, padded) = (self.kernel.left_chunk(), panels.padded(panel));
+        assert!(padded * chunk * self.dim_tiles <= to.len());
+        for r in 0..panels.len(panel) {
+            let (row, column) = self.place(head, panels.start(panel) + r);
+            let q = &self.q.row(row)[column..column + self.spec.head_dim];
+            // SAFETY: chunk `r` of each depth tile lies within the panel by the assertion, one row at a time.
+            let to = unsafe {
+                pack::Row::new(to.as_mut_ptr().add(r * chunk), chunk, padded * chunk, self.dim_tiles)
+            };
+            pack::left_row(isa, self.kernel.left, self.spec.scale, q, to);
+        }
+    }
+
+    /// One panel of rows and one block of keys.
+    ///
+    /// # Safety
+    /// The kernel is entered; `packed` holds the head of `unit`.
+    #[allow(clippy::too_many_arguments)] // a panel's buffers, all different
+    unsafe fn block(
+        &self,
+        isa: Isa,
+        unit: &Unit,
+        block: usize,
+        (rows, padded): (usize, usize),
+        packed: *const u8,
+        queries: &[u8],
+        scores: &mut [f32],
+        weights: &mut [u8],
+        state: &mut Softmax,
+        sums: &mut [f32],
+    ) {
+        let kernel = self.kernel;
+        let (columns, tile) = (kernel.columns(), kernel.tile() / size_of::<f32>());
+        let lines = usize::from(!kernel.fetches);
+        let count = (unit.keys - block).min(BLOCK);
+        for (i, scores) in scores.chunks_exact_mut(tile).enumerate().take(count.div_ceil(columns)) {
+            let panel = (block / columns + i) * self.dim_tiles * kernel.right_tile();
+            // SAFETY: the instruction set is present and entered; the panel of keys lies within the packed head;
+            // queries and scores hold a panel and a tile.
+            unsafe {
+                let keys = packed.add(panel);
+                let operands = Operands { left: queries.as_ptr(), right: keys, next: keys, lines };
+                (kernel.micro)(rows, self.dim_tiles, operands, scores.as_mut_ptr(), true);
+            }
+        }
+        let (tiles, chunk) = (kernel.tiles(count), kernel.left_chunk());
+        let layout = BlockLayout { rows, padded, count, columns, tile, chunk, tiles, first: block == 0 };
+        softmax_block(isa, kernel.left, layout, state, scores, weights, sums);
+        for (i, sums) in sums.chunks_exact_mut(tile).enumerate() {
+            let t = i * unit.value_tiles + block / kernel.depth();
+            // SAFETY: as above; the weights hold as many depth tiles of the rows.
+            unsafe {
+                let values = packed.add(unit.key_bytes + t * kernel.right_tile());
+                let operands = Operands { left: weights.as_ptr(), right: values, next: values, lines };
+                (kernel.micro)(rows, tiles, operands, sums.as_mut_ptr(), block == 0);
+            }
+        }
+    }
+
+    fn write(
+        &self,
+        head: Head<'_>,
+        panels: Panels,
+        panel: usize,
+        state: &Softmax,
+        sums: &[f32],
+        out: Shared<f32>,
+    ) {
+        let (columns, tile) = (self.kernel.columns(), self.kernel.tile() / size_of::<f32>());
+        for r in 0..panels.len(panel) {
+            let (row, column) = self.place(head, panels.start(panel) + r);
+            // SAFETY: each pair of query row and head belongs to one task; inside the result's rows.
+            let out = unsafe {
+                let at = row * self.q.cols() + column;
+                std::slice::from_raw_parts_mut(out.get().add(at), self.spec.head_dim)
+            };
+            let inverse = 1.0 / state.sum[r];
+            for (out, sums) in out.chunks_mut(columns).zip(sums.chunks_exact(tile)) {
+                let sums = &sums[r * columns..];
+                out.iter_mut().zip(sums).for_each(|(o, s)| *o = s * inverse);
+            }
+        }
+    }
+}
+
+/// Asks for all cache lines of some values.
+fn fetch_all(values: &[f32]) {
+    values.chunks(16).for_each(|line| fetch(line.as_ptr()));
+    values.last().into_iter().for_each(|last| fetch(last));
 }
 
 /// See [`pi0_device::Device::attention`]; the geometry is checked.
@@ -250,13 +416,16 @@ pub(crate) fn attention(
 ) -> Tensor {
     let out = engine.pool.take(q.rows() * q.cols() * size_of::<f32>());
     let plan = Plan::new(engine, kernel, q, kv, spec);
-    let packed = engine.pool.take(plan.bytes);
-    let (to_packed, to_out) = (Shared::new(packed.as_ptr()), Shared::new(out.as_ptr().cast::<f32>()));
-    let pieces = plan.packs.div_ceil(4);
-    engine
-        .threads
-        .run(pieces, &|i| share(plan.packs, i, pieces).for_each(|i| plan.pack(engine.isa, i, to_packed)));
-    engine.threads.run(plan.panels, &|i| plan.panel(engine, i, to_packed.get(), to_out));
+    let to_out = Shared::new(out.as_ptr().cast::<f32>());
+    let packed = engine.pool.take(if plan.alone { 0 } else { plan.bytes });
+    let to_packed = Shared::new(packed.as_ptr());
+    if !plan.alone {
+        let pieces = plan.packs.div_ceil(4);
+        engine.threads.run(pieces, &|i| {
+            share(plan.packs, i, pieces).for_each(|i| plan.pack_shared(engine.isa, i, to_packed));
+        });
+    }
+    engine.threads.run(plan.tasks, &|i| plan.task(engine, i, to_packed, to_out));
     Tensor::new(out, q.rows(), q.cols())
 }
 

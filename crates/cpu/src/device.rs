@@ -9,6 +9,7 @@ use pi0_device::{
     Preferred, Qkv, Result, WeightSource, operands,
 };
 
+use crate::caches;
 use crate::epilogue::{Finish, Rotate, Target};
 use crate::kernels::{Kernel, Left, Packed, pack};
 use crate::math::{fma, gelu, per_isa, silu};
@@ -44,7 +45,12 @@ impl Cpu {
         }
         let count = options.threads.unwrap_or_else(physical_cores).max(1);
         let threads = Threads::new(count).map_err(|source| CpuError::Threads { count, source })?;
-        let engine = Engine { isa, threads, pool: BlockPool::new(MemoryMeter::default()) };
+        let engine = Engine {
+            isa,
+            threads,
+            pool: BlockPool::new(MemoryMeter::default()),
+            second_level: caches::second_level(),
+        };
         let bf16 = matches!(options.format, Format::Bf16 | Format::Int8);
         Ok(Self { engine, format: options.format, angles: Tables::default(), bf16_attention: bf16.into() })
     }

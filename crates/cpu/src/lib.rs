@@ -14,6 +14,7 @@
 //! ```
 
 mod attention;
+mod caches;
 mod device;
 mod epilogue;
 mod few;

@@ -7,7 +7,7 @@ use std::ops::Range;
 use crate::Isa;
 use crate::epilogue::{Finish, Place, finish_tile};
 use crate::kernels::{Kernel, Operands, Panels, Resident, pack};
-use crate::memory::{Block, BlockPool, Pooled, Shared};
+use crate::memory::{Block, BlockPool, Pooled, Shared, look_up};
 use crate::norm::RowNorm;
 use crate::tensor::Tensor;
 use crate::threads::Threads;
@@ -50,6 +50,8 @@ pub(crate) struct Engine {
     pub(crate) isa: Isa,
     pub(crate) threads: Threads,
     pub(crate) pool: BlockPool,
+    /// Bytes of second-level cache that a thread has.
+    pub(crate) second_level: usize,
 }
 
 /// A packed left operand.
@@ -106,11 +108,14 @@ impl Engine {
         let (panels, right_panels) = (left.panels, weight.panels());
         let chunks = |count: usize, most: usize| count.div_ceil(most.max(1));
         let deep = weight.tiles() > kernel.block;
+        let resident = |percent| self.second_level * percent / 100;
         let (most_rows, most_columns) = match kernel.resident {
-            Some(Resident { bytes, .. }) if deep => (DEEP_ROWS, bytes / DEEP_ROWS / kernel.tile()),
-            Some(Resident { bytes, .. }) => {
+            Some(Resident { percent, .. }) if deep => {
+                (DEEP_ROWS, resident(percent) / DEEP_ROWS / kernel.tile())
+            }
+            Some(Resident { percent, .. }) => {
                 let of_panel = kernel.max_rows * kernel.left_chunk() * weight.tiles();
-                (bytes / of_panel, RESIDENT_COLUMNS / kernel.columns())
+                (resident(percent) / of_panel, RESIDENT_COLUMNS / kernel.columns())
             }
             None => {
                 (CHUNK_ROWS / kernel.max_rows / (1 + usize::from(deep)), CHUNK_COLUMNS / kernel.columns())
@@ -133,11 +138,15 @@ impl Engine {
             let share = |count: usize, i: usize, of: usize| count * i / of..count * (i + 1) / of;
             let columns = share(units, column_chunk, column_chunks);
             let rows = share(panels.count, row_chunk, row_chunks);
-            self.task(&left, weight, finish, rows, columns.start * unit..columns.end * unit);
+            // Where no other rows use these columns, the next ones are most likely those that no thread has begun.
+            let after = column_chunk + threads;
+            let after = (row_chunks == 1 && after < column_chunks)
+                .then(|| share(units, after, column_chunks).start * unit);
+            self.task(&left, weight, finish, rows, columns.start * unit..columns.end * unit, after);
         });
     }
 
-    /// Some row panels times some column panels.
+    /// Some row panels times some column panels, and the column panel that comes `after` them, which is fetched.
     fn task(
         &self,
         left: &LeftOperand,
@@ -145,6 +154,7 @@ impl Engine {
         finish: &Finish<'_>,
         rows: Range<usize>,
         columns: Range<usize>,
+        after: Option<usize>,
     ) {
         let kernel = weight.kernel;
         let (tiles, tile_values) = (weight.tiles(), kernel.tile() / size_of::<f32>());
@@ -168,12 +178,30 @@ impl Engine {
         // While the row panels take turns with a right panel, each fetches a share of the next one.
         let of_tile = kernel.right_tile() / 64;
         let share = of_tile.div_ceil(rows.len());
+        let weights = |column: usize, tile: usize| {
+            weight.right.as_ptr().wrapping_add((column * tiles + tile) * kernel.right_tile())
+        };
+        look_up(weights(columns.start, 0), tiles / blocks * kernel.right_tile());
         with_scratch(kept * tile_values * size_of::<f32>(), |scratch| {
             let sums = scratch.values_mut::<f32>(kept * tile_values);
             (kernel.enter)();
             for block in 0..blocks {
                 let depth = tiles * block / blocks..tiles * (block + 1) / blocks;
                 for (j, column) in columns.clone().enumerate() {
+                    // How far on in the weight the panel after this one begins, if one is left.
+                    let on = if column + 1 < columns.end {
+                        Some(tiles.cast_signed())
+                    } else if block + 1 < blocks {
+                        Some(depth.len().cast_signed() - (j * tiles).cast_signed())
+                    } else {
+                        let past = |after: usize| ((after - column) * tiles - depth.start).cast_signed();
+                        after.map(past)
+                    };
+                    let on = on.map(|on| on * kernel.right_tile().cast_signed());
+                    if let Some(on) = on {
+                        let next = weights(column, depth.start).wrapping_offset(on);
+                        look_up(next, depth.len() * kernel.right_tile());
+                    }
                     for step in 0..steps {
                         let from = depth.start + depth.len() * step / steps;
                         let to = depth.start + depth.len() * (step + 1) / steps;
@@ -190,14 +218,17 @@ impl Engine {
                             // depth lie within the operands, packed for this kernel; sums hold one tile.
                             unsafe {
                                 let l = left.block.as_ptr().add(start * left.row_bytes + skipped);
-                                let at = (column * tiles + from) * kernel.right_tile();
-                                let r = weight.right.as_ptr().add(at);
-                                let (lines, ahead) = match (few, i) {
-                                    (true, 0) => (of_tile, AHEAD),
-                                    (true, _) => (1, 0),
-                                    _ => (share, tiles * kernel.right_tile() + i * share * (to - from) * 64),
+                                let r = weights(column, from);
+                                let shared = (i * share * (to - from) * 64).cast_signed();
+                                let (lines, ahead) = match on {
+                                    // One stream, of a loop that fetches by itself.
+                                    _ if kernel.fetches && rows.len() == 1 => (0, 0),
+                                    _ if kernel.fetches => on.map_or((0, 0), |on| (share, on + shared)),
+                                    _ if few && i == 0 => (of_tile, AHEAD.cast_signed()),
+                                    Some(on) if !few => (share, on + shared),
+                                    _ => (1, 0),
                                 };
-                                let next = r.wrapping_add(ahead);
+                                let next = r.wrapping_offset(ahead);
                                 let operands = Operands { left: l, right: r, next, lines };
                                 let fresh = block == 0 && step == 0;
                                 (kernel.micro)(count, to - from, operands, sums.as_mut_ptr(), fresh);

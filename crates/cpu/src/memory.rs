@@ -286,6 +286,15 @@ pub(crate) fn fetch<T>(address: *const T) {
     let _ = address;
 }
 
+/// Has the processor look up where some bytes lie, page by page, all at once so that the lookups overlap. A loop that comes
+/// to a page it has not seen waits for the lookup, even where it only fetches ahead, because no instruction retires before
+/// its address is known; and a lookup takes long in a virtual machine, whose host may map in small pages what the guest
+/// holds in huge ones. Any address will do.
+pub(crate) fn look_up(start: *const u8, bytes: usize) {
+    const SMALLEST_PAGE: usize = 4 << 10;
+    (0..bytes).step_by(SMALLEST_PAGE).for_each(|at| fetch(start.wrapping_add(at)));
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -250,7 +250,7 @@ pub(crate) fn physical_cores() -> usize {
 }
 
 /// The logical processors that this thread may run on; none where the system does not tell.
-fn allowed() -> Vec<usize> {
+pub(crate) fn allowed() -> Vec<usize> {
     #[cfg(target_os = "linux")]
     {
         // SAFETY: all zeros is an empty set.

@@ -17,6 +17,7 @@ const KERNEL: Kernel = Kernel {
     block: 32,
     step: 16,
     resident: None,
+    fetches: false,
     micro: f32_micro,
     enter: nothing,
     leave: nothing,

@@ -8,8 +8,8 @@ use super::{Kernel, Left, Operands, Packed, Resident, nothing};
 const MAX_ROWS: usize = 14;
 /// With at most so many rows a product is as fast as its weight comes from memory.
 const STREAMED_ROWS: usize = 8;
-/// Less than the second-level cache of these processors, which has 512 KB at least: weights pass by in the rest.
-const RESIDENT: usize = 400 << 10;
+/// Of the second-level cache; weights pass by in the rest.
+const PERCENT: usize = 39;
 
 const KERNEL: Kernel = Kernel {
     max_rows: MAX_ROWS,
@@ -20,7 +20,8 @@ const KERNEL: Kernel = Kernel {
     packed: Packed::F32,
     block: 64,
     step: 64,
-    resident: Some(Resident { bytes: RESIDENT, deep_block: 32 }),
+    resident: Some(Resident { percent: PERCENT, deep_block: 32 }),
+    fetches: true,
     micro: f32_micro,
     enter: nothing,
     leave: nothing,
@@ -35,7 +36,7 @@ pub(super) static BF16_AS_F32: Kernel = Kernel {
     packed: Packed::Bf16,
     block: 32,
     step: 32,
-    resident: Some(Resident { bytes: RESIDENT, deep_block: 16 }),
+    resident: Some(Resident { percent: PERCENT, deep_block: 16 }),
     micro: bf16_as_f32_micro,
     ..KERNEL
 };
@@ -59,8 +60,7 @@ macro_rules! kernel {
         #[target_feature(enable = $features)]
         unsafe fn $name<const ROWS: usize>(
             tiles: usize,
-            mut left: *const u8,
-            mut right: *const u8,
+            Operands { mut left, mut right, mut next, lines }: Operands,
             sums: *mut f32,
             first: bool,
         ) {
@@ -75,6 +75,10 @@ macro_rules! kernel {
                     }
                 }
                 for _ in 0..tiles {
+                    for _ in 0..lines {
+                        _mm_prefetch::<_MM_HINT_T1>(next.cast());
+                        next = next.wrapping_add(64);
+                    }
                     if ROWS <= STREAMED_ROWS {
                         // One strip after the other: as one stream the weight comes half as fast again. Each sum is made in
                         // the order of the other form.
@@ -98,7 +102,7 @@ macro_rules! kernel {
                         }
                     } else {
                         for g in 0..GROUPS {
-                            // The panel follows in memory, and the next panel after it.
+                            // From the second-level cache mostly, where earlier calls brought it.
                             _mm_prefetch::<_MM_HINT_T0>(right.wrapping_add(g * 64 + 4096).cast());
                             _mm_prefetch::<_MM_HINT_T0>(right.wrapping_add(g * 64 + 5120).cast());
                             let r0 = _mm512_load_si512(right.add(g * 64).cast());
@@ -120,7 +124,28 @@ macro_rules! kernel {
                 }
             }
         }
-        by_rows!($micro, $name, 1 2 3 4 5 6 7 8 9 10 11 12 13 14);
+
+        unsafe fn $micro(rows: usize, tiles: usize, operands: Operands, sums: *mut f32, first: bool) {
+            type Inner = unsafe fn(usize, Operands, *mut f32, bool);
+            const VARIANTS: [Inner; MAX_ROWS] = [
+                $name::<1>,
+                $name::<2>,
+                $name::<3>,
+                $name::<4>,
+                $name::<5>,
+                $name::<6>,
+                $name::<7>,
+                $name::<8>,
+                $name::<9>,
+                $name::<10>,
+                $name::<11>,
+                $name::<12>,
+                $name::<13>,
+                $name::<14>,
+            ];
+            // SAFETY: forwarded from the caller, `rows` among it.
+            unsafe { VARIANTS[rows - 1](tiles, operands, sums, first) }
+        }
     };
 }
 
@@ -224,6 +249,44 @@ pub(super) fn bf16_row(factor: f32, values: &[f32], mut out: Row) {
             _mm512_storeu_si512(to.cast(), std::mem::transmute::<__m512bh, __m512i>(both));
         }
     }
+}
+
+/// A row of a left panel in unsigned int8, with the largest magnitude as its scale's measure; see
+/// [`super::pack::left_row_body`], whose bits it writes.
+#[target_feature(enable = "avx512f,avx512bw")]
+pub(super) fn uint8_row(values: &[f32], mut out: Row) -> f32 {
+    let (whole, rest) = values.as_chunks::<64>();
+    let load = |line: &[f32; 64], i: usize| {
+        // SAFETY: sixteen values of the line.
+        unsafe { _mm512_loadu_ps(line.as_ptr().add(16 * i)) }
+    };
+    let mut last = [0.0f32; 64];
+    last[..rest.len()].copy_from_slice(rest);
+    // Bits of absolute values are ordered like the values, with NaN the largest.
+    let mut most = [_mm512_setzero_si512(); 4];
+    let magnitude = _mm512_set1_epi32(0x7fff_ffff);
+    for line in whole.iter().chain([&last]) {
+        for (i, most) in most.iter_mut().enumerate() {
+            let bits = _mm512_and_si512(_mm512_castps_si512(load(line, i)), magnitude);
+            *most = _mm512_max_epu32(*most, bits);
+        }
+    }
+    let most = _mm512_max_epu32(_mm512_max_epu32(most[0], most[1]), _mm512_max_epu32(most[2], most[3]));
+    let largest = f32::from_bits(_mm512_reduce_max_epu32(most));
+    let inverse = _mm512_set1_ps(if largest > 1e-30 { 127.0 / largest } else { 0.0 });
+    let offset = _mm_set1_epi8(-128);
+    let mut lines = whole.iter().chain((!rest.is_empty()).then_some(&last));
+    for i in 0..out.count() {
+        let line = lines.next().unwrap_or(&[0.0; 64]);
+        let to = out.chunk::<[u8; 64]>(i).as_mut_ptr();
+        for j in 0..4 {
+            let rounded = _mm512_cvtps_epi32(_mm512_mul_ps(load(line, j), inverse));
+            let bytes = _mm_xor_si128(_mm512_cvtsepi32_epi8(rounded), offset);
+            // SAFETY: a chunk has 64 bytes.
+            unsafe { _mm_storeu_si128(to.cast::<__m128i>().add(j), bytes) };
+        }
+    }
+    largest
 }
 
 /// Two vectors of up to 32 values in all, rounded to bf16 and zero beyond them.

@@ -133,7 +133,7 @@ pub(crate) struct Operands {
     pub(crate) left: *const u8,
     pub(crate) right: *const u8,
     /// What a later call will read: a kernel whose loads the processor does not foresee fetches from here on as many
-    /// cache lines for each depth tile, at least one. Any address will do.
+    /// cache lines for each depth tile, at least one unless it [`fetches`](Kernel::fetches). Any address will do.
     #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
     pub(crate) next: *const u8,
     #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
@@ -157,6 +157,9 @@ pub(crate) struct Kernel {
     pub(crate) step: usize,
     /// None for a kernel slow enough to read its operands from further away.
     pub(crate) resident: Option<Resident>,
+    /// Whether the loop asks by itself for what follows in the right operand, so that it needs telling only of another
+    /// panel, and takes no line to fetch for an answer.
+    pub(crate) fetches: bool,
     pub(crate) micro: Micro,
     /// Prepares the calling thread, and undoes it.
     pub(crate) enter: fn(),
@@ -166,8 +169,8 @@ pub(crate) struct Kernel {
 /// What should stay in the second-level cache while the weight passes by.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Resident {
-    /// Bytes of the left operand, or of sums where depth comes in several blocks.
-    pub(crate) bytes: usize,
+    /// The left operand's share of it, or that of sums where depth comes in several blocks.
+    pub(crate) percent: usize,
     /// Depth tiles of a block then, in which the left operand is a small guest.
     pub(crate) deep_block: usize,
 }

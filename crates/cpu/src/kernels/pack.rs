@@ -101,6 +101,11 @@ pub(crate) fn left_row(isa: Isa, left: Left, factor: f32, values: &[f32], out: R
         unsafe { super::avx512::bf16_row(factor, values, out) };
         return 1.0;
     }
+    #[cfg(target_arch = "x86_64")]
+    if left == Left::Uint8 && isa >= Isa::Avx512 {
+        // SAFETY: as above.
+        return unsafe { super::avx512::uint8_row(values, out) } / 127.0 * factor;
+    }
     any_left_row(isa, left, factor, values, out)
 }
 
@@ -381,6 +386,35 @@ mod tests {
                     out.fill(0xaa);
                     copy_tile_across(isa, kernel, &rows, &mut out);
                     assert!(out == want, "{isa} stored, depth {depth}, {columns} columns");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn left_rows_of_int8_have_the_same_bits() {
+        for n in [1usize, 63, 64, 65, 130, 200] {
+            // Halves between two integers among them, the largest at an end, a row of zeros.
+            for values in [
+                (0..n).map(|i| (i as f32 - 17.5) * 0.5).collect::<Vec<_>>(),
+                (0..n).map(|i| if i + 1 == n { 127.0 } else { (i % 40) as f32 + 0.5 }).collect(),
+                vec![0.0; n],
+            ] {
+                let chunks = n.div_ceil(64) + 1;
+                let largest = values.iter().fold(0.0f32, |m, x| m.max(x.abs()));
+                let inverse = if largest > 0.0 { 127.0 / largest } else { 0.0 };
+                for isa in Isa::available() {
+                    let mut out = vec![0xaau8; chunks * 128];
+                    // SAFETY: the chunks lie within `out`, every second one.
+                    let row = unsafe { Row::new(out.as_mut_ptr(), 64, 128, chunks) };
+                    assert_eq!(left_row(isa, Left::Uint8, 0.5, &values, row), largest / 127.0 * 0.5);
+                    // What stands beyond the values is multiplied by zeros.
+                    for (k, x) in values.iter().enumerate() {
+                        let want = ((x * inverse).round_ties_even() as i32 + 128) as u8;
+                        assert_eq!(out[k / 64 * 128 + k % 64], want, "{isa} {n} at {k}");
+                    }
+                    let others = out.as_chunks::<64>().0.iter().skip(1).step_by(2);
+                    assert!(others.flatten().all(|&x| x == 0xaa), "{isa} {n}");
                 }
             }
         }

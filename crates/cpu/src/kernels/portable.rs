@@ -18,6 +18,7 @@ const KERNEL: Kernel = Kernel {
     block: 64,
     step: 64,
     resident: None,
+    fetches: false,
     micro: f32_micro,
     enter: nothing,
     leave: nothing,
