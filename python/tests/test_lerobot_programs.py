@@ -61,6 +61,14 @@ def test_the_command_runs_a_whole_episode(tiny, tmp_path):
     assert info["overall"]["n_episodes"] == 1
 
 
+def test_the_example_evaluates(tiny, monkeypatch):
+    from test_examples import example
+
+    monkeypatch.setenv("MUJOCO_GL", os.environ.get("MUJOCO_GL", "egl"))
+    summary = example("lerobot_eval").main(tiny[1], episodes=2, length=16)
+    assert summary["n_episodes"] == 2 and 0 <= summary["pc_success"] <= 100
+
+
 def actions(monkeypatch, kind, folder, out, more):
     """What `lerobot-eval` has the simulated arms do."""
     from lerobot.scripts import lerobot_eval

@@ -153,6 +153,30 @@ fn mistakes_are_explained() {
     assert!(text.contains("holds no recordings"), "{text}");
 }
 
+/// Videos need a decoder; what is missing is said before anything is loaded.
+#[test]
+fn videos_without_ffmpeg_are_refused_in_words() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = dir.path().join("data");
+    std::fs::create_dir_all(data.join("meta/episodes/chunk-000")).unwrap();
+    for file in ["info.json", "stats.json", "tasks.parquet", "episodes/chunk-000/file-000.parquet"] {
+        std::fs::copy(repository().join(SMALL).join("meta").join(file), data.join("meta").join(file))
+            .unwrap();
+    }
+    let info = data.join("meta/info.json");
+    let text = std::fs::read_to_string(&info).unwrap();
+    std::fs::write(&info, text.replace("\"dtype\": \"image\"", "\"dtype\": \"video\"")).unwrap();
+    let evaluate = || {
+        let mut command = on_small("evaluate");
+        command.arg(&data).args(["--camera", "observation.images.top=base_0_rgb"]);
+        command
+    };
+    let text = complaint(evaluate().env("PATH", dir.path()));
+    assert!(text.contains("no ffmpeg was found") && text.contains("--ffmpeg"), "{text}");
+    let text = complaint(evaluate().args(["--ffmpeg", "/nowhere/ffmpeg"]));
+    assert!(text.contains("--ffmpeg /nowhere/ffmpeg: it does not run"), "{text}");
+}
+
 /// The world's own robot, served and recorded: nothing is wrong with it, and with another checkpoint there is.
 #[test]
 fn a_recording_is_examined() {

@@ -131,7 +131,10 @@ pub fn run(args: &Args) -> Result<()> {
     }
     let ffmpeg = Ffmpeg::find(args.ffmpeg.as_deref());
     if ffmpeg.is_none() && cameras.iter().any(|(camera, _)| camera.is_video) {
-        bail!("{}", Ffmpeg::MISSING);
+        match &args.ffmpeg {
+            Some(program) => bail!("--ffmpeg {0}: it does not run (`{0} -version` fails)", program.display()),
+            None => bail!("{}", Ffmpeg::MISSING),
+        }
     }
     let most = args.episodes.unwrap_or(usize::MAX);
     let episodes: Vec<&EpisodeMeta> = dataset.episodes().iter().take(most).collect();
