@@ -158,10 +158,10 @@ fn mistakes_are_explained() {
 fn videos_without_ffmpeg_are_refused_in_words() {
     let dir = tempfile::tempdir().unwrap();
     let data = dir.path().join("data");
-    std::fs::create_dir_all(data.join("meta/episodes/chunk-000")).unwrap();
-    for file in ["info.json", "stats.json", "tasks.parquet", "episodes/chunk-000/file-000.parquet"] {
-        std::fs::copy(repository().join(SMALL).join("meta").join(file), data.join("meta").join(file))
-            .unwrap();
+    std::fs::create_dir_all(data.join("meta")).unwrap();
+    for file in ["info.json", "episodes.jsonl", "tasks.jsonl"] {
+        let from = repository().join("crates/dataset/tests/data/v21/meta").join(file);
+        std::fs::copy(from, data.join("meta").join(file)).unwrap();
     }
     let info = data.join("meta/info.json");
     let text = std::fs::read_to_string(&info).unwrap();
