@@ -112,36 +112,49 @@ fn list_with(
             settings.storage,
             encoded(prefix)
         );
-        let page: Page = serde_json::from_slice(&client.get_small(&url)?)
-            .map_err(|e| Error::wrong(&url, format!("the answer is not the storage's: {e}")))?;
-        for item in page.items {
-            let Some(path) = item.name.strip_prefix(folder) else {
-                return Err(Error::wrong(&url, format!("{:?} was not asked for", item.name)));
-            };
-            // Placeholders of folders.
-            if path.is_empty() || path.ends_with('/') {
-                continue;
-            }
-            if !is_path(path) {
-                return Err(Error::wrong(&url, format!("the name {path:?} leaves its folder")));
-            }
-            let size = item.size.parse().ok().filter(|&n: &u64| n < 1 << 50);
-            let size =
-                size.ok_or_else(|| Error::wrong(&url, format!("{path} has the size {:?}", item.size)))?;
-            let checksum = item.crc32c.as_deref().and_then(base64).map(Checksum::Crc32c);
-            let checksum = checksum.ok_or_else(|| Error::wrong(&url, format!("{path} has no checksum")))?;
-            let address = format!("{}/{bucket}/{}", settings.storage, encoded(&item.name));
-            files.push(Remote { url: address, path: path.into(), size, checksum: Some(checksum) });
-        }
+        let (more, next) = page(&client.get_small(&url)?, &url, bucket, folder, settings)?;
+        files.extend(more);
         if files.len() > MOST_FILES {
             return Err(Error::wrong(&url, format!("more than {MOST_FILES} files")));
         }
-        token = page.next_page_token;
+        token = next;
         if token.is_none() {
             return Ok(files);
         }
     }
     Err(Error::wrong(&settings.storage, format!("the listing of {prefix} has no end")))
+}
+
+/// The objects of one page of a listing, and what the next page is asked for with.
+fn page(
+    answer: &[u8],
+    url: &str,
+    bucket: &str,
+    folder: &str,
+    settings: &Settings,
+) -> Result<(Vec<Remote>, Option<String>)> {
+    let page: Page = serde_json::from_slice(answer)
+        .map_err(|e| Error::wrong(url, format!("the answer is not the storage's: {e}")))?;
+    let mut files = Vec::new();
+    for item in page.items {
+        let Some(path) = item.name.strip_prefix(folder) else {
+            return Err(Error::wrong(url, format!("{:?} was not asked for", item.name)));
+        };
+        // Placeholders of folders.
+        if path.is_empty() || path.ends_with('/') {
+            continue;
+        }
+        if !is_path(path) {
+            return Err(Error::wrong(url, format!("the name {path:?} leaves its folder")));
+        }
+        let size = item.size.parse().ok().filter(|&n: &u64| n < 1 << 50);
+        let size = size.ok_or_else(|| Error::wrong(url, format!("{path} has the size {:?}", item.size)))?;
+        let checksum = item.crc32c.as_deref().and_then(base64).map(Checksum::Crc32c);
+        let checksum = checksum.ok_or_else(|| Error::wrong(url, format!("{path} has no checksum")))?;
+        let address = format!("{}/{bucket}/{}", settings.storage, encoded(&item.name));
+        files.push(Remote { url: address, path: path.into(), size, checksum: Some(checksum) });
+    }
+    Ok((files, page.next_page_token))
 }
 
 /// Four bytes in base64, the first the highest.
@@ -158,6 +171,26 @@ fn base64(text: &str) -> Option<u32> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+        /// Whatever the storage answers: an error, or files that stay inside, with sizes and checksums.
+        #[test]
+        fn any_page(answer in crate::lies::answers(include_bytes!("../tests/data/bucket.json"))) {
+            let settings = Settings::from_env();
+            if let Ok((files, _)) = page(&answer, "http://storage", "b", "checkpoints/pi0_x/", &settings) {
+                for file in files {
+                    prop_assert!(is_path(&file.path), "{:?}", file.path);
+                    prop_assert!(file.size < 1 << 50 && file.checksum.is_some());
+                }
+            }
+        }
+    }
+
     #[test]
     fn base64_of_four_bytes() {
         assert_eq!(super::base64("4waSgw=="), Some(0xE306_9283));

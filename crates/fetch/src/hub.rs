@@ -77,34 +77,11 @@ pub(crate) fn fetch(
     }
     let client = Client::new(settings, &settings.hub, settings.token.as_deref());
     let url = format!("{}/api/models/{repository}/revision/{}?blobs=true", settings.hub, encoded(revision));
-    let model: Model = serde_json::from_slice(&client.get_small(&url)?)
-        .map_err(|e| Error::wrong(&url, format!("the answer is not the hub's: {e}")))?;
-    if model.sha.len() < 7 || !model.sha.bytes().all(|b| b.is_ascii_hexdigit()) {
-        return Err(Error::wrong(&url, format!("the commit {:?} is none", model.sha)));
-    }
-    if model.siblings.len() > MOST_FILES {
-        return Err(Error::wrong(&url, format!("{} files", model.siblings.len())));
-    }
-    let snapshot = root.join("snapshots").join(&model.sha);
-    let mut wanted = Vec::new();
-    for file in model.siblings.into_iter().filter(|file| needed(&file.rfilename)) {
-        if !is_path(&file.rfilename) {
-            return Err(Error::wrong(&url, format!("the file name {:?} leaves its folder", file.rfilename)));
-        }
-        let (name, size, checksum) = match (file.lfs, file.blob_id, file.size) {
-            (Some(lfs), _, _) => (lfs.sha256.clone(), lfs.size, Checksum::Sha256(lfs.sha256)),
-            (None, Some(id), Some(size)) => (id.clone(), size, Checksum::GitBlob(id)),
-            _ => return Err(Error::wrong(&url, format!("{} has no size and checksum", file.rfilename))),
-        };
-        if !(name.len() >= 40 && name.bytes().all(|b| b.is_ascii_hexdigit())) {
-            return Err(Error::wrong(&url, format!("the checksum {name:?} is none")));
-        }
-        let url = format!("{}/{repository}/resolve/{}/{}", settings.hub, model.sha, encoded(&file.rfilename));
-        let remote = Remote { url, path: file.rfilename, size, checksum: Some(checksum) };
-        if !snapshot.join(&remote.path).exists() {
-            wanted.push((root.join("blobs").join(name), remote));
-        }
-    }
+    let (commit, files) = files(&client.get_small(&url)?, &url, repository, settings)?;
+    let snapshot = root.join("snapshots").join(&commit);
+    let mut wanted: Vec<(PathBuf, Remote)> =
+        files.into_iter().map(|(blob, remote)| (root.join("blobs").join(blob), remote)).collect();
+    wanted.retain(|(_, remote)| !snapshot.join(&remote.path).exists());
     fs::create_dir_all(&root).map_err(|e| Error::disk(&root, e))?;
     let locks = settings.hub_cache.join(".locks").join(root.file_name().unwrap_or_default());
     let _lock = disk::lock(&locks.join("pi0.lock"), listener)?;
@@ -124,8 +101,43 @@ pub(crate) fn fetch(
         link(blob, &snapshot.join(&remote.path), remote)?;
     }
     fs::create_dir_all(&snapshot).map_err(|e| Error::disk(&snapshot, e))?;
-    disk::write(&reference, model.sha.as_bytes())?;
+    disk::write(&reference, commit.as_bytes())?;
     Ok(snapshot)
+}
+
+/// What the hub's answer says of a repository: the commit, and of each file that a policy needs its name among the
+/// blobs and where it is.
+fn files(
+    answer: &[u8],
+    url: &str,
+    repository: &str,
+    settings: &Settings,
+) -> Result<(String, Vec<(String, Remote)>)> {
+    let model: Model = serde_json::from_slice(answer)
+        .map_err(|e| Error::wrong(url, format!("the answer is not the hub's: {e}")))?;
+    if model.sha.len() < 7 || !model.sha.bytes().all(|b| b.is_ascii_hexdigit()) {
+        return Err(Error::wrong(url, format!("the commit {:?} is none", model.sha)));
+    }
+    if model.siblings.len() > MOST_FILES {
+        return Err(Error::wrong(url, format!("{} files", model.siblings.len())));
+    }
+    let mut files = Vec::new();
+    for file in model.siblings.into_iter().filter(|file| needed(&file.rfilename)) {
+        if !is_path(&file.rfilename) {
+            return Err(Error::wrong(url, format!("the file name {:?} leaves its folder", file.rfilename)));
+        }
+        let (name, size, checksum) = match (file.lfs, file.blob_id, file.size) {
+            (Some(lfs), _, _) => (lfs.sha256.clone(), lfs.size, Checksum::Sha256(lfs.sha256)),
+            (None, Some(id), Some(size)) => (id.clone(), size, Checksum::GitBlob(id)),
+            _ => return Err(Error::wrong(url, format!("{} has no size and checksum", file.rfilename))),
+        };
+        if !(name.len() >= 40 && name.bytes().all(|b| b.is_ascii_hexdigit())) {
+            return Err(Error::wrong(url, format!("the checksum {name:?} is none")));
+        }
+        let url = format!("{}/{repository}/resolve/{}/{}", settings.hub, model.sha, encoded(&file.rfilename));
+        files.push((name, Remote { url, path: file.rfilename, size, checksum: Some(checksum) }));
+    }
+    Ok((model.sha, files))
 }
 
 fn partial(blob: &Path) -> PathBuf {
@@ -156,5 +168,30 @@ fn link(blob: &Path, path: &Path, remote: &Remote) -> Result<()> {
     {
         let _ = remote;
         fs::copy(blob, path).map(drop).map_err(|e| Error::disk(path, e))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::address::is_path;
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+        /// Whatever the hub answers: an error, or files that stay inside under names that are checksums.
+        #[test]
+        fn any_answer(answer in crate::lies::answers(include_bytes!("../tests/data/hub.json"))) {
+            let settings = Settings::from_env();
+            if let Ok((commit, files)) = files(&answer, "http://hub", "lerobot/pi0_base", &settings) {
+                prop_assert!(commit.len() >= 7 && commit.bytes().all(|b| b.is_ascii_hexdigit()));
+                for (blob, remote) in files {
+                    prop_assert!(is_path(&remote.path) && blob.len() >= 40, "{:?}", remote.path);
+                    prop_assert!(blob.bytes().all(|b| b.is_ascii_hexdigit()) && remote.checksum.is_some());
+                }
+            }
+        }
     }
 }

@@ -12,6 +12,8 @@ mod bucket;
 mod disk;
 mod error;
 mod hub;
+#[cfg(test)]
+mod lies;
 mod settings;
 mod tokenizer;
 mod transfer;

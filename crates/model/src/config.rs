@@ -690,6 +690,9 @@ fn contradiction(declared: &str, kind: Kind) -> String {
 /// Reads a JSON file. Deep nesting and other damage come back as errors.
 pub(crate) fn read_json(path: &Path) -> Result<Value, ModelError> {
     let text = fs::read_to_string(path).map_err(|e| ModelError::Read { path: path.into(), source: e })?;
+    if let Some(what) = pi0_orbax::placeholder(text.as_bytes()) {
+        return Err(ModelError::config(path, format!("is {what}")));
+    }
     serde_json::from_str(&text).map_err(|e| ModelError::config(path, format!("is not valid JSON: {e}")))
 }
 

@@ -27,4 +27,5 @@ pub use error::ModelError;
 pub use gemma::Extent;
 pub use inputs::{Inputs, SampleOptions};
 pub use pi0::{ActionModel, Pi0, PrefixCache, STEPS, Steps, patchify, time_embedding};
+pub use pi0_orbax::placeholder;
 pub use rtc::{Clean, Guidance, GuidanceSchedule, Rtc};

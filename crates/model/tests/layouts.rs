@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use half::bf16;
 use pi0_model::{Checkpoint, Family, Kind, NamedConfig, OpenOptions, TimeSchedule};
 use proptest::prelude::*;
+use proptest::test_runner::TestRunner;
 use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype, TensorView};
 use serde_json::json;
@@ -187,7 +188,11 @@ fn folders_without_a_policy_say_what_they_are_and_what_to_do() {
             &[("adapter_config.json", r#"{"base_model_name_or_path": "lerobot/pi0_base"}"#)],
             &["lerobot/pi0_base", "--adapter"],
         ),
-        (&[("params/_METADATA", "{}")], &["_METADATA", "tree_metadata"]),
+        (&[("params/_METADATA", "{}")], &["JAX checkpoint", "arrays are not there", "pi0 pull gs://"]),
+        (
+            &[("params/_METADATA", "{}"), ("params/params.x/.zarray", "{}")],
+            &["no description of a tree", "tree_metadata"],
+        ),
         (&[("params/x", "")], &["fetch it again"]),
         (&[("train_state/_METADATA", "{}")], &["training state"]),
         (&[("1999.orbax-checkpoint-tmp-7/params/_METADATA", "{}")], &["did not finish"]),
@@ -326,7 +331,7 @@ fn peft_adapters_are_added_in_f32() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn no_index_and_no_adapter_panics(text in r#"\{("(weight_map|metadata|peft_type|lora_alpha|alpha_pattern)": ?(\{"[a-z./]{0,6}": ?("[a-z./]{0,8}"|-?[0-9]{1,20}|null)\}|"LORA"|-?[0-9]{1,20}|\[\]|null|1e999),?){0,4}\}"#) {
@@ -338,4 +343,49 @@ proptest! {
         fs::write(dir.path().join("adapter_config.json"), &text).unwrap();
         prop_assert!(Checkpoint::open(dir.path()).is_err());
     }
+}
+
+/// Any change of an index, of an adapter's configuration or of its weights: an error, or tensors that can be made.
+#[test]
+fn no_change_of_an_index_or_an_adapter_panics() {
+    let (dir, adapter) = (folder(), folder());
+    write_config(dir.path());
+    write_file(&dir.path().join("a.safetensors"), &stored());
+    let map: serde_json::Map<_, _> = stored().into_iter().map(|t| (t.0, json!("a.safetensors"))).collect();
+    let index = json!({"metadata": {"total_size": 1}, "weight_map": map}).to_string();
+    fs::write(dir.path().join("model.safetensors.index.json"), index).unwrap();
+    write_adapter(
+        adapter.path(),
+        &json!({"alpha_pattern": {"q_proj": 8}, "use_rslora": true, "bias": "none"}),
+    );
+    let files = [
+        dir.path().join("model.safetensors.index.json"),
+        adapter.path().join("adapter_config.json"),
+        adapter.path().join("adapter_model.safetensors"),
+    ];
+    let whole = files.clone().map(|file| fs::read(file).unwrap());
+    let options = OpenOptions { adapter: Some(adapter.path().into()), ..OpenOptions::default() };
+    let open = || Checkpoint::open_with(dir.path(), &options);
+    assert_eq!(open().unwrap().tensor(&format!("{Q}.weight")).dtype, pi0_device::Dtype::F32);
+    let at = any::<prop::sample::Index>;
+    let changes = prop::collection::vec((at(), any::<u8>()), 1..4);
+    let change = (0..files.len(), changes, prop::option::weighted(0.2, at()));
+    let config = ProptestConfig { failure_persistence: None, ..ProptestConfig::default() };
+    let run = TestRunner::new(config).run(&change, |(which, changes, cut)| {
+        let mut bytes = whole[which].clone();
+        for (at, byte) in changes {
+            let at = at.index(bytes.len());
+            bytes[at] = byte;
+        }
+        if let Some(cut) = cut {
+            bytes.truncate(cut.index(bytes.len()));
+        }
+        fs::write(&files[which], bytes).unwrap();
+        if let Ok(checkpoint) = open() {
+            checkpoint.tensors().for_each(|t| drop(t.fetch()));
+        }
+        fs::write(&files[which], &whole[which]).unwrap();
+        Ok(())
+    });
+    run.unwrap();
 }

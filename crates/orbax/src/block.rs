@@ -28,6 +28,9 @@ impl Magic {
 /// The body of a block: header and checksum verified, decompressed. `path` is for errors.
 pub(crate) fn unwrap(raw: &[u8], magic: Magic, path: &Path) -> Result<Vec<u8>> {
     let bad = |what: String| Error::damaged(path, what);
+    if let Some(what) = crate::placeholder(raw) {
+        return Err(bad(format!("it is {what}")));
+    }
     if raw.len() < 18 {
         return Err(bad(format!("a block of {} bytes is too short", raw.len())));
     }

@@ -19,6 +19,7 @@ mod block;
 mod error;
 mod file;
 pub mod ocdbt;
+mod placeholder;
 mod store;
 mod stream;
 mod tree;
@@ -27,4 +28,5 @@ mod zarr;
 
 pub use array::{Array, Dtype, Reader, Round};
 pub use error::{Error, Result};
+pub use placeholder::placeholder;
 pub use tree::{Tree, is_params};

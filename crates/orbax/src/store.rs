@@ -114,6 +114,11 @@ impl Store {
         Ok(names)
     }
 
+    /// Whether it is a directory in which no array lies: of a checkpoint only the description is there.
+    pub fn is_empty(&self) -> Result<bool> {
+        Ok(matches!(self.kind, Kind::Directory) && self.arrays()?.is_empty())
+    }
+
     /// Bytes of all values as stored.
     pub fn bytes(&self) -> Result<u64> {
         match &self.kind {

@@ -80,6 +80,13 @@ impl Tree {
         };
         let store = Arc::new(Store::open(&path)?);
         let file = path.join(METADATA);
+        if file.is_file() && store.is_empty()? {
+            let what = "belongs to a JAX checkpoint (Orbax) whose arrays are not there: beside _METADATA lies neither \
+                        manifest.ocdbt with its data nor a folder for each array; fetch the whole checkpoint again (for \
+                        openpi's own: pi0 pull gs://openpi-assets/checkpoints/NAME)"
+                .to_owned();
+            return Err(Error::NotOrbax { path, what });
+        }
         let mut leaves = if file.is_file() { named(&file)? } else { keyed(&store)? };
         leaves.retain(|(_, parts)| parts.first().is_some_and(|p| p == "params") && parts.len() > 1);
         if leaves.is_empty() {

@@ -5,8 +5,9 @@ use std::path::{Path, PathBuf};
 
 use crate::fast::{FastCodec, ReplyForm, ReplyReader};
 use crate::observation::{LayoutRule, Resize};
+use crate::options::PolicyOptions;
 use crate::pipeline::{InputStep, OutputStep, StateLength};
-use crate::policy::{Camera, Meaning, ModelFacts, Policy, PolicyOptions};
+use crate::policy::{Camera, Meaning, ModelFacts, Policy};
 use crate::prompt::{TOKENIZER_FILES, Tokenizer};
 use crate::robot::Robot;
 use crate::statistics::{Gaps, Statistics};

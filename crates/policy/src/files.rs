@@ -6,6 +6,7 @@ use std::io::{Read, Seek, SeekFrom};
 use std::marker::PhantomData;
 use std::path::{Component, Path, PathBuf};
 
+use pi0_model::placeholder;
 use safetensors::{Dtype, SafeTensors, tensor::TensorInfo};
 use serde::de::{Deserialize, DeserializeOwned, Deserializer, Error as _, MapAccess, Visitor};
 
@@ -23,6 +24,9 @@ pub(crate) fn read_small(path: &Path) -> Result<Vec<u8>> {
     File::open(path).map_err(read)?.take(MAX_SMALL_FILE + 1).read_to_end(&mut bytes).map_err(read)?;
     if bytes.len() as u64 > MAX_SMALL_FILE {
         return Err(Error::format(path, format!("larger than {} MiB", MAX_SMALL_FILE >> 20)));
+    }
+    if let Some(what) = placeholder(&bytes) {
+        return Err(Error::format(path, format!("it is {what}")));
     }
     Ok(bytes)
 }

@@ -5,7 +5,8 @@ use std::path::Path;
 use serde::Deserialize;
 
 use crate::files::read_json;
-use crate::policy::{ModelFacts, Policy, PolicyOptions};
+use crate::options::PolicyOptions;
+use crate::policy::{ModelFacts, Policy};
 use crate::{Error, Result, lerobot, openpi};
 
 /// What tells the families apart.

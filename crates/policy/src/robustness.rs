@@ -99,7 +99,7 @@ fn processors(before: &[u8], after: &[u8]) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(400) })]
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn processor_files(value in any_json(), step in any_json(), name in prop::sample::select(&WORDS[27..32])) {

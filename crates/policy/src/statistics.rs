@@ -57,6 +57,9 @@ impl Statistics {
         if path.extension().is_some_and(|extension| extension == "safetensors") {
             return Ok(Self::processed(path, parse_vectors(path, bytes)?));
         }
+        if bytes.starts_with(b"\xff\xfe") || bytes.starts_with(b"\xfe\xff") {
+            return Err(Error::format(path, "it is written in UTF-16; save it as UTF-8"));
+        }
         let root: Map<String, Value> = parse_json(path, &plain_json(bytes))?;
         if let Some(steps) = root.get("steps") {
             return Self::of_steps(path, steps);

@@ -396,6 +396,23 @@ fn a_fast_policy_of_openpi() {
     let text = format!("Task: put it\ndown there, State: {bins};\n");
     assert_eq!(prepared.inputs.tokens[1..], tokenizer.encode(&text).unwrap());
     assert_eq!(prepared.inputs.end, Some(1));
+    // The others of its DROID: relative joint positions, another length, another codec.
+    let named = |name: &str, codec: bool| {
+        let action_tokenizer = options.action_tokenizer.clone().filter(|_| codec);
+        let options = PolicyOptions { config: Some(name.into()), action_tokenizer, ..options.clone() };
+        dir.load(facts, &options).unwrap()
+    };
+    let relative = named("pi0_fast_droid_jointpos_polaris", true).summary();
+    assert_eq!(relative.relative_actions.as_deref(), Some("11111110"));
+    assert_eq!((relative.actions_per_chunk, relative.action_width), (10, 8));
+    let longer = named("paligemma_fast_droid", true).summary();
+    assert_eq!((longer.actions_per_chunk, longer.relative_actions), (15, None));
+    named("paligemma_fast_specialist_droid", true).ready().unwrap();
+    let error = named("paligemma_fast_specialist_droid", false).ready().unwrap_err().to_string();
+    assert!(
+        error.contains("KarlP/fast_droid_specialist on the hub: name its folder with --action-tokenizer"),
+        "{error}"
+    );
     // Without a configuration nobody knows the chunk.
     let nameless = PolicyOptions { config: None, ..options };
     let error = dir.load(facts, &nameless).unwrap().ready().unwrap_err().to_string();

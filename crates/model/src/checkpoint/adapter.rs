@@ -15,6 +15,8 @@ use crate::{Kind, ModelError};
 /// Name of an adapter's configuration.
 pub(super) const CONFIG: &str = "adapter_config.json";
 const WEIGHTS: &str = "adapter_model.safetensors";
+/// What older releases of PEFT wrote instead.
+const PICKLED: &str = "adapter_model.bin";
 
 #[derive(Deserialize)]
 struct AdapterConfig {
@@ -96,6 +98,13 @@ pub(super) fn add(
         return Err(ModelError::config(&path, format!("has the alpha_pattern {key:?}; merge it with PEFT")));
     }
     let path = dir.join(WEIGHTS);
+    if !path.exists() && dir.join(PICKLED).exists() {
+        let what = format!(
+            "has {PICKLED}, weights in Python's pickle format, and no {WEIGHTS}: save the adapter again with PEFT \
+             (save_pretrained, safe_serialization=True)"
+        );
+        return Err(ModelError::config(dir, what));
+    }
     let mut pairs: BTreeMap<String, Pair> = BTreeMap::new();
     let mut whole = Vec::new();
     let mut faults = Vec::new();

@@ -160,6 +160,9 @@ fn nothing(dir: &Path) -> String {
              '{WHOLE}')\""
         );
     }
+    if let Some(what) = dangling(dir).or_else(|| other_names(dir)) {
+        return what;
+    }
     if has("train_state") {
         return "holds a training state and no params: of an openpi step the folder `params` is what inference reads"
             .into();
@@ -184,4 +187,33 @@ fn nothing(dir: &Path) -> String {
         "{here}: wanted {WHOLE}, {INDEX} with its shards, or `params` as openpi's JAX programs write it, here or in one \
          folder below"
     )
+}
+
+/// A link to weights that are not there: what a download leaves that was cut, or of which a part was deleted.
+fn dangling(dir: &Path) -> Option<String> {
+    let link = [WHOLE, INDEX].iter().map(|name| dir.join(name)).find(|path| path.is_symlink())?;
+    let (name, target) = (link.file_name()?.to_string_lossy().into_owned(), link.read_link().ok()?);
+    Some(format!(
+        "has {name}, which is a link to {}, and that is not there: the download was not finished or was deleted; fetch the \
+         model again",
+        target.display()
+    ))
+}
+
+/// Weights under another name than programs of the family give them.
+fn other_names(dir: &Path) -> Option<String> {
+    let entries = dir.read_dir().into_iter().flatten().flatten().take(1000);
+    let names = entries.map(|entry| entry.file_name().to_string_lossy().into_owned());
+    // Statistics of a processor and adapters are safetensors as well.
+    let weights = |name: &String| {
+        name.ends_with(".safetensors") && !name.contains("processor") && !name.starts_with("adapter_")
+    };
+    let mut names: Vec<_> = names.filter(weights).collect();
+    names.sort();
+    let first = names.first()?;
+    Some(if first.contains("-of-") {
+        format!("has shards such as {first} and no {INDEX}, which says what is in them: download it as well")
+    } else {
+        format!("has {} and no {WHOLE}: if that is the whole of the weights, rename it", names.join(", "))
+    })
 }

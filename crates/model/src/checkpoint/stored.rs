@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use pi0_device::{Bytes, Dtype, MappedFile};
+use pi0_orbax::placeholder;
 use safetensors::SafeTensors;
 use safetensors::tensor::Dtype as StoredDtype;
 use serde::Deserialize;
@@ -33,8 +34,8 @@ pub(super) fn read_file(path: &Path) -> Result<Vec<Stored>, ModelError> {
     let read = |e| ModelError::Read { path: path.into(), source: e };
     let file = MappedFile::open(path).map_err(read)?;
     let bytes = file.bytes();
-    if let Some(what) = not_weights(bytes) {
-        return Err(ModelError::config(path, what));
+    if let Some(what) = placeholder(bytes) {
+        return Err(ModelError::config(path, format!("is {what}")));
     }
     let tensors = SafeTensors::deserialize(bytes).map_err(|e| {
         let size = bytes.len();
@@ -58,19 +59,6 @@ pub(super) fn read_file(path: &Path) -> Result<Vec<Stored>, ModelError> {
         }
     };
     Ok(tensors.iter().map(one).collect())
-}
-
-/// What a file is that is no weights at all.
-fn not_weights(bytes: &[u8]) -> Option<&'static str> {
-    if bytes.starts_with(b"version https://git-lfs") {
-        return Some(
-            "is a git-lfs pointer, not the weights: run `git lfs install` and `git lfs pull` in its folder, \
-             or download the file itself",
-        );
-    }
-    let page =
-        [&b"<!DOCTYPE"[..], b"<!doctype", b"<html", b"<?xml"].iter().any(|head| bytes.starts_with(head));
-    page.then_some("is a web page, not the weights: what was downloaded is a message of the server")
 }
 
 #[derive(Deserialize)]

@@ -184,6 +184,9 @@ fn run_observation(args: &Args) -> Result<()> {
     };
     // Before the weights are packed, so that a wrong argument answers at once.
     let prepared = policy.preprocess(&observation)?;
+    for problem in policy.summary().problems {
+        eprintln!("warning: {problem}");
+    }
     for w in &prepared.warnings {
         eprintln!("warning: {w}");
     }

@@ -18,8 +18,9 @@ pub use writer::{
 use crate::assemble::{Answers, Parts};
 use crate::fast::ReplyForm;
 use crate::observation::{Filter, LayoutRule, Pad, Resize};
+use crate::options::{LerobotVersion, PolicyOptions, RobotChoice};
 use crate::pipeline::{InputStep, OutputStep, StateLength};
-use crate::policy::{Camera, LerobotVersion, ModelFacts, Policy, PolicyOptions, RobotChoice};
+use crate::policy::{Camera, ModelFacts, Policy};
 use crate::robot::{OPENPI_CAMERAS, Robot, aloha_units};
 use crate::statistics::{ACTION, STATE};
 use crate::summary::{Family, Origin};

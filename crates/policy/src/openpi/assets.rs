@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use super::configs::{OTHER_ASSETS, OpenPiConfig, assets_of_robot, robot_of_asset};
 use crate::files::inside;
-use crate::policy::{PolicyOptions, RobotChoice};
+use crate::options::{PolicyOptions, RobotChoice};
 use crate::statistics::Statistics;
 use crate::{Error, Result};
 
@@ -29,7 +29,8 @@ impl Found {
     }
 }
 
-/// The statistics that the caller names, else those in `assets/`, else a `norm_stats.json` beside the weights.
+/// The statistics that the caller names, else those in a folder of `assets/`, else a `norm_stats.json` that lies in
+/// `assets/` itself or beside the weights.
 pub(super) fn find(directory: &Path, named: Option<OpenPiConfig>, options: &PolicyOptions) -> Result<Found> {
     let some = |path: &Path, asset_id| {
         let statistics = Statistics::open(path)?;
@@ -43,6 +44,9 @@ pub(super) fn find(directory: &Path, named: Option<OpenPiConfig>, options: &Poli
         return some(path, None);
     }
     let (assets, beside) = (directory.join("assets"), directory.join(FILE));
+    if assets.join(FILE).is_file() && options.asset_id.is_none() && asset_ids(&assets)?.is_empty() {
+        return some(&assets.join(FILE), None);
+    }
     if assets.is_dir() {
         let id = choose(&assets, named, options)?;
         return some(&assets.join(&id).join(FILE), Some(id));

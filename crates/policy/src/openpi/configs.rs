@@ -34,6 +34,8 @@ pub struct OpenPiConfig {
     pub kind: Kind,
     /// Of π0.5 and π0-FAST: whether the prompt holds the state (`discrete_state_input`).
     pub state_in_prompt: bool,
+    /// π0-FAST: on the hub, the codec that it was trained with, where that is not the usual one.
+    pub codec: Option<&'static str>,
 }
 
 const TROSSEN: OpenPiConfig = OpenPiConfig {
@@ -49,6 +51,7 @@ const TROSSEN: OpenPiConfig = OpenPiConfig {
     reset_pose: Some([0.0, -1.5, 1.5, 0.0, 0.0, 0.0]),
     kind: Kind::Pi0,
     state_in_prompt: false,
+    codec: None,
 };
 const PEN: OpenPiConfig = OpenPiConfig { default_prompt: Some("uncap the pen"), reset_pose: None, ..TROSSEN };
 const TUPPERWARE: &str = "open the tupperware and put the food on the plate";
@@ -84,7 +87,7 @@ const fn fast(config: OpenPiConfig, action_dim: usize, max_tokens: usize) -> Ope
 }
 
 /// openpi's configurations, the plainest of each asset first.
-pub const CONFIGS: [OpenPiConfig; 24] = [
+pub const CONFIGS: [OpenPiConfig; 27] = [
     TROSSEN,
     OpenPiConfig { name: "pi05_aloha", ..pi05(TROSSEN) },
     OpenPiConfig { name: "pi0_aloha_towel", default_prompt: Some("fold the towel"), ..TROSSEN },
@@ -113,6 +116,14 @@ pub const CONFIGS: [OpenPiConfig; 24] = [
     OpenPiConfig { name: "pi05_libero", horizon: 10, delta: false, state_in_prompt: false, ..pi05(LIBERO) },
     OpenPiConfig { name: "pi0_fast_droid", ..fast(DROID, 8, 250) },
     OpenPiConfig { name: "pi0_fast_full_droid_finetune", horizon: 16, ..fast(DROID_POSITION, 8, 180) },
+    OpenPiConfig { name: "pi0_fast_droid_jointpos_polaris", ..fast(DROID_POSITION, 8, 180) },
+    OpenPiConfig { name: "paligemma_fast_droid", horizon: 15, ..fast(DROID, 8, 250) },
+    OpenPiConfig {
+        name: "paligemma_fast_specialist_droid",
+        horizon: 15,
+        codec: Some("KarlP/fast_droid_specialist"),
+        ..fast(DROID, 8, 250)
+    },
     OpenPiConfig { name: "pi0_fast_libero", ..fast(LIBERO, 7, 180) },
     OpenPiConfig { name: "pi0_fast_libero_low_mem_finetune", ..fast(LIBERO, 7, 180) },
     // Not in the configurations but in openpi's documentation (docs/norm_stats.md, examples/ur5).
@@ -122,15 +133,16 @@ pub const CONFIGS: [OpenPiConfig; 24] = [
 /// Those of the published DROID checkpoints. Files of the less usual ones, which move the arm to positions, look the same.
 const PUBLISHED: [&str; 2] = ["pi0_droid", "pi05_droid"];
 
-/// Configurations of openpi that write their actions with other codecs, or in sizes that nobody here has checked.
-const OTHER_CODECS: [&str; 6] = [
-    "pi0_fast_droid_jointpos_polaris",
-    "paligemma_binning_droid",
-    "paligemma_binning_droid_jointpos",
-    "paligemma_fast_droid",
-    "paligemma_fast_specialist_droid",
-    "paligemma_vq_droid",
+/// Configurations of openpi that write their actions in other ways than with FAST, and what each has instead.
+const OTHER_CODECS: [(&str, &str); 3] = [
+    ("paligemma_binning_droid", BINS),
+    ("paligemma_binning_droid_jointpos", BINS),
+    (
+        "paligemma_vq_droid",
+        "codes of a second neural network (FSQ), which openpi keeps apart from the weights",
+    ),
 ];
+const BINS: &str = "one of 256 bins for each value, as RT-2 and OpenVLA do";
 /// Those on made-up data.
 const DEBUG: [&str; 3] = ["debug", "debug_restore", "debug_pi05"];
 
@@ -143,10 +155,8 @@ impl OpenPiConfig {
         if let Some(found) = CONFIGS.iter().find(|config| config.name == name) {
             return Ok(*found);
         }
-        let why = if OTHER_CODECS.contains(&name) {
-            format!(
-                "{name} writes its actions as tokens of another codec, or in sizes that are not known here"
-            )
+        let why = if let Some((_, codec)) = OTHER_CODECS.iter().find(|(other, _)| *other == name) {
+            format!("{name} writes its actions as {codec}; this program reads those of FAST alone")
         } else if DEBUG.contains(&name) {
             format!("{name} is trained on made-up data and drives no robot")
         } else {
@@ -240,7 +250,8 @@ mod tests {
             assert_eq!(config.max_tokens == 200, config.kind == Kind::Pi05, "{}", config.name);
         }
         let refuse = |name: &str| OpenPiConfig::named(name).unwrap_err().to_string();
-        assert!(refuse("paligemma_vq_droid").contains("another codec"));
+        assert!(refuse("paligemma_vq_droid").contains("a second neural network (FSQ)"));
+        assert!(refuse("paligemma_binning_droid_jointpos").contains("one of 256 bins"));
         assert!(refuse("debug_pi05").contains("made-up data"));
         assert!(refuse("pi0_nothing").contains("known are pi0_aloha, pi05_aloha, "));
     }

@@ -17,8 +17,9 @@ use pi0_model::Kind;
 use crate::assemble::{Answers, Parts};
 use crate::fast::{ReplyForm, SKIPPED};
 use crate::observation::{Filter, LayoutRule, Pad, Resize};
+use crate::options::{PolicyOptions, RobotChoice};
 use crate::pipeline::{Formula, InputStep, Normalizer, OPENPI_EPS, OutputStep, StateLength};
-use crate::policy::{Camera, ModelFacts, Policy, PolicyOptions, RobotChoice};
+use crate::policy::{Camera, ModelFacts, Policy};
 use crate::prompt::{PromptFormat, Rounding, StateForm, StateText};
 use crate::robot::{OPENPI_CAMERAS, Robot, aloha_units};
 use crate::statistics::{ACTION, Counted, Gaps, STATE};
@@ -70,6 +71,15 @@ pub(crate) fn load(directory: &Path, mut facts: ModelFacts, options: &PolicyOpti
             "no robot is known for {}: name the configuration it was trained with (--config), or the robot (--robot \
              aloha, droid, libero or ur5; none for the network's own keys, without any transform)",
             found.name()
+        ));
+    }
+    // Codes of one codec are codes of another as well, and move the robot elsewhere: nothing would show it.
+    if let Some((config, codec)) = named.and_then(|config| Some((config, config.codec?)))
+        && options.action_tokenizer.is_none()
+    {
+        gaps.ask(format!(
+            "{} writes its actions with a codec of its own, {codec} on the hub: name its folder with --action-tokenizer",
+            config.name
         ));
     }
     if let Some(config) = named.filter(|config| config.horizon != facts.horizon) {

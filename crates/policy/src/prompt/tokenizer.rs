@@ -85,9 +85,8 @@ impl Tokenizer {
 
     /// Reads the content of a tokenizer file; a `.model` is known by its name.
     pub fn parse(path: &Path, bytes: &[u8]) -> Result<Self> {
-        if bytes.starts_with(b"version https://git-lfs") {
-            let why = "it is a git-lfs pointer, not the tokenizer: run `git lfs pull` in its folder, or download the file";
-            return Err(Error::format(path, why));
+        if let Some(what) = pi0_model::placeholder(bytes) {
+            return Err(Error::format(path, format!("it is {what}")));
         }
         let (encoder, size, proper) = if path.extension().is_some_and(|extension| extension == "model") {
             let model = SentencePiece::parse(bytes).map_err(|why| Error::format(path, why))?;
