@@ -347,6 +347,9 @@ fn renaming_is_lerobots() {
             .iter()
             .all(|n| names.contains(&n.to_string()))
     );
+    // A name that is short already is one name.
+    let names = auto(&rename("short", json!({"qpos": "observation.state"}))).summary().state_names;
+    assert_eq!(names.iter().filter(|name| *name == "qpos").count(), 1, "{names:?}");
 }
 
 /// ALOHA's cameras on a checkpoint without them.

@@ -62,9 +62,10 @@ pub(super) fn find(dir: &Path) -> Result<Found, ModelError> {
         return Ok(Found { directory: directory.into(), weights: Weights::Orbax(dir.into()) });
     }
     // What wrote the folder says which of several counts.
-    let last = dir.join("checkpoints/last/pretrained_model");
-    if let Some(found) = here(&last) {
-        return Ok(found);
+    for last in ["checkpoints/last/pretrained_model", "last/pretrained_model"] {
+        if let Some(found) = here(&dir.join(last)) {
+            return Ok(found);
+        }
     }
     if let Ok(revision) = std::fs::read_to_string(dir.join("refs/main"))
         && let revision = revision.trim()
@@ -145,7 +146,7 @@ fn nothing(dir: &Path) -> String {
     }
     let pickled = dir.read_dir().into_iter().flatten().flatten().take(1000).find(|entry| {
         let name = entry.file_name().to_string_lossy().to_lowercase();
-        let weights = ["bin", "pt", "pth", "ckpt"].iter().any(|end| name.ends_with(&format!(".{end}")));
+        let weights = ["bin", "pt", "pth", "ckpt", "pkl"].iter().any(|end| name.ends_with(&format!(".{end}")));
         weights
             && !["optimizer", "metadata", "training_args", "scheduler", "rng_state"]
                 .iter()

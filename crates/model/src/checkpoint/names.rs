@@ -79,6 +79,7 @@ pub(super) fn unused(name: &str, kind: Kind) -> bool {
         // Buffers that old releases of Transformers stored.
         || name.ends_with(".position_ids")
         || name.ends_with(".rotary_emb.inv_freq")
+        || name.ends_with(".rotary_emb.original_inv_freq")
         // lerobot leaves these of π0 out when it loads π0.5.
         || kind == Kind::Pi05 && name.starts_with("state_proj.")
         || ["normalize_inputs.", "normalize_targets.", "unnormalize_outputs."]

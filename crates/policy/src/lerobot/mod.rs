@@ -36,9 +36,11 @@ fn unsupported(path: &Path, what: &str, advice: &str) -> Error {
     Error::Unsupported { path: path.into(), what: what.into(), advice: advice.into() }
 }
 
-/// Short names under which a feature's image may come: without `observation.images.` or `observation.`.
+/// Short names under which a feature's image may come: without `observation.images.`, `observation.image.` or
+/// `observation.`.
 fn short_name(key: &str) -> &str {
-    key.strip_prefix(IMAGES).or_else(|| key.strip_prefix("observation.")).unwrap_or(key)
+    let prefixes = [IMAGES, "observation.image.", "observation."];
+    prefixes.iter().find_map(|prefix| key.strip_prefix(prefix)).unwrap_or(key)
 }
 
 pub(crate) fn load(directory: &Path, facts: ModelFacts, options: &PolicyOptions) -> Result<Policy> {
@@ -219,7 +221,11 @@ fn state_names(rename: &[(String, String)]) -> Vec<String> {
         names.extend(own.map(str::to_owned));
     }
     for (from, _) in rename.iter().filter(|(_, to)| to == STATE) {
-        names.extend([from.clone(), short_name(from).to_owned()]);
+        for name in [from.as_str(), short_name(from)] {
+            if !names.iter().any(|other| other == name) {
+                names.push(name.to_owned());
+            }
+        }
     }
     names
 }
