@@ -146,7 +146,8 @@ fn nothing(dir: &Path) -> String {
     }
     let pickled = dir.read_dir().into_iter().flatten().flatten().take(1000).find(|entry| {
         let name = entry.file_name().to_string_lossy().to_lowercase();
-        let weights = ["bin", "pt", "pth", "ckpt", "pkl"].iter().any(|end| name.ends_with(&format!(".{end}")));
+        let weights =
+            ["bin", "pt", "pth", "ckpt", "pkl"].iter().any(|end| name.ends_with(&format!(".{end}")));
         weights
             && !["optimizer", "metadata", "training_args", "scheduler", "rng_state"]
                 .iter()
