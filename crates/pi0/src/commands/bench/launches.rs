@@ -70,8 +70,11 @@ pub fn measure(
     options: &SampleOptions,
     repeat: usize,
 ) -> Result<Launches> {
+    // On a device of its own, whose memory is no part of what is measured below.
+    let yardstick = args.vulkan(index, false)?;
+    let (launch_cost, bandwidth) = (yardstick.launch_cost()? * 1e6, yardstick.bandwidth()? / 1e9);
+    drop(yardstick);
     let bare = args.vulkan(index, false)?;
-    let (launch_cost, bandwidth) = (bare.launch_cost()? * 1e6, bare.bandwidth()? / 1e9);
     // Host work without the clock, which adds some; both runs are warm.
     let model = device::pack(bare, checkpoint.clone(), Extent::Cache)?;
     let held = |d: &pi0_vulkan::Vulkan| d.memory().map_or(0, |m| m.bytes());
