@@ -6,6 +6,7 @@
 use bytes::Bytes;
 use numpy::{PyUntypedArray, PyUntypedArrayMethods};
 use pi0_server::{Dtype, Limits, Map, NdArray, Value};
+use pyo3::exceptions::PyException;
 use pyo3::prelude::*;
 use pyo3::types::{
     PyBool, PyByteArray, PyBytes, PyDict, PyFloat, PyInt, PyList, PyMapping, PyMemoryView, PyString, PyTuple,
@@ -98,7 +99,12 @@ fn value(x: &Bound<'_, PyAny>, path: &mut Vec<String>, depth: usize, left: &mut 
         for item in x.cast::<PyMapping>()?.items()?.iter() {
             let (key, item): (Bound<'_, PyAny>, Bound<'_, PyAny>) = item.extract()?;
             let key = match (key.cast::<PyString>(), key.cast::<PyBytes>()) {
-                (Ok(key), _) => key.to_string(),
+                // Not by `str`, where a signal's handler may run whose `KeyboardInterrupt` would be lost.
+                (Ok(key), _) => {
+                    let text =
+                        key.to_cow().map_err(|_| refuse(py, path, "has a key that is no valid text"))?;
+                    text.into_owned()
+                }
                 (_, Ok(key)) => String::from_utf8_lossy(key.as_bytes()).into_owned(),
                 _ => {
                     return Err(refuse(
@@ -120,20 +126,25 @@ fn value(x: &Bound<'_, PyAny>, path: &mut Vec<String>, depth: usize, left: &mut 
         return Ok(Value::List(items.collect::<PyResult<_>>()?));
     }
     // numpy's scalars, torch's and JAX's arrays.
-    let is_array = ["__array__", "__array_interface__", "__dlpack__"]
-        .iter()
-        .any(|name| x.hasattr(*name).unwrap_or(false));
+    let mut is_array = false;
+    for name in ["__array__", "__array_interface__", "__dlpack__"] {
+        is_array |= x
+            .hasattr(name)
+            .or_else(|e| if e.is_instance_of::<PyException>(py) { Ok(false) } else { Err(e) })?;
+    }
     if !is_array {
         let got = x.get_type().name()?;
         return Err(refuse(py, path, &format!("is of type {got}, which an observation cannot hold")));
     }
     let made = numpy(py, "asarray")?.call1((x,));
-    let made = made.or_else(|e| match x.hasattr("__dlpack__")? {
+    let made = made.or_else(|e| match e.is_instance_of::<PyException>(py) && x.hasattr("__dlpack__")? {
         true => numpy(py, "from_dlpack")?.call1((x,)),
         false => Err(e),
     });
     match made {
         Ok(array) => nd_array(array.cast::<PyUntypedArray>()?, path),
+        // Ctrl-C is no fault of the array.
+        Err(e) if !e.is_instance_of::<PyException>(py) => Err(e),
         Err(e) => Err(refuse(py, path, &format!("cannot be read as an array: {}", e.value(py)))),
     }
 }
