@@ -16,6 +16,7 @@ use crate::matmul::{Engine, with_scratch};
 use crate::memory::{Pooled, Shared, fetch};
 use crate::softmax::{BlockLayout, MOST_KEYS as BLOCK, Softmax, softmax_block};
 use crate::tensor::Tensor;
+use crate::threads::share;
 
 /// Row panels at most that take turns with a block of keys: their queries and sums share the cache with it.
 const TOGETHER: usize = 8;
@@ -427,8 +428,4 @@ pub(crate) fn attention(
     }
     engine.threads.run(plan.tasks, &|i| plan.task(engine, i, to_packed, to_out));
     Tensor::new(out, q.rows(), q.cols())
-}
-
-fn share(count: usize, i: usize, of: usize) -> Range<usize> {
-    count * i / of..count * (i + 1) / of
 }

@@ -287,6 +287,23 @@ mod tests {
         std::iter::repeat_with(next).take(n).collect()
     }
 
+    /// What a device makes of queries and of the keys and values of each part.
+    fn attend<D: Device>(
+        device: &D,
+        q: &[f32],
+        parts: &[(Vec<f32>, Vec<f32>)],
+        spec: &Attention<'_>,
+    ) -> Vec<f32> {
+        let up = |data: &[f32], heads: usize| {
+            let cols = heads * spec.head_dim;
+            device.upload(data.len() / cols, cols, data).unwrap()
+        };
+        let q = up(q, spec.heads);
+        let kv: Vec<_> = parts.iter().map(|(k, v)| (up(k, spec.kv_heads), up(v, spec.kv_heads))).collect();
+        let kv: Vec<_> = kv.iter().map(|(k, v)| KeyValue { k, v }).collect();
+        device.download(&device.attention(&q, &kv, spec).unwrap()).unwrap().data
+    }
+
     /// Every instruction set against the definition: odd widths, several heads of keys, keys of three tensors in runs that
     /// begin and end inside blocks, and rows beside each other whose spans differ.
     #[test]
@@ -310,36 +327,16 @@ mod tests {
             ];
             let spec = Attention { heads, kv_heads, head_dim, scale: 0.3, spans: &spans };
             assert!(suits(&spec));
-            let attend = |d: &dyn Fn(&[f32], usize, usize) -> Tensor, cpu: &Cpu| {
-                let q = d(&q, 5, width);
-                let kv: Vec<_> = parts
-                    .iter()
-                    .zip(sizes)
-                    .map(|((k, v), n)| (d(k, n, kv_width), d(v, n, kv_width)))
-                    .collect();
-                let kv: Vec<_> = kv.iter().map(|(k, v)| KeyValue { k, v }).collect();
-                cpu.download(&cpu.attention(&q, &kv, &spec).unwrap()).unwrap()
-            };
-            let want = {
-                let up = |data: &[f32], rows, cols| Reference.upload(rows, cols, data).unwrap();
-                let q = up(&q, 5, width);
-                let kv: Vec<_> = parts
-                    .iter()
-                    .zip(sizes)
-                    .map(|((k, v), n)| (up(k, n, kv_width), up(v, n, kv_width)))
-                    .collect();
-                let kv: Vec<_> = kv.iter().map(|(k, v)| KeyValue { k, v }).collect();
-                Reference.download(&Reference.attention(&q, &kv, &spec).unwrap()).unwrap()
-            };
+            let want = attend(&Reference, &q, &parts, &spec);
             for isa in Isa::available() {
                 let results = [1, 2].map(|threads| {
                     let options =
                         CpuOptions { isa: Some(isa), threads: Some(threads), ..CpuOptions::default() };
                     let cpu = Cpu::new(options).unwrap();
-                    attend(&|data, rows, cols| cpu.upload(rows, cols, data).unwrap(), &cpu)
+                    attend(&cpu, &q, &parts, &spec)
                 });
-                assert_eq!(results[0].data, results[1].data, "{isa}: threads");
-                let agreement = compare(&results[0].data, &want.data);
+                assert_eq!(results[0], results[1], "{isa}: threads");
+                let agreement = compare(&results[0], &want);
                 assert!(agreement.relative_l2 < 1e-6, "{isa} {heads} {kv_heads} {head_dim}: {agreement}");
             }
         }

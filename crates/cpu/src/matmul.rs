@@ -10,7 +10,7 @@ use crate::kernels::{Kernel, Operands, Panels, Resident, pack};
 use crate::memory::{Block, BlockPool, Pooled, Shared, look_up};
 use crate::norm::RowNorm;
 use crate::tensor::Tensor;
-use crate::threads::Threads;
+use crate::threads::{Threads, share};
 use crate::weight::Linear;
 
 /// Rows of one task at most; half as many where their sums must wait for another block of depth.
@@ -135,7 +135,6 @@ impl Engine {
             .unwrap_or(units);
         self.threads.run(row_chunks * column_chunks, &|i| {
             let (column_chunk, row_chunk) = (i / row_chunks, i % row_chunks);
-            let share = |count: usize, i: usize, of: usize| count * i / of..count * (i + 1) / of;
             let columns = share(units, column_chunk, column_chunks);
             let rows = share(panels.count, row_chunk, row_chunks);
             // Where no other rows use these columns, the next ones are most likely those that no thread has begun.

@@ -6,6 +6,7 @@
 //! waits for no thread that took none.
 
 use std::any::Any;
+use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -124,11 +125,16 @@ impl Threads {
     }
 
     /// Splits `0..total` into runs of at least `grain` and calls `task` with each.
-    pub(crate) fn split(&self, total: usize, grain: usize, task: impl Fn(std::ops::Range<usize>) + Sync) {
+    pub(crate) fn split(&self, total: usize, grain: usize, task: impl Fn(Range<usize>) + Sync) {
         let most = if self.workers.is_empty() { 1 } else { self.count() * 4 };
         let pieces = (total / grain.max(1)).clamp(1, most);
-        self.run(pieces, &|i| task(total * i / pieces..total * (i + 1) / pieces));
+        self.run(pieces, &|i| task(share(total, i, pieces)));
     }
+}
+
+/// Part `i` of `0..count` in `of` parts as even as can be.
+pub(crate) fn share(count: usize, i: usize, of: usize) -> Range<usize> {
+    count * i / of..count * (i + 1) / of
 }
 
 impl Drop for Threads {
