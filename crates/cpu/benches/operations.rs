@@ -76,6 +76,38 @@ fn attention(
     bencher.counter(ItemsCount::new(pi0_device::flops::attention(&spec))).bench(run);
 }
 
+/// Few query rows, as many for each robot, that all see the same keys, which come from memory: so many caches of them that
+/// none stays in the processor's.
+#[divan::bench(args = [(1, 1, 855), (1, 4, 855), (4, 1, 855), (8, 1, 855)])]
+fn attention_of_few(bencher: Bencher, (rows, robots, keys): (usize, usize, usize)) {
+    let (heads, dim) = (8, 256);
+    let spans: Vec<_> = (0..robots)
+        .flat_map(|b| {
+            let rows = b * rows..(b + 1) * rows;
+            rows.map(move |q| Span {
+                queries: q..q + 1,
+                keys: vec![Keys { part: 0, rows: b * keys..(b + 1) * keys }],
+            })
+        })
+        .collect();
+    let q = upload(&*CPU, robots * rows, heads * dim, 1);
+    let host = |seed| upload(&Reference, robots * keys, dim, seed);
+    let bytes = robots * keys * dim * size_of::<f32>() * 2;
+    let caches: Vec<_> = (0..(160_usize << 20).div_ceil(bytes))
+        .map(|_| [2, 3].map(|seed| upload(&*CPU, robots * keys, dim, seed)))
+        .collect();
+    let spec = Attention { heads, kv_heads: 1, head_dim: dim, scale: (dim as f32).powf(-0.5), spans: &spans };
+    let attend = |[k, v]: &[Tensor; 2]| CPU.attention(&q, &[KeyValue { k, v }], &spec).expect("shapes fit");
+    let r = Reference;
+    let (k, v) = (host(2), host(3));
+    let want = r
+        .attention(&upload(&r, robots * rows, heads * dim, 1), &[KeyValue { k: &k, v: &v }], &spec)
+        .expect("shapes fit");
+    check(&attend(&caches[0]), robots * rows, &want, 1e-5);
+    let mut turns = caches.iter().cycle();
+    bencher.counter(BytesCount::new(bytes)).bench_local(|| attend(turns.next().expect("there is one")));
+}
+
 #[divan::bench(args = [(768, 1152), (788, 2048), (51, 1024)])]
 fn rms_norm(bencher: Bencher, (rows, cols): (usize, usize)) {
     let weight = TensorSource::from_f32("norm", vec![cols], &values(cols, 5)).expect("sizes fit");

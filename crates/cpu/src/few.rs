@@ -3,46 +3,49 @@
 //! them.
 //!
 //! Keys are cut into blocks of a fixed length, each with a softmax of its own; the blocks are brought together in order.
-//! So no bit depends on the number of threads.
+//! So no bit depends on the number of threads, nor on what other rows are there.
+//!
+//! The lanes of all vectors are pairs of a query row and a head: scores of a key, weights and sums of a column lie together
+//! for [`LANES`] pairs, and no sum runs across a vector.
 
+use std::array::from_fn;
 use std::ops::Range;
 
 use pi0_device::{Attention, KeyValue, Span};
 
-use crate::Isa;
-use crate::math::{exp, fma, per_isa, sum_lanes};
+use crate::math::{exp, fma, per_isa};
 use crate::matmul::{Engine, with_scratch};
-use crate::memory::Shared;
+use crate::memory::{Shared, fetch};
 use crate::tensor::Tensor;
 
 /// Query rows of a span at most.
 const FEW: usize = 4;
 /// Keys of one task: few enough that the threads share evenly.
 const BLOCK: usize = 64;
-/// Query rows, of all heads, that read a key together.
+/// Pairs of a query row and a head that read a key together.
+const LANES: usize = 8;
+/// Keys, or columns of values, that are multiplied at once: as many sums as hide the time that one takes.
 const TOGETHER: usize = 8;
-/// Values that are multiplied at once.
-const LANES: usize = 16;
+/// Values in a cache line.
+const LINE: usize = 16;
+
+/// One value of each pair.
+type Lanes = [f32; LANES];
 
 /// Whether every span has so few query rows that this way is the shorter one.
 pub(crate) fn suits(spec: &Attention<'_>) -> bool {
     spec.spans.iter().all(|span| span.queries.len() <= FEW)
 }
 
-/// A span's keys for one head of keys: cut into blocks.
+/// A span's pairs that read one head of keys together.
 struct Unit<'a> {
     span: &'a Span,
     kv_head: usize,
+    /// Among the pairs of the span and this head of keys.
+    pairs: Range<usize>,
     keys: usize,
-    /// Its first block among those of all units.
+    /// Where its blocks begin among those of all units.
     first: usize,
-}
-
-/// One query row and head, over one block of keys: the largest score, the weights' sum, and their sum of values.
-#[derive(Clone, Copy)]
-struct Part {
-    max: f32,
-    sum: f32,
 }
 
 /// See [`pi0_device::Device::attention`]; the geometry is checked.
@@ -55,66 +58,77 @@ pub(crate) fn attention(
     let group = spec.heads / spec.kv_heads;
     let dim = spec.head_dim;
     let mut units = Vec::with_capacity(spec.spans.len() * spec.kv_heads);
-    let mut blocks = 0;
+    let (mut blocks, mut most) = (0, 0);
     for span in spec.spans {
-        let keys = span.key_count();
+        let (keys, pairs) = (span.key_count(), span.queries.len() * group);
         for kv_head in 0..spec.kv_heads {
-            units.push(Unit { span, kv_head, keys, first: blocks });
-            blocks += keys.div_ceil(BLOCK);
+            for from in (0..pairs).step_by(LANES) {
+                let pairs = from..pairs.min(from + LANES);
+                units.push(Unit { span, kv_head, pairs, keys, first: blocks });
+                blocks += keys.div_ceil(BLOCK);
+                most = most.max(keys.div_ceil(BLOCK));
+            }
         }
     }
-    // Of each block and query row of its unit: maximum, sum, values.
+    // Of each block and pair: maximum, sum, values.
     let width = 2 + dim;
-    let most = FEW * group;
-    let partial = engine.pool.take(blocks * most * width * size_of::<f32>());
+    let partial = engine.pool.take(blocks * width * size_of::<Lanes>());
     let out = engine.pool.take(q.rows() * q.cols() * size_of::<f32>());
     let (to_partial, to_out) =
-        (Shared::new(partial.as_ptr().cast::<f32>()), Shared::new(out.as_ptr().cast::<f32>()));
-    let unit_of = |block: usize| &units[units.partition_point(|u| u.first <= block) - 1];
-    engine.threads.run(blocks, &|block| {
-        let unit = unit_of(block);
-        let start = (block - unit.first) * BLOCK;
-        let keys = start..unit.keys.min(start + BLOCK);
-        let rows = unit.span.queries.len() * group;
-        // SAFETY: the block has room for the parts of each task, which alone writes them.
-        let parts = unsafe {
-            std::slice::from_raw_parts_mut(to_partial.get().add(block * most * width), rows * width)
+        (Shared::new(partial.as_ptr().cast::<Lanes>()), Shared::new(out.as_ptr().cast::<f32>()));
+    // Row and first column of a pair in queries and result.
+    let place = |unit: &Unit<'_>, pair: usize| {
+        let head = unit.kv_head * group + pair % group;
+        (unit.span.queries.start + pair / group, head * dim)
+    };
+    // The units take turns with each block: rows of one robot mostly see the same keys.
+    engine.threads.run(most * units.len(), &|i| {
+        let (block, unit) = (i / units.len(), &units[i % units.len()]);
+        let keys = block * BLOCK..unit.keys.min((block + 1) * BLOCK);
+        if keys.is_empty() {
+            return;
+        }
+        // SAFETY: the memory has room for the parts of each block, whose task alone writes them.
+        let part = unsafe {
+            let at = to_partial.get().add((unit.first + block) * width);
+            std::slice::from_raw_parts_mut(at, width)
         };
         let columns = unit.kv_head * dim..(unit.kv_head + 1) * dim;
-        let query = |r: usize| {
-            let head = unit.kv_head * group + r % group;
-            &q.row(unit.span.queries.start + r / group)[head * dim..(head + 1) * dim]
-        };
         let mut k_rows = [[].as_slice(); BLOCK];
         let mut v_rows = [[].as_slice(); BLOCK];
         gather(kv, unit.span, keys.clone(), columns, &mut k_rows, &mut v_rows);
         let (k_rows, v_rows) = (&k_rows[..keys.len()], &v_rows[..keys.len()]);
-        with_scratch(TOGETHER * BLOCK * size_of::<f32>(), |scratch| {
-            let weights = scratch.values_mut::<f32>(TOGETHER * BLOCK);
-            for from in (0..rows).step_by(TOGETHER) {
-                let count = (rows - from).min(TOGETHER);
-                let queries: [&[f32]; TOGETHER] = std::array::from_fn(|i| query(from + i.min(count - 1)));
-                let parts = &mut parts[from * width..(from + count) * width];
-                block_of(engine.isa, &queries, k_rows, v_rows, spec.scale, weights, parts);
+        with_scratch((dim + BLOCK) * size_of::<Lanes>(), |scratch| {
+            let (queries, weights) = scratch.values_mut::<Lanes>(dim + BLOCK).split_at_mut(dim);
+            queries.fill([0.0; LANES]);
+            for (lane, pair) in unit.pairs.clone().enumerate() {
+                let (row, column) = place(unit, pair);
+                for (to, x) in queries.iter_mut().zip(&q.row(row)[column..column + dim]) {
+                    to[lane] = *x;
+                }
             }
+            block_of(engine.isa, queries, k_rows, v_rows, spec.scale, &mut weights[..k_rows.len()], part);
         });
     });
-    let rows_of = |unit: &Unit<'_>| unit.span.queries.len() * group;
-    engine.threads.split(units.len(), 4, |range| {
+    engine.threads.split(units.len(), 1, |range| {
         for unit in &units[range] {
             let count = unit.keys.div_ceil(BLOCK);
-            for r in 0..rows_of(unit) {
-                let head = unit.kv_head * group + r % group;
-                let at = (unit.span.queries.start + r / group) * q.cols() + head * dim;
-                // SAFETY: each pair of query row and head belongs to one unit; inside the result's rows.
-                let out = unsafe { std::slice::from_raw_parts_mut(to_out.get().add(at), dim) };
-                let part = |block: usize| {
-                    let at = ((unit.first + block) * most + r) * width;
-                    // SAFETY: written by the task of that block, which is over; nobody writes any more.
-                    unsafe { std::slice::from_raw_parts(to_partial.get().add(at), width) }
-                };
-                merge(engine.isa, count, &part, out);
-            }
+            // SAFETY: written by the tasks above, which are over; nobody writes any more.
+            let parts = unsafe {
+                std::slice::from_raw_parts(to_partial.get().add(unit.first * width), count * width)
+            };
+            with_scratch(dim * size_of::<Lanes>(), |scratch| {
+                let sums = scratch.values_mut::<Lanes>(dim);
+                merge(engine.isa, parts, sums);
+                for (lane, pair) in unit.pairs.clone().enumerate() {
+                    let (row, column) = place(unit, pair);
+                    // SAFETY: each pair belongs to one unit; inside the result's rows.
+                    let out = unsafe {
+                        std::slice::from_raw_parts_mut(to_out.get().add(row * q.cols() + column), dim)
+                    };
+                    out.iter_mut().zip(&*sums).for_each(|(out, sum)| *out = sum[lane]);
+                }
+            });
         }
     });
     Tensor::new(out, q.rows(), q.cols())
@@ -145,130 +159,120 @@ fn gather<'a>(
     }
 }
 
-/// Scores of up to [`TOGETHER`] query rows against one key.
+/// Scores of each pair against some keys.
 #[inline(always)]
-fn dots<const FMA: bool>(queries: &[&[f32]; TOGETHER], key: &[f32]) -> [f32; TOGETHER] {
-    let mut lanes = [[0.0f32; LANES]; TOGETHER];
-    let whole = key.len() / LANES * LANES;
-    for at in (0..whole).step_by(LANES) {
-        let k: &[f32; LANES] = key[at..at + LANES].try_into().expect("as many");
-        for (lanes, query) in lanes.iter_mut().zip(queries) {
-            let q: &[f32; LANES] = query[at..at + LANES].try_into().expect("as many");
-            for i in 0..LANES {
-                lanes[i] = fma::<FMA>(q[i], k[i], lanes[i]);
-            }
-        }
-    }
-    for (lanes, query) in lanes.iter_mut().zip(queries) {
-        for (i, (q, k)) in query[whole..].iter().zip(&key[whole..]).enumerate() {
-            lanes[i] = fma::<FMA>(*q, *k, lanes[i]);
-        }
-    }
-    lanes.map(sum_lanes)
-}
-
-/// Values of up to [`TOGETHER`] rows in `COLUMNS` columns, each key's times its weight.
-#[inline(always)]
-fn weigh<const FMA: bool, const COLUMNS: usize>(
-    weights: &[f32],
-    v_rows: &[&[f32]],
-    at: usize,
-) -> [[f32; COLUMNS]; TOGETHER] {
-    let mut sums = [[0.0f32; COLUMNS]; TOGETHER];
-    for (k, row) in v_rows.iter().enumerate() {
-        let v: &[f32; COLUMNS] = row[at..at + COLUMNS].try_into().expect("as many");
-        let weights = &weights[k * TOGETHER..(k + 1) * TOGETHER];
-        for (sums, &weight) in sums.iter_mut().zip(weights) {
-            for i in 0..COLUMNS {
-                sums[i] = fma::<FMA>(weight, v[i], sums[i]);
-            }
+fn dots<const FMA: bool>(queries: &[Lanes], keys: [&[f32]; TOGETHER]) -> [Lanes; TOGETHER] {
+    let keys = keys.map(|key| &key[..queries.len()]);
+    let mut sums = [[0.0; LANES]; TOGETHER];
+    for (d, query) in queries.iter().enumerate() {
+        for (sum, key) in sums.iter_mut().zip(&keys) {
+            *sum = from_fn(|lane| fma::<FMA>(key[d], query[lane], sum[lane]));
         }
     }
     sums
 }
 
-/// Of each query row a part: maximum, sum of weights, weighted values.
+/// `COLUMNS` columns of values, each key's times each pair's weight.
+#[inline(always)]
+fn weigh<const FMA: bool, const COLUMNS: usize>(
+    weights: &[Lanes],
+    v_rows: &[&[f32]],
+    at: usize,
+) -> [Lanes; COLUMNS] {
+    let mut sums = [[0.0; LANES]; COLUMNS];
+    for (weights, row) in weights.iter().zip(v_rows) {
+        let values: &[f32; COLUMNS] = row[at..at + COLUMNS].try_into().expect("as many");
+        for (sum, value) in sums.iter_mut().zip(values) {
+            *sum = from_fn(|lane| fma::<FMA>(*value, weights[lane], sum[lane]));
+        }
+    }
+    sums
+}
+
+/// A comparison that NaN fails would drop it; it must come out.
+#[inline(always)]
+fn larger(a: f32, b: f32) -> f32 {
+    if a > b { a } else { b }
+}
+
+/// Of each pair a part: maximum, sum of weights, weighted values.
 #[inline(always)]
 fn block_body<const FMA: bool>(
-    queries: &[&[f32]; TOGETHER],
+    queries: &[Lanes],
     k_rows: &[&[f32]],
     v_rows: &[&[f32]],
     scale: f32,
-    weights: &mut [f32],
-    parts: &mut [f32],
+    weights: &mut [Lanes],
+    part: &mut [Lanes],
 ) {
-    let dim = queries[0].len();
-    let width = 2 + dim;
-    for (key, scores) in k_rows.iter().zip(weights.chunks_exact_mut(TOGETHER)) {
-        scores.copy_from_slice(&dots::<FMA>(queries, key).map(|dot| dot * scale));
+    let lines = |row: &[f32]| row.iter().step_by(LINE).for_each(|value| fetch(value));
+    // Where all of it lies is looked up at once; the lines themselves are asked for row by row, in order.
+    k_rows.iter().chain(v_rows).for_each(|row| fetch(row.as_ptr()));
+    k_rows.iter().take(TOGETHER).for_each(|row| lines(row));
+    for (at, scores) in (0..).step_by(TOGETHER).zip(weights.chunks_mut(TOGETHER)) {
+        k_rows.iter().skip(at + TOGETHER).take(TOGETHER).for_each(|row| lines(row));
+        v_rows.iter().skip(at).take(TOGETHER).for_each(|row| lines(row));
+        let dots = dots::<FMA>(queries, from_fn(|i| k_rows[(at + i).min(k_rows.len() - 1)]));
+        scores.iter_mut().zip(dots).for_each(|(scores, dots)| *scores = dots.map(|dot| dot * scale));
     }
-    let used = &mut weights[..k_rows.len() * TOGETHER];
-    let mut state = [Part { max: f32::NEG_INFINITY, sum: 0.0 }; TOGETHER];
-    for scores in used.chunks_exact(TOGETHER) {
-        for (part, &score) in state.iter_mut().zip(scores) {
-            // A comparison that NaN fails would drop it; it must come out.
-            part.max = if part.max > score { part.max } else { score };
-        }
+    let mut max = [f32::NEG_INFINITY; LANES];
+    for scores in &*weights {
+        max = from_fn(|lane| larger(max[lane], scores[lane]));
     }
-    for scores in used.chunks_exact_mut(TOGETHER) {
-        for (part, score) in state.iter_mut().zip(scores) {
-            *score = exp::<FMA>(*score - part.max);
-            part.sum += *score;
-        }
+    let mut sum = [0.0; LANES];
+    for scores in &mut *weights {
+        *scores = from_fn(|lane| exp::<FMA>(scores[lane] - max[lane]));
+        sum = from_fn(|lane| sum[lane] + scores[lane]);
     }
-    for (part, state) in parts.chunks_exact_mut(width).zip(state) {
-        (part[0], part[1]) = (state.max, state.sum);
+    let [max_part, sum_part, values @ ..] = part else { return };
+    (*max_part, *sum_part) = (max, sum);
+    let (whole, rest) = values.as_chunks_mut::<TOGETHER>();
+    let done = whole.len() * TOGETHER;
+    for (at, to) in (0..).step_by(TOGETHER).zip(whole) {
+        *to = weigh::<FMA, TOGETHER>(weights, v_rows, at);
     }
-    // With as many rows their sums just fit into the registers.
-    const COLUMNS: usize = LANES;
-    let mut at = 0;
-    while at + COLUMNS <= dim {
-        let sums = weigh::<FMA, COLUMNS>(used, v_rows, at);
-        for (part, sums) in parts.chunks_exact_mut(width).zip(&sums) {
-            part[2 + at..2 + at + COLUMNS].copy_from_slice(sums);
-        }
-        at += COLUMNS;
-    }
-    while at < dim {
-        let sums = weigh::<FMA, 1>(used, v_rows, at);
-        for (part, sums) in parts.chunks_exact_mut(width).zip(&sums) {
-            part[2 + at] = sums[0];
-        }
-        at += 1;
+    for (at, to) in (done..).zip(rest) {
+        [*to] = weigh::<FMA, 1>(weights, v_rows, at);
     }
 }
 
 per_isa! {
     fn block_of(
-        queries: &[&[f32]; TOGETHER],
+        queries: &[Lanes],
         k_rows: &[&[f32]],
         v_rows: &[&[f32]],
         scale: f32,
-        weights: &mut [f32],
-        parts: &mut [f32],
+        weights: &mut [Lanes],
+        part: &mut [Lanes],
     ) = block_body
 }
 
-/// Brings the parts of all blocks together.
-fn merge<'a>(isa: Isa, count: usize, part: &dyn Fn(usize) -> &'a [f32], out: &mut [f32]) {
-    // NaN wins.
-    let larger = |a: f32, b: f32| if a > b { a } else { b };
-    let max = (0..count).map(|i| part(i)[0]).fold(f32::NEG_INFINITY, larger);
-    let fade = |i: usize| exp::<false>(part(i)[0] - max);
-    let sum: f32 = (0..count).map(|i| fade(i) * part(i)[1]).sum();
-    out.fill(0.0);
-    for i in 0..count {
-        add_part(isa, fade(i) / sum, &part(i)[2..], out);
+/// Brings the parts of all blocks together, each as long as `sums` and two more.
+#[inline(always)]
+fn merge_body<const FMA: bool>(parts: &[Lanes], sums: &mut [Lanes]) {
+    let width = 2 + sums.len();
+    let mut max = [f32::NEG_INFINITY; LANES];
+    for part in parts.chunks_exact(width) {
+        max = from_fn(|lane| larger(max[lane], part[0][lane]));
+    }
+    let fade = |part: &[Lanes]| -> Lanes { from_fn(|lane| exp::<FMA>(part[0][lane] - max[lane])) };
+    let mut total = [0.0; LANES];
+    for part in parts.chunks_exact(width) {
+        let fade = fade(part);
+        total = from_fn(|lane| fma::<FMA>(fade[lane], part[1][lane], total[lane]));
+    }
+    sums.fill([0.0; LANES]);
+    for part in parts.chunks_exact(width) {
+        let fade = fade(part);
+        let share: Lanes = from_fn(|lane| fade[lane] / total[lane]);
+        for (sum, value) in sums.iter_mut().zip(&part[2..]) {
+            *sum = from_fn(|lane| fma::<FMA>(share[lane], value[lane], sum[lane]));
+        }
     }
 }
 
-#[inline(always)]
-fn add_part_body<const FMA: bool>(factor: f32, values: &[f32], out: &mut [f32]) {
-    out.iter_mut().zip(values).for_each(|(o, &v)| *o = fma::<FMA>(factor, v, *o));
-}
-
 per_isa! {
-    fn add_part(factor: f32, values: &[f32], out: &mut [f32]) = add_part_body
+    fn merge(parts: &[Lanes], sums: &mut [Lanes]) = merge_body
 }
 
 #[cfg(test)]
@@ -276,7 +280,7 @@ mod tests {
     use pi0_device::{Device, Keys, Reference, compare};
 
     use super::*;
-    use crate::{Cpu, CpuOptions};
+    use crate::{Cpu, CpuOptions, Isa};
 
     fn values(n: usize, seed: u64) -> Vec<f32> {
         let mut state = seed;

@@ -220,7 +220,7 @@ impl Engine {
                                 let r = weights(column, from);
                                 let shared = (i * share * (to - from) * 64).cast_signed();
                                 let (lines, ahead) = match on {
-                                    // One stream, of a loop that fetches by itself.
+                                    // One stream, which needs no asking.
                                     _ if kernel.fetches && rows.len() == 1 => (0, 0),
                                     _ if kernel.fetches => on.map_or((0, 0), |on| (share, on + shared)),
                                     _ if few && i == 0 => (of_tile, AHEAD.cast_signed()),
