@@ -13,7 +13,7 @@ use pi0_device::{Attention, KeyValue, Span};
 use crate::Isa;
 use crate::kernels::{Kernel, Operands, Panels, pack};
 use crate::matmul::{Engine, with_scratch};
-use crate::memory::{Pooled, Shared, fetch};
+use crate::memory::{Pooled, Shared, fetch_all};
 use crate::softmax::{BlockLayout, MOST_KEYS as BLOCK, Softmax, softmax_block};
 use crate::tensor::Tensor;
 use crate::threads::share;
@@ -399,12 +399,6 @@ impl<'a> Plan<'a> {
             }
         }
     }
-}
-
-/// Asks for all cache lines of some values.
-fn fetch_all(values: &[f32]) {
-    values.chunks(16).for_each(|line| fetch(line.as_ptr()));
-    values.last().into_iter().for_each(|last| fetch(last));
 }
 
 /// See [`pi0_device::Device::attention`]; the geometry is checked.

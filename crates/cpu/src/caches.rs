@@ -6,24 +6,34 @@ use crate::threads::allowed;
 const UNKNOWN: usize = 512 << 10;
 /// Bounds of what is believed: virtual machines tell of caches that their processor does not have.
 const BELIEVED: [usize; 2] = [256 << 10, 2 << 20];
+/// The most of the third level that is believed: a virtual machine shares it with others.
+const BELIEVED_THIRD: usize = 32 << 20;
 
 /// Bytes of second-level cache that one core has for itself: the least of the cores that this process may use.
 pub(crate) fn second_level() -> usize {
-    let least = allowed().into_iter().filter_map(second_level_of).min();
+    let of_core = |cpu| level_of(cpu, 2).map(|(size, cores)| size / cores);
+    let least = allowed().into_iter().filter_map(of_core).min();
     least.unwrap_or(UNKNOWN).clamp(BELIEVED[0], BELIEVED[1])
 }
 
-/// The same of one logical processor, whose cache may belong to several cores.
-fn second_level_of(cpu: usize) -> Option<usize> {
+/// Bytes of the cache behind it, which cores share: the least that one of the cores that this process may use sees. None
+/// where the system does not tell.
+pub(crate) fn third_level() -> usize {
+    let least = allowed().into_iter().filter_map(|cpu| level_of(cpu, 3)).map(|(size, _)| size).min();
+    least.unwrap_or(0).min(BELIEVED_THIRD)
+}
+
+/// Bytes of the cache of some level that a logical processor sees, and how many cores have it together.
+fn level_of(cpu: usize, level: usize) -> Option<(usize, usize)> {
     let read = |path: &str| std::fs::read_to_string(format!("/sys/devices/system/cpu/cpu{cpu}/{path}")).ok();
     let siblings = count(&read("topology/thread_siblings_list")?)?;
     (0..8).find_map(|i| {
         let of = |what: &str| read(&format!("cache/index{i}/{what}"));
-        if of("level")?.trim() != "2" || of("type")?.trim() == "Instruction" {
+        if of("level")?.trim() != level.to_string() || of("type")?.trim() == "Instruction" {
             return None;
         }
         let cores = (count(&of("shared_cpu_list")?)? / siblings.max(1)).max(1);
-        Some(bytes(&of("size")?)? / cores)
+        Some((bytes(&of("size")?)?, cores))
     })
 }
 
@@ -62,5 +72,6 @@ mod tests {
             [Some(1 << 20), Some(2 << 20), Some(77), None, None]
         );
         assert!((BELIEVED[0]..=BELIEVED[1]).contains(&second_level()));
+        assert!(third_level() <= BELIEVED_THIRD);
     }
 }

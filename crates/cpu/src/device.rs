@@ -50,6 +50,7 @@ impl Cpu {
             threads,
             pool: BlockPool::new(MemoryMeter::default()),
             second_level: caches::second_level(),
+            third_level: caches::third_level(),
         };
         let bf16 = matches!(options.format, Format::Bf16 | Format::Int8);
         Ok(Self { engine, format: options.format, angles: Tables::default(), bf16_attention: bf16.into() })

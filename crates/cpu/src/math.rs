@@ -48,7 +48,11 @@ pub(crate) fn fma<const FMA: bool>(a: f32, b: f32, c: f32) -> f32 {
     if FMA { a.mul_add(b, c) } else { a * b + c }
 }
 
-/// `e^x` to about 1e-7 relative, between `e^-87` and `e^88`, where it stays constant. NaN stays NaN.
+/// Highest first, the polynomial of this degree with `1` at 0 that is nearest to `e^x` for `x` within ± ln 2 / 2: to 9.2e-8
+/// relative.
+pub(crate) const EXP: [f32; 6] = [0.008_290_315, 0.041_897_93, 0.166_676_36, 0.499_991_5, 0.999_999_7, 1.0];
+
+/// `e^x` to about 2e-7 relative, between `e^-87` and `e^88`, where it stays constant. NaN stays NaN.
 #[inline(always)]
 pub(crate) fn exp<const FMA: bool>(x: f32) -> f32 {
     // Comparisons instead of `clamp`, whose assertions cost, and `max`, which would drop NaN.
@@ -61,8 +65,8 @@ pub(crate) fn exp<const FMA: bool>(x: f32) -> f32 {
     // ln 2 in two pieces: the first has few bits, so its product with n is exact.
     let r = fma::<FMA>(n, -0.693_359_4, x);
     let r = fma::<FMA>(n, 2.121_944_4e-4, r);
-    let mut p = 1.0 / 5040.0;
-    for c in [1.0 / 720.0, 1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5, 1.0, 1.0] {
+    let mut p = EXP[0];
+    for &c in &EXP[1..] {
         p = fma::<FMA>(p, r, c);
     }
     let exponent = shifted.to_bits().wrapping_sub(MAGIC.to_bits()).wrapping_add(127) << 23;

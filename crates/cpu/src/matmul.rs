@@ -7,7 +7,7 @@ use std::ops::Range;
 use crate::Isa;
 use crate::epilogue::{Finish, Place, finish_tile};
 use crate::kernels::{Kernel, Operands, Panels, Resident, pack};
-use crate::memory::{Block, BlockPool, Pooled, Shared, look_up};
+use crate::memory::{Block, BlockPool, Pooled, Shared, fetch_all, look_up};
 use crate::norm::RowNorm;
 use crate::tensor::Tensor;
 use crate::threads::{Threads, share};
@@ -20,6 +20,8 @@ const FEW_PANELS: usize = 4;
 /// How far ahead of its use, in bytes, such a stream is fetched: the processor's own prefetcher stops at each page
 /// of 4 KB, and so far on it is already at work in the next one.
 const AHEAD: usize = 3072;
+/// Percent of the third-level cache that a weight may fill to be there still, beside all else, for the next rows.
+const KEPT_PERCENT: usize = 38;
 /// Columns of one task at most.
 const CHUNK_COLUMNS: usize = 256;
 /// The same where the left operand stays in the second-level cache: enough columns to pay for bringing it there.
@@ -52,6 +54,8 @@ pub(crate) struct Engine {
     pub(crate) pool: BlockPool,
     /// Bytes of second-level cache that a thread has.
     pub(crate) second_level: usize,
+    /// Bytes of the cache behind it, if any, which threads share.
+    pub(crate) third_level: usize,
 }
 
 /// A packed left operand.
@@ -76,7 +80,11 @@ impl Engine {
         self.threads.split(x.rows(), (1 << 14) / x.cols().max(1) + 1, |rows| {
             with_scratch(x.cols() * size_of::<f32>(), |scratch| {
                 let normed = scratch.values_mut::<f32>(x.cols());
-                for row in rows {
+                for row in rows.clone() {
+                    // Rows come from far away, and each lies in pages where no processor looks ahead.
+                    if row + 1 < rows.end && panels.count > FEW_PANELS {
+                        fetch_all(x.row(row + 1));
+                    }
                     let values = match norm {
                         None => x.row(row),
                         Some(n) => {
@@ -133,8 +141,13 @@ impl Engine {
         let column_chunks = ((rounds * threads).div_ceil(row_chunks)..units)
             .find(|chunks| (row_chunks * chunks).is_multiple_of(threads))
             .unwrap_or(units);
+        // A weight that stays in a cache may come again for other rows: then a thread keeps its rows.
+        let rows_stay = weight.right.len() <= self.third_level * KEPT_PERCENT / 100;
         self.threads.run(row_chunks * column_chunks, &|i| {
-            let (column_chunk, row_chunk) = (i / row_chunks, i % row_chunks);
+            let (column_chunk, row_chunk) = match rows_stay {
+                true => (i % column_chunks, i / column_chunks),
+                false => (i / row_chunks, i % row_chunks),
+            };
             let columns = share(units, column_chunk, column_chunks);
             let rows = share(panels.count, row_chunk, row_chunks);
             // Where no other rows use these columns, the next ones are most likely those that no thread has begun.
@@ -211,7 +224,7 @@ impl Engine {
                             let skipped = from * left.panels.padded(panel) * kernel.left_chunk();
                             let place = Place { row: start, count, panel: column };
                             if block + 1 == blocks {
-                                finish.fetch_residual(weight, place, step, steps);
+                                finish.fetch_rows(weight, place, step, steps, few);
                             }
                             // SAFETY: the device's instruction set is present and `enter` was called; panel and
                             // depth lie within the operands, packed for this kernel; sums hold one tile.

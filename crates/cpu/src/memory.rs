@@ -286,6 +286,24 @@ pub(crate) fn fetch<T>(address: *const T) {
     let _ = address;
 }
 
+/// Asks for all cache lines of some values.
+pub(crate) fn fetch_all(values: &[f32]) {
+    values.chunks(LINE / size_of::<f32>()).for_each(|line| fetch(line.as_ptr()));
+    values.last().into_iter().for_each(|last| fetch(last));
+}
+
+/// Asks for a line that will be written, whoever holds it now.
+#[inline(always)]
+pub(crate) fn fetch_to_write<T>(address: *mut T) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: a hint, which changes nothing but the caches; processors that do not know it do nothing.
+    unsafe {
+        std::arch::asm!("prefetchw [{}]", in(reg) address, options(nostack, preserves_flags));
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = address;
+}
+
 /// Has the processor look up where some bytes lie, page by page, all at once so that the lookups overlap. A loop that comes
 /// to a page it has not seen waits for the lookup, even where it only fetches ahead, because no instruction retires before
 /// its address is known; and a lookup takes long in a virtual machine, whose host may map in small pages what the guest

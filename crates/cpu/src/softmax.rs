@@ -162,15 +162,15 @@ mod x86 {
         v[0]
     }
 
-    /// `e^x` to about 3e-7 relative for x in -87 to 0, and zero far below.
+    /// `e^x` to about 3e-6 relative for x in -87 to 0, and zero far below: a thousandth of what rounding to bf16 is off.
     #[target_feature(enable = "avx512f")]
     fn exp(x: __m512) -> __m512 {
         let x = _mm512_mul_ps(x, _mm512_set1_ps(std::f32::consts::LOG2_E));
         let whole = _mm512_roundscale_ps::<0>(x);
         let r = _mm512_sub_ps(x, whole);
-        // Powers of ln 2 over factorials, highest first.
-        let mut p = _mm512_set1_ps(1.540_353e-4);
-        for c in [1.333_355_8e-3, 9.618_129e-3, 5.550_411e-2, 0.240_226_5, std::f32::consts::LN_2, 1.0] {
+        // Highest first, the polynomial of this degree with 1 at 0 that is nearest to 2^r for r within a half: to 2.8e-6.
+        let mut p = _mm512_set1_ps(9.582_853e-3);
+        for c in [5.590_642_6e-2, 0.240_240_99, 0.693_124_2, 1.0] {
             p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(c));
         }
         _mm512_scalef_ps(p, whole)

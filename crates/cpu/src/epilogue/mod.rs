@@ -1,15 +1,19 @@
 //! What follows a product while its sums are in the nearest cache: scales, biases, activations, rotary embedding,
 //! gates, residuals, and writing the result where it goes.
 
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+
 use std::ops::Range;
 
 use pi0_device::{Activation, Modulation};
 
 use crate::Isa;
 use crate::math::{fma, gelu, per_isa, silu};
-use crate::memory::{Shared, fetch};
+use crate::memory::{Shared, fetch, fetch_to_write};
 use crate::rope::Rope;
 use crate::tensor::Tensor;
+use crate::threads::share;
 use crate::weight::Linear;
 
 /// Some columns of the result and where they go.
@@ -56,14 +60,28 @@ impl Finish<'_> {
         self.targets.iter().find(|t| (t.columns.0..t.columns.1).contains(&column))
     }
 
-    /// Asks for a share of what will be added to a tile, whose sums take so many steps: else each row would wait
-    /// for it.
-    pub(crate) fn fetch_residual(&self, weight: &Linear, place: Place, step: usize, steps: usize) {
-        let Some(residual) = self.residual else { return };
+    /// Asks for a share of what will be added to a tile, whose sums take so many steps, and of where it goes, unless the
+    /// rows are `few`, whose results stay near: else each row would wait for it.
+    pub(crate) fn fetch_rows(&self, weight: &Linear, place: Place, step: usize, steps: usize, few: bool) {
+        let rows = share(place.count, step, steps);
         let strips = &weight.strips[2 * place.panel..2 * place.panel + 2];
-        for r in place.count * step / steps..place.count * (step + 1) / steps {
-            let row = residual.row((place.row + r) % residual.rows());
-            strips.iter().filter_map(|strip| row.get(strip.column)).for_each(|value| fetch(value));
+        if let Some(residual) = self.residual {
+            for r in rows.clone() {
+                let row = residual.row((place.row + r) % residual.rows());
+                strips.iter().filter_map(|strip| row.get(strip.column)).for_each(|value| fetch(value));
+            }
+        }
+        if self.streamed || few {
+            return;
+        }
+        // GEGLU makes one strip of two.
+        let strips = if self.activation == Some(Activation::Geglu) { &strips[..1] } else { strips };
+        for strip in strips {
+            let Some(target) = self.target(strip.column) else { continue };
+            for r in rows.clone() {
+                let at = (place.row + r) * target.width() + strip.column - target.columns.0;
+                fetch_to_write(target.out.get().wrapping_add(at));
+            }
         }
     }
 
@@ -109,8 +127,24 @@ fn finish_body<const FMA: bool>(
 }
 
 per_isa! {
-    /// Scales, biases, activates, gates, adds the residual and writes a tile.
-    pub(crate) fn finish_tile(sums: &mut [f32], place: Place, scales: Option<&[f32]>, weight: &Linear, finish: &Finish<'_>) = finish_body
+    fn any_finish_tile(sums: &mut [f32], place: Place, scales: Option<&[f32]>, weight: &Linear, finish: &Finish<'_>) = finish_body
+}
+
+/// Scales, biases, activates, gates, adds the residual and writes a tile.
+pub(crate) fn finish_tile(
+    isa: Isa,
+    sums: &mut [f32],
+    place: Place,
+    scales: Option<&[f32]>,
+    weight: &Linear,
+    finish: &Finish<'_>,
+) {
+    #[cfg(target_arch = "x86_64")]
+    if isa >= Isa::Avx512 && weight.kernel.strip == avx512::STRIP {
+        // SAFETY: the device's instruction set was found present when it was opened.
+        return unsafe { avx512::finish_tile(sums, place, scales, weight, finish) };
+    }
+    any_finish_tile(isa, sums, place, scales, weight, finish);
 }
 
 /// In stages over the whole tile, which is in the nearest cache: long loops that become vectors. `W` is the width
@@ -218,5 +252,121 @@ fn write<const W: usize>(out: &mut [f32], v: &[f32], [x, y]: [&[f32]; 2], f: imp
     } else {
         let others = x.iter().zip(y);
         out.iter_mut().zip(v).zip(others).for_each(|((o, &v), (&x, &y))| *o = f(v, [x, y]));
+    }
+}
+
+#[cfg(all(test, target_arch = "x86_64"))]
+mod tests {
+    use pi0_device::MemoryMeter;
+
+    use super::*;
+    use crate::kernels::{Kernel, Packed};
+    use crate::memory::{Block, BlockPool};
+    use crate::weight::Strip;
+
+    const ROWS: usize = 3;
+
+    fn value(i: usize) -> f32 {
+        match i % 97 {
+            5 => f32::NAN,
+            6 => 1e9,
+            7 => -1e9,
+            n => (n as f32 - 48.0) * 0.21,
+        }
+    }
+
+    fn tensor(pool: &BlockPool, rows: usize, cols: usize) -> Tensor {
+        let mut block = pool.take(rows * cols * 4);
+        block
+            .block_mut()
+            .values_mut::<f32>(rows * cols)
+            .iter_mut()
+            .enumerate()
+            .for_each(|(i, x)| *x = value(i));
+        Tensor::new(block, rows, cols)
+    }
+
+    /// Two panels: one whole, of the other five columns and a strip that only fills it up.
+    fn layer(integer: bool, biased: bool, paired: bool) -> Linear {
+        let meter = MemoryMeter::default();
+        let kernel = Kernel::of(Isa::Avx512, if integer { Packed::Int8 } else { Packed::F32 });
+        let strip = |column, count| Strip { column, count };
+        let strips = match paired {
+            true => vec![strip(0, 16), strip(21, 16), strip(16, 5), strip(37, 5)],
+            false => vec![strip(0, 16), strip(16, 16), strip(32, 5), strip(0, 0)],
+        };
+        let each = |f: fn(usize) -> f32| (0..64).map(f).collect::<Vec<f32>>();
+        Linear {
+            kernel,
+            inputs: 1,
+            outputs: if paired { 42 } else { 37 },
+            strips,
+            paired,
+            right: Block::new(1),
+            bias: each(|i| i as f32 * 0.1 - 3.0),
+            biased,
+            scales: if integer { each(|i| i as f32 * 0.01 + 0.1) } else { vec![] },
+            offsets: if integer { (0..64).map(|i| i * 3 - 90).collect() } else { vec![] },
+            _held: meter.hold(0),
+        }
+    }
+
+    #[test]
+    fn registers_give_the_bits_of_stages() {
+        if !Isa::Avx512.is_present() {
+            return;
+        }
+        let pool = BlockPool::new(MemoryMeter::default());
+        let by_rows: Vec<u32> = (0..2 * ROWS as u32).map(|i| i % 2).collect();
+        let cases = [false, true].into_iter().flat_map(|integer| {
+            [false, true].into_iter().flat_map(move |biased| (0..4).map(move |a| (integer, biased, a)))
+        });
+        for (integer, biased, activation) in cases {
+            let activation =
+                [None, Some(Activation::Gelu), Some(Activation::Silu), Some(Activation::Geglu)][activation];
+            let paired = activation == Some(Activation::Geglu);
+            let weight = layer(integer, biased, paired);
+            let width = if paired { 21 } else { 37 };
+            // Of as many rows, of rows that repeat, and with gates.
+            let (residual, repeated) = (tensor(&pool, 2 * ROWS, width), tensor(&pool, 2, width));
+            let table = tensor(&pool, 2, 3 * width);
+            let gate = Modulation { table: &table, rows: &by_rows };
+            let others = [
+                (None, None),
+                (Some(&residual), None),
+                (Some(&repeated), None),
+                (Some(&residual), Some(gate)),
+            ];
+            for (panel, (residual, gate)) in (0..2).flat_map(|panel| others.map(|o| (panel, o))) {
+                let scales = [0.5, 2.0, 1e-3];
+                let run = |isa: Isa, stages: bool| {
+                    let mut out = vec![7.0f32; 2 * ROWS * width];
+                    let target = Target { columns: (0, width), out: Shared::new(out.as_mut_ptr()) };
+                    let finish = Finish {
+                        activation,
+                        residual,
+                        gate,
+                        targets: &[target],
+                        streamed: false,
+                        rotate: None,
+                    };
+                    let place = Place { row: ROWS, count: ROWS, panel };
+                    let mut sums: Vec<f32> = (0..ROWS * 32)
+                        .map(|i| if integer { f32::from_bits((i * 37) as u32) } else { value(i) })
+                        .collect();
+                    let scales = integer.then_some(scales.as_slice());
+                    match stages {
+                        true => any_finish_tile(isa, &mut sums, place, scales, &weight, &finish),
+                        false => finish_tile(isa, &mut sums, place, scales, &weight, &finish),
+                    }
+                    out
+                };
+                let (got, want) = (run(Isa::Avx512, false), run(Isa::Avx512, true));
+                let same = |(a, b): (&f32, &f32)| a.to_bits() == b.to_bits() || a.is_nan() && b.is_nan();
+                let what = (integer, biased, activation, panel, residual.map(Tensor::rows), gate.is_some());
+                assert!(got.iter().zip(&want).all(same), "{what:?}: {got:?} {want:?}");
+                assert!(got[..ROWS * width].iter().all(|&x| x == 7.0), "{what:?}");
+            }
+        }
     }
 }
