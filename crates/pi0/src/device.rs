@@ -39,6 +39,18 @@ pub struct DeviceArgs {
     /// Tenstorrent's libttsim.so [default: $TT_METAL_SIMULATOR]
     #[arg(long, value_name = "FILE")]
     pub simulator: Option<PathBuf>,
+    /// What breaks the GPU that is opened first, to try what comes after: no command line can say it.
+    #[arg(skip)]
+    pub fault: Option<Fault>,
+}
+
+/// What breaks a GPU on purpose.
+#[derive(Debug, Clone, Copy)]
+pub enum Fault {
+    /// The driver gives it up at the submission of this number, from 0.
+    Lost(u64),
+    /// Nothing ends from the submission of this number on.
+    Hung(u64),
 }
 
 /// A number format of weights.
@@ -201,7 +213,12 @@ impl DeviceArgs {
             Format::Bf16 => pi0_vulkan::Format::Bf16,
             Format::Int8 => pi0_vulkan::Format::Int8,
         };
-        Vulkan::open(VulkanOptions { index, format, timestamps, ..VulkanOptions::default() })
+        let (lose, hang) = match self.fault {
+            Some(Fault::Lost(at)) => (Some(at), None),
+            Some(Fault::Hung(at)) => (None, Some(at)),
+            None => (None, None),
+        };
+        Vulkan::open(VulkanOptions { index, format, timestamps, lose, hang, ..VulkanOptions::default() })
     }
 }
 
@@ -256,7 +273,7 @@ pub fn load_silently(
     let model = open(args, checkpoint.clone(), progress)?;
     Ok(match args.device {
         DeviceKind::Vulkan(_) => {
-            let args = args.clone();
+            let args = DeviceArgs { fault: None, ..args.clone() };
             let again = move || open(&args, checkpoint.clone(), &|_| ());
             Box::new(Reopening::new(model, Box::new(again)))
         }

@@ -15,6 +15,7 @@ pub mod weights;
 use std::ffi::OsString;
 
 use clap::{Parser, Subcommand};
+pub use commands::serve;
 pub use pi0_tensix::run_child_if_asked;
 
 #[derive(Parser)]

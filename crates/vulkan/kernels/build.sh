@@ -41,6 +41,7 @@ kernel attention_32 attention DT=32 DE=1
 kernel attention_64 attention DT=64 DE=1
 kernel attention_128 attention DT=128 DE=1
 kernel attention_256 attention DT=128 DE=2
+kernel attention_join attention_join
 for head in 128 256; do
     kernel attention_${head}_f16_8 attention_matrix HEAD=$head T=8 LANES=8 ELEMENT=half
     kernel attention_${head}_f16_16 attention_matrix HEAD=$head T=16 LANES=32 ELEMENT=half

@@ -98,6 +98,9 @@ pub struct VulkanOptions {
     /// The submission of this number, from 0, fails as if the driver had given the device up: no software driver does.
     #[doc(hidden)]
     pub lose: Option<u64>,
+    /// From the submission of this number on the device counts as hung: nothing ends in a nanosecond.
+    #[doc(hidden)]
+    pub hang: Option<u64>,
 }
 
 impl Default for VulkanOptions {
@@ -112,6 +115,7 @@ impl Default for VulkanOptions {
             products: Products::Best,
             skip_barrier: None,
             lose: None,
+            hang: None,
         }
     }
 }

@@ -24,6 +24,8 @@ pub(crate) struct Gpu {
     timeout: AtomicU64,
     /// Submissions until the device is lost on purpose; 0 for never.
     lose: AtomicU64,
+    /// Submissions until it hangs on purpose; 0 for never.
+    hang: AtomicU64,
     /// 0 while it works, 1 lost, 2 hung.
     state: AtomicU8,
     pub(crate) instance: Arc<Instance>,
@@ -142,6 +144,7 @@ impl Gpu {
             queue,
             timeout: AtomicU64::new(nanoseconds(options.timeout)),
             lose: AtomicU64::new(options.lose.map_or(0, |n| n + 1)),
+            hang: AtomicU64::new(options.hang.map_or(0, |n| n + 1)),
             state: AtomicU8::new(0),
             instance,
         }))
@@ -195,10 +198,16 @@ impl Gpu {
 
     pub(crate) fn submit(&self, commands: vk::CommandBuffer, fence: vk::Fence) -> Result<()> {
         self.alive()?;
-        let lose = self.lose.load(Ordering::Relaxed);
-        self.lose.store(lose.saturating_sub(1), Ordering::Relaxed);
-        if lose == 1 {
+        let is_now = |count: &AtomicU64| {
+            let left = count.load(Ordering::Relaxed);
+            count.store(left.saturating_sub(1), Ordering::Relaxed);
+            left == 1
+        };
+        if is_now(&self.lose) {
             return Err(self.fallen(VulkanError::call("vkQueueSubmit")(vk::Result::ERROR_DEVICE_LOST)));
+        }
+        if is_now(&self.hang) {
+            self.set_timeout(Duration::from_nanos(1));
         }
         let buffers = [commands];
         let submits = [vk::SubmitInfo::default().command_buffers(&buffers)];

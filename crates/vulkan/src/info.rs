@@ -3,7 +3,7 @@
 use std::ffi::{CStr, c_void};
 use std::fmt;
 
-use ash::{khr, vk};
+use ash::{amd, khr, nv, vk};
 
 use crate::error::Result;
 use crate::instance::Instance;
@@ -44,6 +44,8 @@ pub struct GpuInfo {
     pub int8: bool,
     /// Dot products of four 8-bit integers: supported, and accelerated.
     pub int8_dot: (bool, bool),
+    /// Processors (NVIDIA's SMs, AMD's compute units), where the driver tells.
+    pub processors: Option<u32>,
     /// Largest buffer that a kernel can see, in bytes.
     pub max_binding: u64,
     pub(crate) memory_model: bool,
@@ -111,6 +113,7 @@ impl GpuInfo {
         // SAFETY: as above; the chained structures live to the end of the function.
         unsafe { raw.get_physical_device_properties2(gpu, &mut p2) };
         let p = p2.properties;
+        let processors = processors(raw, gpu, has);
         let mut f11 = vk::PhysicalDeviceVulkan11Features::default();
         let mut f12 = vk::PhysicalDeviceVulkan12Features::default();
         let mut f13 = vk::PhysicalDeviceVulkan13Features::default();
@@ -166,6 +169,7 @@ impl GpuInfo {
             f16: on(f12.shader_float16) && on(f11.storage_buffer16_bit_access),
             int8: on(f12.shader_int8),
             int8_dot: (on(f13.shader_integer_dot_product), on(dot)),
+            processors,
             max_binding: u64::from(p.limits.max_storage_buffer_range),
             memory_model: on(f12.vulkan_memory_model),
             subgroup_choice: p13.required_subgroup_size_stages.contains(vk::ShaderStageFlags::COMPUTE),
@@ -176,6 +180,23 @@ impl GpuInfo {
     }
 }
 
+/// How many processors a GPU has, by the two extensions that tell.
+fn processors(raw: &ash::Instance, gpu: vk::PhysicalDevice, has: impl Fn(&CStr) -> bool) -> Option<u32> {
+    let mut sm = vk::PhysicalDeviceShaderSMBuiltinsPropertiesNV::default();
+    let mut core = vk::PhysicalDeviceShaderCoreProperties2AMD::default();
+    let mut p2 = vk::PhysicalDeviceProperties2::default();
+    if has(nv::shader_sm_builtins::NAME) {
+        p2 = p2.push_next(&mut sm);
+    }
+    if has(amd::shader_core_properties2::NAME) {
+        p2 = p2.push_next(&mut core);
+    }
+    // SAFETY: a query of a physical device of this instance; the chained structures are known to its driver and outlive
+    // the call.
+    unsafe { raw.get_physical_device_properties2(gpu, &mut p2) };
+    [sm.shader_sm_count, core.active_compute_unit_count].into_iter().find(|&n| n > 0)
+}
+
 impl fmt::Display for GpuInfo {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (major, minor, patch) = self.api;
@@ -183,6 +204,9 @@ impl fmt::Display for GpuInfo {
         write!(f, "{:.1} GB", self.memory as f64 / 1e9)?;
         if self.software {
             write!(f, " of the host: software, no GPU")?;
+        }
+        if let Some(processors) = self.processors {
+            write!(f, ", {processors} processors")?;
         }
         match self.subgroup {
             (a, b) if a == b => write!(f, ", subgroups of {a}")?,

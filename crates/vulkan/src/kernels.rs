@@ -34,6 +34,8 @@ pub(crate) enum Kernel {
     /// On matrices of f16 or bf16, by the widest head.
     AttentionMatrix128(Units),
     AttentionMatrix256(Units),
+    /// Joins what attention found for parts of the keys.
+    AttentionJoin,
 }
 
 /// Whatever multiplies faster than f32 multiply-adds, and has kernels for it.
@@ -197,6 +199,7 @@ impl Kernel {
             Kernel::AttentionMatrix256(Units::Bf16x16) => (spv!("attention_256_bf16_16"), 9, 20),
             Kernel::AttentionMatrix128(Units::F16x16) => (spv!("attention_128_f16_16"), 9, 20),
             Kernel::AttentionMatrix256(Units::F16x16) => (spv!("attention_256_f16_16"), 9, 20),
+            Kernel::AttentionJoin => (spv!("attention_join"), 3, 6),
             // Others are never chosen: `Units::of_floats` names one of these three.
             Kernel::AttentionMatrix128(_) => (spv!("attention_128_f16_8"), 9, 20),
             Kernel::AttentionMatrix256(_) => (spv!("attention_256_f16_8"), 9, 20),
@@ -218,6 +221,7 @@ impl Kernel {
                 "attention"
             }
             Kernel::AttentionMatrix128(_) | Kernel::AttentionMatrix256(_) => "attention",
+            Kernel::AttentionJoin => "attention join",
         }
     }
 

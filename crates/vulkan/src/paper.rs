@@ -163,6 +163,7 @@ impl Chip {
             f16: true,
             int8: true,
             int8_dot: (true, true),
+            processors: Some(self.processors as u32),
             max_binding: u64::from(u32::MAX),
             memory_model: true,
             subgroup_choice: true,

@@ -10,6 +10,7 @@ use crate::device::Stage;
 use crate::error::{Result, VulkanError};
 use crate::kernels::Pipeline;
 use crate::memory::Region;
+use crate::ops::Known;
 use crate::tensor::{Place, Tensor, Value};
 
 /// Most bindings of a kernel.
@@ -75,6 +76,8 @@ pub(crate) struct Tape {
     changed: Vec<Weak<Value>>,
     /// Small integers that were uploaded already, such as positions: the same in every layer.
     small: Vec<(u32, Arc<Value>)>,
+    /// Tables of attention, likewise.
+    pub(crate) spans: Vec<Known>,
 }
 
 impl Tape {
@@ -94,6 +97,7 @@ impl Tape {
     /// Empties the tape; values that something still holds become `place`.
     pub(crate) fn clear(&mut self, place: impl Fn(u32) -> Option<Place>) {
         self.small.clear();
+        self.spans.clear();
         self.changed.clear();
         for (i, v) in self.values.drain(..).enumerate() {
             if let (Some(value), Some(place)) = (v.handle.upgrade(), place(i as u32)) {
@@ -187,6 +191,7 @@ impl Tape {
     pub(crate) fn seal(&mut self, target: Option<u32>) -> Vec<u32> {
         // What the tape itself keeps does not count.
         self.small.clear();
+        self.spans.clear();
         for region in &self.outer {
             self.words.extend([region.id as u32, (region.id >> 32) as u32]);
         }

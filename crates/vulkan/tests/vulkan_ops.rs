@@ -311,6 +311,47 @@ fn attention(device: &pi0_vulkan::Vulkan, bound: common::Bound) {
     }
 }
 
+/// Of few queries the keys are cut into parts, which a launch joins: around the numbers that decide how many, beside spans
+/// that stay whole. A span's bits do not depend on the others.
+#[test]
+fn attention_of_few_rows_joins_parts_of_the_keys() {
+    for (device, bound) in open_all(Format::Stored) {
+        let mut n = Numbers(61);
+        for (heads, kv_heads, head_dim) in [(8, 1, 32), (4, 2, 14), (3, 3, 72), (8, 1, 256)] {
+            for (queries, keys) in
+                [(1, 127), (1, 128), (7, 129), (51, 512), (51, 513), (50, 611), (64, 200), (65, 300)]
+            {
+                let heads = [heads, kv_heads, head_dim];
+                let host = |n: &mut Numbers, rows| n.host(rows, kv_heads * head_dim);
+                let kv = vec![
+                    (host(&mut n, keys - 3), host(&mut n, keys - 3)),
+                    (host(&mut n, 5), host(&mut n, 5)),
+                ];
+                let run = |part: usize, rows: std::ops::Range<usize>| Keys { part, rows };
+                let cut = |first| Span {
+                    queries: first..first + queries,
+                    keys: vec![run(1, 1..4), run(0, 0..keys - 3)],
+                };
+                let q = n.host(queries + 3, heads[0] * head_dim);
+                let (whole, few) = (|at| Span { queries: at..at + 3, keys: vec![run(0, 2..30)] }, cut(0));
+                let spans = vec![few.clone(), whole(queries)];
+                let work = Attend { q: q.clone(), kv: kv.clone(), heads, spans };
+                let what = format!("{heads:?}, {queries} rows, {keys} keys by {}", device.products());
+                agree(&what, &device, &work, bound);
+                let rows = |q: HostTensor, spans: Vec<Span>| {
+                    let work = Attend { q, kv: kv.clone(), heads, spans };
+                    device.download(&work.run(&device).unwrap()[0]).unwrap().data
+                };
+                let (first, last) = q.data.split_at(queries * q.cols());
+                let part = |data: &[f32]| HostTensor::new([data.len() / q.cols(), q.cols()], data.to_vec());
+                let both = rows(q.clone(), vec![few.clone(), whole(queries)]);
+                let alone = [rows(part(first), vec![few]), rows(part(last), vec![whole(0)])].concat();
+                assert_eq!(both, alone, "{what}");
+            }
+        }
+    }
+}
+
 #[test]
 fn large_scores_do_not_overflow() {
     let Some(device) = open() else { return };

@@ -6,6 +6,7 @@ mod norm;
 mod pointwise;
 mod rope;
 
+pub(crate) use attention::Known;
 pub(crate) use rope::Angles;
 
 /// Groups of the grids that count in one dimension and fold at this width.
