@@ -254,6 +254,8 @@ fn assumptions(gpu: &Gpu, barriers: usize, [weights, all]: [u64; 2]) -> String {
     let percent = |[low, high]: [f64; 2]| format!("{:.0} to {:.0} %", 100.0 * low, 100.0 * high);
     format!(
         "Published ({}): {} TFLOP/s of matrices, {} TOP/s in int8, {} TFLOP/s in f32, {} GB/s, {} GB.\n\
+         These rates were read on pages that quote their maker, not in the original; a test holds them against processors,\n\
+         clocks and the memory's bus.\n\
          Device memory: {} of weights and {} in all ({:.1} % more); {barriers} barriers.\n\
          Assumed: a launch takes the longer of its products and its bytes, each operand moved once between memory and\n\
          processors; cautious to good reach {} of the matrices' rate (what others report of Vulkan kernels), {} of the\n\
