@@ -11,9 +11,9 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use checkpoint::openpi_checkpoint;
-use pi0_cli::serve;
 use pi0_cli::device::{self, DeviceArgs, DeviceKind, Fault};
 use pi0_cli::policy::PolicyArgs;
+use pi0_cli::serve;
 use pi0_cli::weights::WeightsArgs;
 use pi0_model::Checkpoint;
 use pi0_policy::Robot;
