@@ -70,10 +70,13 @@ pub struct Args {
     /// How to log
     #[arg(long, value_enum, default_value_t)]
     pub log_format: LogFormat,
+    /// What the user says of the weights
     #[command(flatten)]
     pub weights: WeightsArgs,
+    /// What the user says of the policy
     #[command(flatten)]
     pub policy: PolicyArgs,
+    /// Where to run
     #[command(flatten)]
     pub device: DeviceArgs,
 }
