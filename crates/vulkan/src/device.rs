@@ -18,12 +18,13 @@ use crate::gpu::Gpu;
 use crate::info::GpuInfo;
 use crate::kernels::{Kernel, Pipeline, Pipelines, Unit, Units, Variant};
 use crate::memory::{Buffer, Memory, Region};
-use crate::ops::Angles;
+use crate::ops::{Angles, Op};
 use crate::plan::{Plan, plan};
 use crate::recording::{Manner, Recording, Target};
+use crate::script::{Key, Script};
 use crate::staging::Ring;
 use crate::tape::{Launch, Tape};
-use crate::tensor::{Place, Tensor};
+use crate::tensor::{Place, Tensor, Value};
 use crate::weight::{Linear, NormWeight, Packing, Stored, Table, Weight};
 
 pub(crate) const NAME: &str = "vulkan";
@@ -235,17 +236,72 @@ pub(crate) struct State {
     began: Option<Instant>,
     /// Of a device that only plans: the tapes that it would have recorded.
     planned: Vec<Planned>,
+    /// The words of a call, in memory that all of them use.
+    key: Key,
 }
 
 /// What a recording would be.
 struct Planned {
-    words: Vec<u32>,
+    script: Arc<Script>,
+    held: Vec<u32>,
+    target: Option<Target>,
     plan: Arc<Plan>,
     arena: Arc<Region>,
     launches: Arc<[LaunchInfo]>,
 }
 
 impl State {
+    /// The key of a call of this operation, to be completed and given to [`call`](Self::call).
+    pub(crate) fn key(&mut self, op: Op) -> Key {
+        let mut key = std::mem::take(&mut self.key);
+        key.0.clear();
+        key.0.push(op as u32);
+        key
+    }
+
+    /// Does a call: notes that it goes on with what is followed, or has it written. It makes `N` values first, which it
+    /// gives, and maybe others for itself.
+    pub(crate) fn call<const N: usize>(
+        &mut self,
+        key: Key,
+        write: impl FnOnce(&mut Self) -> Result<[Arc<Value>; N]>,
+    ) -> Result<[Arc<Value>; N]> {
+        // The one that ran last is likeliest to run again.
+        let scripts = self.recordings.iter().rev().map(|r| &r.script);
+        let scripts = scripts.chain(self.planned.iter().map(|p| &p.script));
+        if let Some(first) = self.tape.follow(&key, scripts) {
+            self.key = key;
+            return Ok(std::array::from_fn(|i| self.tape.values[first + i].clone()));
+        }
+        self.tape.unfollow();
+        let done = write(self);
+        match &done {
+            Ok(_) => self.tape.note(&key),
+            Err(_) => self.tape.tear(),
+        }
+        self.key = key;
+        done
+    }
+
+    /// A value with these bytes.
+    pub(crate) fn upload(&mut self, bytes: &[u8]) -> Result<Arc<Value>> {
+        let mut key = self.key(Op::Upload);
+        key.sizes([bytes.len()]);
+        let [value] = self.call(key, |s| Ok([s.tape.value(bytes.len() as u64)]))?;
+        self.tape.bring(self.tape.values.len() as u32 - 1, bytes);
+        Ok(value)
+    }
+
+    /// A value with these integers; the same one for the same integers.
+    pub(crate) fn integers(&mut self, data: &[u32]) -> Result<Arc<Value>> {
+        if let Some(same) = self.tape.same_integers(data) {
+            return Ok(same);
+        }
+        let value = self.upload(bytemuck::cast_slice(data))?;
+        self.tape.share(&value);
+        Ok(value)
+    }
+
     fn note(&mut self, launches: Arc<[LaunchInfo]>, times: Vec<f64>) {
         if self.launched.len() == RUNS_KEPT {
             self.launched.pop_front();
@@ -288,6 +344,7 @@ impl Vulkan {
             depth: 0,
             began: None,
             planned: vec![],
+            key: Key::default(),
         };
         let eight = options.format == Format::Int8;
         let units = match options.products {
@@ -354,7 +411,7 @@ impl Vulkan {
     }
 
     pub(crate) fn lock(&self) -> MutexGuard<'_, State> {
-        // A panic while the lock is held could only come from a bug; a tape half written is refused by its words.
+        // A panic while the lock is held could only come from a bug; a tape half written is no known one.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -367,9 +424,17 @@ impl Vulkan {
         }
     }
 
-    /// A new tensor on the tape.
-    pub(crate) fn tensor(&self, s: &mut State, rows: usize, cols: usize) -> Result<Tensor> {
-        Ok(Tensor::whole(s.tape.value(self.bytes(rows, cols)?), rows, cols))
+    /// A new value of a call on the tape.
+    pub(crate) fn value(&self, s: &mut State, rows: usize, cols: usize) -> Result<Arc<Value>> {
+        Ok(s.tape.value(self.bytes(rows, cols)?))
+    }
+
+    /// A tensor without elements.
+    pub(crate) fn empty(&self, s: &mut State, rows: usize, cols: usize) -> Result<Tensor> {
+        let mut key = s.key(Op::Empty);
+        key.sizes([rows, cols]);
+        let [value] = s.call(key, |s| Ok([self.value(s, rows, cols)?]))?;
+        Ok(Tensor::whole(value, rows, cols))
     }
 
     /// Runs what writes on the tape, and the tape where it has grown long.
@@ -380,7 +445,7 @@ impl Vulkan {
             s.began = Some(Instant::now());
         }
         let done = f(&mut s)?;
-        if s.tape.launches.len() >= LONGEST_TAPE {
+        if s.tape.mark().launches >= LONGEST_TAPE {
             self.run(&mut s, None, true)?;
         }
         Ok(done)
@@ -400,13 +465,17 @@ impl Vulkan {
     }
 
     fn try_run(&self, s: &mut State, target: Option<Target>, again: bool) -> Result<Vec<f32>> {
-        let held = s.tape.seal(target.map(|t| t.value));
-        if let Some(t) = target {
-            s.tape.words.extend([t.start as u32, t.len as u32]);
-        }
+        let held = s.tape.held();
         s.runs += 1;
-        let Some(gpu) = &self.gpu else { return self.planned(s, &held, target, again) };
-        let known = s.recordings.iter().position(|r| r.fits(&s.tape.words));
+        let again = again && !s.tape.is_torn();
+        let Some(gpu) = &self.gpu else { return self.planned(s, held, target, again) };
+        let known = s
+            .tape
+            .followed()
+            .and_then(|script| s.recordings.iter().position(|r| r.fits(script, &held, target)));
+        if known.is_none() {
+            s.tape.unfollow();
+        }
         let mut recording = match known {
             Some(at) => {
                 s.stats.replayed += 1;
@@ -452,9 +521,7 @@ impl Vulkan {
         s.stats.arena_bytes = recording.arena_bytes;
         for &v in &held {
             let region = recording.region(v).expect("held values have a place").clone();
-            if let Some(value) = s.tape.values[v as usize].handle.upgrade() {
-                value.set(Place::Ready(region));
-            }
+            s.tape.values[v as usize].set(Place::Ready(region));
         }
         let result = recording.result(target.map_or(0, |t| t.len as usize / 4));
         if again {
@@ -464,25 +531,34 @@ impl Vulkan {
     }
 
     /// What a run would be, without a GPU.
-    fn planned(&self, s: &mut State, held: &[u32], target: Option<Target>, again: bool) -> Result<Vec<f32>> {
-        let known = s.planned.iter().find(|p| p.words == s.tape.words);
+    fn planned(
+        &self,
+        s: &mut State,
+        held: Vec<u32>,
+        target: Option<Target>,
+        again: bool,
+    ) -> Result<Vec<f32>> {
+        let fits = |p: &Planned, script: &Arc<Script>| {
+            let same = Arc::ptr_eq(&p.script, script) || p.script.words == script.words;
+            same && p.held == held && p.target == target
+        };
+        let known = s.tape.followed().and_then(|script| s.planned.iter().find(|p| fits(p, script)));
         let known = known.map(|p| (p.plan.clone(), p.arena.clone(), p.launches.clone()));
         let was_known = known.is_some();
         let (plan, arena, launches) = match known {
             Some(known) => known,
             None => {
-                let plan = Arc::new(plan(&s.tape, held));
+                s.tape.unfollow();
+                let plan = Arc::new(plan(&s.tape, &held));
                 let arena = self.memory.take(plan.size)?;
                 let launches = summary(&s.pipelines, &s.tape, &plan.barriers);
                 (plan, arena, launches)
             }
         };
-        for &v in held {
+        for &v in &held {
             let value = &s.tape.values[v as usize];
             let region = self.memory.part(&arena, plan.offsets[v as usize], value.bytes);
-            if let Some(value) = value.handle.upgrade() {
-                value.set(Place::Ready(region));
-            }
+            value.set(Place::Ready(region));
         }
         s.stats.host += s.began.map_or(Duration::ZERO, |began| began.elapsed());
         s.note(launches.clone(), vec![]);
@@ -490,12 +566,13 @@ impl Vulkan {
             true => s.stats.replayed += 1,
             false => s.stats.recorded += u64::from(again),
         }
-        s.stats.launches = s.tape.launches.len();
+        s.stats.launches = launches.len();
         s.stats.barriers = plan.barriers.iter().filter(|b| **b).count();
         s.stats.arena_bytes = plan.size;
         if again && !was_known {
             s.planned.truncate(self.options.shapes.max(1) - 1);
-            s.planned.insert(0, Planned { words: s.tape.words.clone(), plan, arena, launches });
+            let script = s.tape.script();
+            s.planned.insert(0, Planned { script, held, target, plan, arena, launches });
         }
         Ok(vec![0.0; target.map_or(0, |t| t.len as usize / 4)])
     }
@@ -577,7 +654,7 @@ impl Vulkan {
         self.alive()?;
         // What stands between weights, such as π0.5's modulations, is done once and never again: it must not become
         // part of the first inference's tape.
-        if !s.tape.launches.is_empty() || !s.tape.uploads.is_empty() {
+        if !s.tape.is_blank() {
             self.run(&mut s, None, false)?;
         }
         let s = &mut *s;
@@ -749,7 +826,7 @@ impl Device for Vulkan {
     fn upload(&self, rows: usize, cols: usize, data: &[f32]) -> pi0_device::Result<Tensor> {
         operands::upload([rows, cols], data.len())?;
         self.bytes(rows, cols)?;
-        self.write(|s| Ok(Tensor::whole(s.tape.upload(bytemuck::cast_slice(data)), rows, cols)))
+        self.write(|s| Ok(Tensor::whole(s.upload(bytemuck::cast_slice(data))?, rows, cols)))
     }
 
     fn download(&self, x: &Tensor) -> pi0_device::Result<HostTensor> {

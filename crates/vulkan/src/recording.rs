@@ -10,11 +10,13 @@ use crate::gpu::Gpu;
 use crate::kernels::Pipelines;
 use crate::memory::{Buffer, Memory, Region};
 use crate::plan::{Plan, plan};
+use crate::script::Script;
 use crate::tape::{BINDINGS, Launch, Operand, Tape};
 
 pub(crate) struct Recording {
-    /// The tape's words: what this recording is for.
-    words: Vec<u32>,
+    /// The tape's calls: what this recording is for.
+    pub(crate) script: Arc<Script>,
+    target: Option<Target>,
     commands: vk::CommandBuffer,
     descriptors: vk::DescriptorPool,
     fence: vk::Fence,
@@ -34,12 +36,11 @@ pub(crate) struct Recording {
     /// When it last ran, for forgetting the oldest.
     pub(crate) used: u64,
     _arena: Arc<Region>,
-    outer: Vec<Arc<Region>>,
     gpu: Arc<Gpu>,
 }
 
 /// What is read back after a run: a value and the range of it, in bytes.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Target {
     pub(crate) value: u32,
     pub(crate) start: u64,
@@ -57,7 +58,7 @@ pub(crate) struct Manner {
 }
 
 impl Recording {
-    /// Records `tape`, which is sealed.
+    /// Records `tape`, of whose values `held` outlive a run.
     pub(crate) fn new(
         gpu: &Arc<Gpu>,
         memory: &Arc<Memory>,
@@ -77,7 +78,8 @@ impl Recording {
         let place =
             |v: u32| memory.part(&arena, plan.offsets[v as usize], tape.values[v as usize].bytes.max(16));
         let mut recording = Self {
-            words: tape.words.clone(),
+            script: tape.script(),
+            target,
             commands: gpu.commands()?,
             descriptors: vk::DescriptorPool::null(),
             fence: vk::Fence::null(),
@@ -91,7 +93,6 @@ impl Recording {
             launched: None,
             used: 0,
             _arena: arena.clone(),
-            outer: tape.outer.iter().inspect(|region| region.keep()).cloned().collect(),
             gpu: gpu.clone(),
         };
         recording.fence = gpu.fence()?;
@@ -111,9 +112,12 @@ impl Recording {
         recorded.map(|()| recording)
     }
 
-    /// Whether this is the work of these words, and nothing holds what its last run left.
-    pub(crate) fn fits(&self, words: &[u32]) -> bool {
-        self.words == words && self.held.iter().all(|(_, region)| Region::is_free(region))
+    /// Whether this is the work of these calls, of which the same values are wanted, and nothing holds what its last run left.
+    pub(crate) fn fits(&self, script: &Arc<Script>, held: &[u32], target: Option<Target>) -> bool {
+        let same = Arc::ptr_eq(&self.script, script) || self.script.words == script.words;
+        same && self.target == target
+            && self.held.iter().map(|h| &h.0).eq(held)
+            && self.held.iter().all(|(_, region)| Region::is_free(region))
     }
 
     /// Begins to run it with the tape's uploads.
@@ -304,7 +308,6 @@ impl Recording {
 
 impl Drop for Recording {
     fn drop(&mut self) {
-        self.outer.iter().for_each(|region| region.let_go());
         if self.gpu.abandoned() {
             return;
         }

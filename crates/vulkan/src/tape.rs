@@ -1,7 +1,7 @@
 //! Launches of kernels that were asked for and not yet run.
 //!
-//! Beside the launches the tape keeps all that they depend on, other than the contents of what was uploaded, as one
-//! list of words: two tapes with equal words are the same work on the same memory.
+//! Every call of an operation goes through [`State::call`](crate::device::State::call): a tape that begins like a recorded one
+//! follows that one's [`Script`], and writes launches only from where they part.
 
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
@@ -11,10 +11,13 @@ use crate::error::{Result, VulkanError};
 use crate::kernels::Pipeline;
 use crate::memory::Region;
 use crate::ops::Known;
+use crate::script::{Key, Mark, Script};
 use crate::tensor::{Place, Tensor, Value};
 
 /// Most bindings of a kernel.
 pub(crate) const BINDINGS: usize = 15;
+/// Values kept to be used again.
+const SPARE: usize = 1 << 14;
 /// Most words of push constants.
 pub(crate) const PUSH: usize = 32;
 
@@ -48,9 +51,10 @@ pub(crate) struct Launch {
     pub(crate) bytes: u64,
 }
 
-pub(crate) struct Pending {
-    pub(crate) bytes: u64,
-    pub(crate) handle: Weak<Value>,
+/// A script that the calls so far were equal to.
+struct Following {
+    script: Arc<Script>,
+    calls: usize,
 }
 
 /// Bytes to bring before the first launch.
@@ -64,14 +68,21 @@ pub(crate) struct Upload {
 pub(crate) struct Tape {
     /// Counts tapes, so that a tensor knows whether this is its own.
     pub(crate) number: u64,
+    /// Nothing while a script is followed; as are `outer`, `words` and `marks`.
     pub(crate) launches: Vec<Launch>,
-    pub(crate) values: Vec<Pending>,
+    pub(crate) values: Vec<Arc<Value>>,
     pub(crate) outer: Vec<Arc<Region>>,
     pub(crate) uploads: Vec<Upload>,
     pub(crate) data: Vec<u8>,
-    pub(crate) words: Vec<u32>,
-    /// The part of an inference that launches belong to from here on; no part of the words.
+    words: Vec<u32>,
+    marks: Vec<Mark>,
+    following: Option<Following>,
+    /// Whether a call failed half way, so that no script says what is here.
+    torn: bool,
+    /// The part of an inference that launches belong to from here on; no part of a key.
     pub(crate) stage: Stage,
+    /// Values of earlier tapes that nothing holds any more, to be used again.
+    spare: Vec<Arc<Value>>,
     /// Values in memory that launches of this tape change.
     changed: Vec<Weak<Value>>,
     /// Small integers that were uploaded already, such as positions: the same in every layer.
@@ -96,11 +107,14 @@ impl Tape {
 
     /// Empties the tape; values that something still holds become `place`.
     pub(crate) fn clear(&mut self, place: impl Fn(u32) -> Option<Place>) {
-        self.small.clear();
-        self.spans.clear();
+        self.forget_shared();
         self.changed.clear();
-        for (i, v) in self.values.drain(..).enumerate() {
-            if let (Some(value), Some(place)) = (v.handle.upgrade(), place(i as u32)) {
+        for (i, value) in self.values.drain(..).enumerate() {
+            if Arc::strong_count(&value) == 1 {
+                if self.spare.len() < SPARE {
+                    self.spare.push(value);
+                }
+            } else if let Some(place) = place(i as u32) {
                 value.set(place);
             }
         }
@@ -110,41 +124,158 @@ impl Tape {
         self.uploads.clear();
         self.data.clear();
         self.words.clear();
+        self.marks.clear();
+        self.following = None;
+        self.torn = false;
+    }
+
+    /// What the tape itself shares between calls no longer counts as held.
+    fn forget_shared(&mut self) {
+        self.small.clear();
+        self.spans.clear();
+    }
+
+    /// Whether nothing was asked for yet.
+    pub(crate) fn is_blank(&self) -> bool {
+        self.following.is_none() && self.marks.is_empty() && !self.torn
+    }
+
+    /// Whether some call failed half way: such a tape runs once and is not known again.
+    pub(crate) fn is_torn(&self) -> bool {
+        self.torn
+    }
+
+    /// How far the calls are.
+    pub(crate) fn mark(&self) -> Mark {
+        let marks = match &self.following {
+            Some(f) => &f.script.marks[..f.calls],
+            None => &self.marks[..],
+        };
+        marks.last().copied().unwrap_or_default()
+    }
+
+    /// Where `key` goes on with what is followed, or what is not begun begins with one of `scripts`: the values that the call
+    /// makes, from which index on.
+    pub(crate) fn follow<'a>(
+        &mut self,
+        key: &Key,
+        scripts: impl Iterator<Item = &'a Arc<Script>>,
+    ) -> Option<usize> {
+        let calls = match &self.following {
+            Some(f) => f.calls,
+            None if self.is_blank() => 0,
+            None => return None,
+        };
+        let at = self.mark().words;
+        if !self.following.as_ref().is_some_and(|f| f.script.has(at, key)) {
+            // Another one may have begun alike.
+            let mut scripts = scripts;
+            let alike = |s: &&Arc<Script>| {
+                let begun =
+                    self.following.as_ref().is_none_or(|f| s.words.get(..at) == Some(&f.script.words[..at]));
+                begun && s.has(at, key)
+            };
+            let script = scripts.find(alike)?.clone();
+            self.following = Some(Following { script, calls });
+        }
+        let first = self.values.len();
+        let mut f = self.following.take()?;
+        let end = f.script.marks[f.calls].values;
+        f.calls += 1;
+        f.script.values[first..end].iter().for_each(|&bytes| self.add(bytes));
+        self.following = Some(f);
+        Some(first)
+    }
+
+    /// The script, if all of it was followed.
+    pub(crate) fn followed(&self) -> Option<&Arc<Script>> {
+        let f = self.following.as_ref()?;
+        (f.calls == f.script.marks.len()).then_some(&f.script)
+    }
+
+    /// From here on launches are written: those that were followed so far are what the script says.
+    pub(crate) fn unfollow(&mut self) {
+        let Some(f) = self.following.take() else { return };
+        let (script, marks) = (&f.script, &f.script.marks[..f.calls]);
+        let mark = marks.last().copied().unwrap_or_default();
+        self.marks.extend_from_slice(marks);
+        self.words.extend_from_slice(&script.words[..mark.words]);
+        self.launches.extend_from_slice(&script.launches[..mark.launches]);
+        for region in &script.outer[..mark.outer] {
+            self.region(region);
+        }
+    }
+
+    /// Notes that the call of `key` has been written.
+    pub(crate) fn note(&mut self, key: &Key) {
+        self.words.push(key.0.len() as u32);
+        self.words.extend_from_slice(&key.0);
+        self.marks.push(Mark {
+            words: self.words.len(),
+            values: self.values.len(),
+            launches: self.launches.len(),
+            outer: self.outer.len(),
+        });
+    }
+
+    /// Notes that a call failed half way.
+    pub(crate) fn tear(&mut self) {
+        self.torn = true;
+    }
+
+    /// All that was written, to be followed later.
+    pub(crate) fn script(&self) -> Arc<Script> {
+        let values = self.values.iter().map(|v| v.bytes).collect();
+        Script::kept(self.words.clone(), self.marks.clone(), values, self.launches.clone(), &self.outer)
     }
 
     /// A value that a launch will write.
     pub(crate) fn value(&mut self, bytes: u64) -> Arc<Value> {
-        let index = self.values.len() as u32;
-        let value = Value::new(bytes, Place::Pending(self.number, index));
-        self.values.push(Pending { bytes, handle: Arc::downgrade(&value) });
-        self.words.extend([bytes as u32, (bytes >> 32) as u32]);
-        value
+        self.add(bytes);
+        self.values[self.values.len() - 1].clone()
     }
 
-    /// A value with these bytes.
-    pub(crate) fn upload(&mut self, bytes: &[u8]) -> Arc<Value> {
-        let value = self.value(bytes.len() as u64);
+    fn add(&mut self, bytes: u64) {
+        let place = Place::Pending(self.number, self.values.len() as u32);
+        let value = match self.spare.pop() {
+            Some(mut spare) => match Arc::get_mut(&mut spare) {
+                Some(value) => {
+                    value.renew(bytes, place);
+                    spare
+                }
+                None => Value::new(bytes, place),
+            },
+            None => Value::new(bytes, place),
+        };
+        self.values.push(value);
+    }
+
+    /// Brings these bytes to a value of this tape before its first launch.
+    pub(crate) fn bring(&mut self, value: u32, bytes: &[u8]) {
         let start = self.data.len().next_multiple_of(16);
         self.data.resize(start, 0);
         self.data.extend_from_slice(bytes);
-        let index = self.values.len() as u32 - 1;
-        self.uploads.push(Upload { value: index, start, len: bytes.len() });
-        self.words.extend([u32::MAX, index]);
-        value
+        self.uploads.push(Upload { value, start, len: bytes.len() });
     }
 
-    /// A value with these integers; the same one for the same integers.
-    pub(crate) fn integers(&mut self, data: &[u32]) -> Arc<Value> {
+    /// The value that was brought with these integers, if there is one.
+    pub(crate) fn same_integers(&self, data: &[u32]) -> Option<Arc<Value>> {
         let bytes: &[u8] = bytemuck::cast_slice(data);
-        for (upload, value) in self.small.iter().rev() {
+        let same = |(upload, _): &&(u32, Arc<Value>)| {
             let u = &self.uploads[*upload as usize];
-            if u.len == bytes.len() && self.data[u.start..u.start + u.len] == *bytes {
-                return value.clone();
-            }
-        }
-        let value = self.upload(bytes);
+            u.len == bytes.len() && self.data[u.start..u.start + u.len] == *bytes
+        };
+        self.small.iter().rev().find(same).map(|(_, value)| value.clone())
+    }
+
+    /// Remembers the last upload for whoever brings the same integers.
+    pub(crate) fn share(&mut self, value: &Arc<Value>) {
         self.small.push((self.uploads.len() as u32 - 1, value.clone()));
-        value
+    }
+
+    /// Whether something beside one owner and the tape holds a value.
+    pub(crate) fn is_shared(&self, value: &Arc<Value>) -> bool {
+        Arc::strong_count(value) > 1 + usize::from(value.pending(self.number).is_some())
     }
 
     pub(crate) fn region(&mut self, region: &Arc<Region>) -> Operand {
@@ -173,33 +304,29 @@ impl Tape {
         }
     }
 
-    /// The words of the last launch.
-    fn spell(&mut self) {
-        let Some(l) = self.launches.last() else { return };
-        let operand = |o: &Operand| match *o {
-            Operand::Value(i) => i,
-            Operand::Outer(i) => i | 1 << 31,
-        };
-        self.words.push(l.pipeline << 16 | (l.count as u32) << 8 | l.push_count as u32);
-        self.words.extend(l.groups);
-        self.words.extend(l.operands[..l.count].iter().map(operand));
-        self.words.extend(&l.push[..l.push_count]);
+    /// The values that something beside the tape holds, when its calls are done.
+    pub(crate) fn held(&mut self) -> Vec<u32> {
+        self.forget_shared();
+        let held = |(i, v): (usize, &Arc<Value>)| (Arc::strong_count(v) > 1).then_some(i as u32);
+        self.values.iter().enumerate().filter_map(held).collect()
     }
 
-    /// The last words: which regions were meant, which values something still holds, and what will be downloaded.
-    /// Returns the values held.
-    pub(crate) fn seal(&mut self, target: Option<u32>) -> Vec<u32> {
-        // What the tape itself keeps does not count.
-        self.small.clear();
-        self.spans.clear();
-        for region in &self.outer {
-            self.words.extend([region.id as u32, (region.id >> 32) as u32]);
+    /// The words of an operand in a key, with its shape.
+    pub(crate) fn tensor(&self, key: &mut Key, x: &Tensor) {
+        self.name(key, &x.value);
+        key.sizes([x.rows, x.cols, x.offset, x.stride]);
+    }
+
+    /// The words of an operand in a key.
+    pub(crate) fn name(&self, key: &mut Key, value: &Value) {
+        match value.pending(self.number) {
+            Some(index) => key.words(&[index, u32::MAX]),
+            None => match value.place() {
+                Place::Ready(region) => key.region(&region),
+                // No script has it; the call itself says what is wrong.
+                Place::Pending(..) | Place::Lost(_) => key.words(&[u32::MAX, u32::MAX]),
+            },
         }
-        let held = |(i, v): (usize, &Pending)| (v.handle.strong_count() > 0).then_some(i as u32);
-        let held: Vec<u32> = self.values.iter().enumerate().filter_map(held).collect();
-        self.words.extend(&held);
-        self.words.extend([held.len() as u32, target.map_or(u32::MAX, |t| t)]);
-        held
     }
 }
 
@@ -306,7 +433,6 @@ impl<'a> Builder<'a> {
 
     pub(crate) fn launch(mut self) {
         self.done = true;
-        self.tape.spell();
     }
 }
 

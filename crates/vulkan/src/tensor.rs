@@ -59,6 +59,17 @@ impl Value {
         Arc::new(Self { bytes, born, moved: AtomicBool::new(false), place: Mutex::new(place) })
     }
 
+    /// Becomes a value of another tape.
+    pub(crate) fn renew(&mut self, bytes: u64, place: Place) {
+        self.bytes = bytes;
+        self.born = match place {
+            Place::Pending(tape, index) => Some((tape, index)),
+            _ => None,
+        };
+        *self.moved.get_mut() = false;
+        *self.place.get_mut().unwrap_or_else(PoisonError::into_inner) = place;
+    }
+
     /// Its index on the tape of this number, if it is still there: asked for every operand.
     pub(crate) fn pending(&self, tape: u64) -> Option<u32> {
         let (born, index) = self.born?;

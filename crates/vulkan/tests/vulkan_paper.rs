@@ -46,3 +46,40 @@ fn launches_and_memory_of_full_sizes() {
         }
     }
 }
+
+/// What follows a tape that ran before, wholly or half way, comes to what a device does that has seen nothing.
+#[test]
+fn what_is_followed_is_what_would_be_written() {
+    let chip = Chip::find("rtx-4090").unwrap();
+    for kind in [Kind::Pi0, Kind::Pi05] {
+        let config = Config::full().of_kind(kind);
+        let load = || {
+            let device =
+                Vulkan::plan(chip.info(), VulkanOptions { shapes: 3, ..Default::default() }).unwrap();
+            Pi0::load(device, synth::outline(&config).unwrap(), Extent::Cache, &|_| ()).unwrap()
+        };
+        // Prompts of another length part late, other cameras at once, other steps in the middle.
+        let cases =
+            [(2, 20, 3), (2, 21, 3), (1, 20, 3), (2, 20, 2), (2, 20, 3), (2, 21, 3), (2, 20, 2), (2, 20, 3)];
+        let run = |model: &Pi0<Vulkan>, (cameras, tokens, steps): (usize, usize, usize)| {
+            let present: Vec<bool> = (0..3).map(|i| i < cameras).collect();
+            let batch = [random_inputs(&config, 0, &present, tokens)];
+            model.device().launches();
+            // π0.5 was loaded for its own number of steps; for another it would first make other modulations.
+            let steps = (kind == Kind::Pi0).then_some(steps);
+            let options = SampleOptions { steps, ..Default::default() };
+            model.sample_actions(&batch, &options).unwrap();
+            let stats = model.device().stats();
+            let launches = model.device().launches();
+            assert!(launches.len() > 400);
+            (launches, stats.launches, stats.barriers, stats.arena_bytes)
+        };
+        let seasoned = load();
+        for case in cases {
+            let (got, want) = (run(&seasoned, case), run(&load(), case));
+            assert!(got == want, "{kind:?}, {case:?}");
+        }
+        let stats = seasoned.device().stats();
+        assert!(stats.replayed >= 2, "{stats:?}");
+    }
+}

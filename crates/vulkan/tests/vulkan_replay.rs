@@ -5,7 +5,7 @@ mod common;
 use std::time::{Duration, Instant};
 
 use common::{Numbers, open, open_all, open_with, put};
-use pi0_device::{Device, Error};
+use pi0_device::{Device, Error, HostTensor};
 use pi0_model::cases::Setup;
 use pi0_model::{Extent, Pi0, SampleOptions};
 use pi0_vulkan::{Format, Stage, Vulkan, VulkanOptions};
@@ -59,6 +59,65 @@ fn the_number_of_shapes_is_bounded() {
         let bytes = device.memory().unwrap().bytes();
         assert!(device.stats().kept <= 2 && (round == 0 || bytes == held), "{bytes} after {held}");
         held = bytes;
+    }
+}
+
+/// Tapes that begin alike and go on otherwise: each is right, whichever ran before it.
+#[test]
+fn tapes_that_part_half_way_are_told_apart() {
+    let Some(device) = open_with(VulkanOptions { shapes: 3, ..Default::default() }) else { return };
+    let mut n = Numbers(12);
+    let inputs: Vec<_> = (0..3).map(|_| n.host(5, 40)).collect();
+    // Letters are operations: two tapes that share a beginning share what they write of it.
+    let run = |device: &dyn Fn(&HostTensor, &str) -> HostTensor, program: &str| {
+        inputs.iter().map(|x| device(x, program)).collect::<Vec<_>>()
+    };
+    let on_device = |x: &HostTensor, program: &str| {
+        let y = perform(&device, x, program);
+        device.download(&y).unwrap()
+    };
+    let on_reference = |x: &HostTensor, program: &str| (*perform(&pi0_device::Reference, x, program)).clone();
+    let programs = ["gsa", "gsg", "g", "gsaa", "sg", "gsas", "gsa", "ggg", "gsaa", "gs", "gsa"];
+    for program in programs.iter().chain(programs.iter().rev()) {
+        let (got, want) = (run(&on_device, program), run(&on_reference, program));
+        for (got, want) in got.iter().zip(&want) {
+            let agreement = pi0_device::compare(&got.data, &want.data);
+            assert!(common::F32.holds(&agreement), "{program}: {agreement}");
+        }
+    }
+    let stats = device.stats();
+    assert!(stats.replayed >= 2 * 22 && stats.kept <= 3, "{stats:?}");
+}
+
+/// GELU, SiLU and the sum of the last two.
+fn perform<D: Device>(d: &D, x: &HostTensor, program: &str) -> D::Tensor {
+    let mut before = put(d, x);
+    let mut now = before.clone();
+    for letter in program.chars() {
+        let next = match letter {
+            'g' => d.gelu(&now),
+            's' => d.silu(&now),
+            _ => d.add(&now, &before),
+        };
+        before = std::mem::replace(&mut now, next.unwrap());
+    }
+    now
+}
+
+/// A call that cannot be done leaves the tape as it was for the others, and is no part of what is known.
+#[test]
+fn a_call_that_fails_half_way_is_not_followed() {
+    let Some(device) = open() else { return };
+    let x = Numbers(13).host(3, 50);
+    let want = device.download(&perform(&device, &x, "gs")).unwrap();
+    for _ in 0..3 {
+        let y = device.gelu(&put(&device, &x)).unwrap();
+        // More than a buffer may have.
+        let rows = device.info().max_binding as usize / 200;
+        let many = (0..rows).step_by(3).map(|_| &y).collect::<Vec<_>>();
+        device.concat_rows(&[&many[..], &many[..]].concat()).map(drop).unwrap_err();
+        assert_eq!(device.download(&device.silu(&y).unwrap()).unwrap(), want);
+        assert_eq!(device.download(&perform(&device, &x, "gs")).unwrap(), want);
     }
 }
 

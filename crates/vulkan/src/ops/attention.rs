@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use pi0_device::{Attention, Error, KeyValue, Keys, OpKind, Span, flops};
 
+use super::Op;
 use crate::device::{NAME, State, Vulkan};
 use crate::error::Result;
 use crate::kernels::Kernel;
@@ -138,16 +139,45 @@ impl Vulkan {
         kv: &[KeyValue<'_, Tensor>],
         spec: &Attention<'_>,
     ) -> Result<Tensor> {
-        let y = self.tensor(s, q.rows, q.cols)?;
-        let pairs_each = PAIRS[usize::from(self.attention.is_some())];
         if q.rows == 0 {
-            return Ok(y);
+            return self.empty(s, q.rows, q.cols);
         }
-        let (Table { items, joins, joins_at }, table) = self.spans_table(s, spec, pairs_each);
+        let pairs_each = PAIRS[usize::from(self.attention.is_some())];
+        let (cuts, table) = self.spans_table(s, spec, pairs_each)?;
+        let mut key = s.key(Op::Attention);
+        s.tape.tensor(&mut key, q);
+        for part in kv {
+            s.tape.tensor(&mut key, part.k);
+            s.tape.tensor(&mut key, part.v);
+        }
+        s.tape.name(&mut key, &table);
+        key.sizes([cuts.items, cuts.joins, cuts.joins_at, spec.heads, spec.kv_heads, spec.head_dim]);
+        key.words(&[spec.scale.to_bits()]);
+        let [y] = s.call(key, |s| {
+            let y = Tensor::whole(self.value(s, q.rows, q.cols)?, q.rows, q.cols);
+            self.launch_items(s, q, kv, spec, (cuts, &table), &y)?;
+            Ok([y.value])
+        })?;
+        Ok(Tensor::whole(y, q.rows, q.cols))
+    }
+
+    fn launch_items(
+        &self,
+        s: &mut State,
+        q: &Tensor,
+        kv: &[KeyValue<'_, Tensor>],
+        spec: &Attention<'_>,
+        (Table { items, joins, joins_at }, table): (Table, &Arc<Value>),
+        y: &Tensor,
+    ) -> Result<()> {
+        let pairs_each = PAIRS[usize::from(self.attention.is_some())];
         // Where keys are cut, what the launches write is sums of parts, which the last launch joins.
         let sums = match joins {
             0 => y.clone(),
-            _ => self.tensor(s, items, pairs_each * (spec.head_dim + 2))?,
+            _ => {
+                let cols = pairs_each * (spec.head_dim + 2);
+                Tensor::whole(self.value(s, items, cols)?, items, cols)
+            }
         };
         let kernel = match (spec.head_dim, self.attention) {
             (0..=128, Some(units)) => Kernel::AttentionMatrix128(units),
@@ -174,7 +204,7 @@ impl Vulkan {
             }
             let group = spec.heads / spec.kv_heads;
             let words = [spec.head_dim, group, q.offset, q.stride, q.cols].map(|v| v as u32);
-            b.reads_value(&table)?
+            b.reads_value(table)?
                 .writes(&sums.value)?
                 .push(&words)
                 .push(&[spec.scale.to_bits(), first as u32, items as u32 * 8])
@@ -187,23 +217,28 @@ impl Vulkan {
                 .launch();
         }
         if joins > 0 {
-            self.launch_joins(s, &sums, &table, [joins, joins_at, pairs_each], spec, &y)?;
+            self.launch_joins(s, &sums, table, [joins, joins_at, pairs_each], spec, y)?;
         }
-        Ok(y)
+        Ok(())
     }
 
     /// The table of a call on the tape.
-    fn spans_table(&self, s: &mut State, spec: &Attention<'_>, pairs_each: usize) -> (Table, Arc<Value>) {
+    fn spans_table(
+        &self,
+        s: &mut State,
+        spec: &Attention<'_>,
+        pairs_each: usize,
+    ) -> Result<(Table, Arc<Value>)> {
         let heads = [spec.heads, spec.kv_heads];
         let known = s.tape.spans.iter().rev().find(|k| k.heads == heads && k.spans == spec.spans);
         if let Some(known) = known {
-            return (known.table, known.value.clone());
+            return Ok((known.table, known.value.clone()));
         }
         let processors = self.info().processors.unwrap_or(PROCESSORS) as usize;
         let (table, words) = table(spec, pairs_each, processors);
-        let value = s.tape.integers(&words);
+        let value = s.integers(&words)?;
         s.tape.spans.push(Known { spans: spec.spans.to_vec(), heads, table, value: value.clone() });
-        (table, value)
+        Ok((table, value))
     }
 
     fn launch_joins(

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use pi0_device::{Activation, Dense, Error, Modulation, OpKind, Qkv, flops, operands};
 
+use super::Op;
 use super::norm::Before;
 use super::rope::Turn;
 use crate::device::{NAME, State, Vulkan};
@@ -32,8 +33,16 @@ struct Product<'a> {
     residual: Option<&'a Tensor>,
     /// Width of half a head and angles of the first heads.
     turn: Option<(usize, usize, &'a Turn)>,
-    /// Columns of each result, side by side.
-    widths: &'a [usize],
+}
+
+/// As the kernels number them.
+fn activation_number(activation: Option<Activation>) -> u32 {
+    match activation {
+        None => 0,
+        Some(Activation::Gelu) => 1,
+        Some(Activation::Silu) => 2,
+        Some(Activation::Geglu) => 3,
+    }
 }
 
 fn linear_weight<'a>(op: OpKind, x: &Tensor, weight: &'a Weight) -> pi0_device::Result<&'a Linear> {
@@ -81,10 +90,9 @@ impl Vulkan {
             gate: call.gate,
             residual: call.residual,
             turn: None,
-            widths: &[width],
         };
         self.write(|s| {
-            let [y, ..] = self.product(s, &product)?;
+            let [y] = self.product(s, &product, [width])?;
             Ok(Tensor::whole(y, call.x.rows, width))
         })
     }
@@ -115,22 +123,64 @@ impl Vulkan {
                 gate: None,
                 residual: None,
                 turn,
-                widths: &[queries, kv, kv],
             };
-            let [q, k, v] = self.product(s, &product)?;
+            let [q, k, v] = self.product(s, &product, [queries, kv, kv])?;
             Ok([Tensor::whole(q, rows, queries), Tensor::whole(k, rows, kv), Tensor::whole(v, rows, kv)])
         })
     }
 
-    /// Launches a product; of its three results, as many are new as there are widths.
-    fn product(&self, s: &mut State, p: &Product<'_>) -> Result<[Arc<Value>; 3]> {
-        let (x, w) = (p.x, p.weight);
-        let mut outputs = Vec::with_capacity(3);
-        for &width in p.widths {
-            outputs.push(s.tape.value(self.bytes(x.rows, width)?));
+    /// A product whose results stand side by side, of these widths: one, or three.
+    fn product<const N: usize>(
+        &self,
+        s: &mut State,
+        p: &Product<'_>,
+        widths: [usize; N],
+    ) -> Result<[Arc<Value>; N]> {
+        let ada = match p.norm {
+            Some(Before::Ada(by)) => Some((by, s.integers(by.rows)?)),
+            _ => None,
+        };
+        let gate = match p.gate {
+            Some(by) => Some((by, s.integers(by.rows)?)),
+            None => None,
+        };
+        let mut key = s.key(Op::Product);
+        s.tape.tensor(&mut key, p.x);
+        key.region(&p.weight.matrix);
+        key.words(&[p.norm.map_or(0, Before::number), activation_number(p.activation)]);
+        key.sizes(widths);
+        if let Some(Before::Plain(n)) = p.norm {
+            key.region(&n.values);
         }
-        let output = |i: usize| outputs.get(i).unwrap_or(&outputs[0]).clone();
-        let outputs = [output(0), output(1), output(2)];
+        for (by, rows) in ada.iter().chain(&gate) {
+            s.tape.tensor(&mut key, by.table);
+            s.tape.name(&mut key, rows);
+        }
+        key.words(&[u32::from(gate.is_some()), u32::from(p.residual.is_some())]);
+        if let Some(residual) = p.residual {
+            s.tape.tensor(&mut key, residual);
+        }
+        if let Some((half, groups, turn)) = p.turn {
+            key.sizes([half, groups]);
+            turn.name(&s.tape, &mut key);
+        }
+        s.call(key, |s| self.launch_product(s, p, widths, &ada, &gate))
+    }
+
+    #[allow(clippy::type_complexity)] // modulations with their rows
+    fn launch_product<const N: usize>(
+        &self,
+        s: &mut State,
+        p: &Product<'_>,
+        widths: [usize; N],
+        ada: &Option<(Modulation<'_, Tensor>, Arc<Value>)>,
+        gate: &Option<(Modulation<'_, Tensor>, Arc<Value>)>,
+    ) -> Result<[Arc<Value>; N]> {
+        let (x, w) = (p.x, p.weight);
+        for width in widths {
+            self.bytes(x.rows, width)?;
+        }
+        let outputs = widths.map(|width| s.tape.value(4 * (x.rows * width) as u64));
         if x.rows == 0 {
             return Ok(outputs);
         }
@@ -138,11 +188,6 @@ impl Vulkan {
             Some(n) if x.rows > FEW_ROWS => Some(self.statistics(s, x, n)?),
             _ => None,
         };
-        let ada = match p.norm {
-            Some(Before::Ada(by)) => Some((by, s.tape.integers(by.rows))),
-            _ => None,
-        };
-        let gate = p.gate.map(|by| (by, s.tape.integers(by.rows)));
         let geglu = p.activation == Some(Activation::Geglu);
         let row_tiles = x.rows.div_ceil(ROWS);
         let (kernel, columns) = match (w.outputs >= WIDE, w.units) {
@@ -158,16 +203,10 @@ impl Vulkan {
             None => columns / 2,
         };
         let column_tiles = w.outputs.div_ceil(2 * half) * half.div_ceil(columns / 2);
-        let activation = match p.activation {
-            None => 0,
-            Some(Activation::Gelu) => 1,
-            Some(Activation::Silu) => 2,
-            Some(Activation::Geglu) => 3,
-        };
         let constants = [
             p.norm.map_or(0, Before::number),
             u32::from(stats.is_some()),
-            activation,
+            activation_number(p.activation),
             u32::from(p.residual.is_some()),
             u32::from(gate.is_some()),
             u32::from(w.bias),
@@ -190,21 +229,22 @@ impl Vulkan {
             Some(stats) => b.reads(stats)?,
             None => b.nothing(),
         };
-        b = b.modulated(&ada)?;
+        b = b.modulated(ada)?;
         b = match p.residual {
             Some(r) => b.reads(r)?,
             None => b.nothing(),
         };
-        b = b.modulated(&gate)?;
+        b = b.modulated(gate)?;
         b = match p.turn {
             Some((_, _, turn)) => b.turns(turn)?,
             None => b.nothing().nothing(),
         };
-        for o in &outputs {
-            b = b.writes(o)?;
+        // The kernels have three results; what is not there is the first.
+        for i in 0..3 {
+            b = b.writes(outputs.get(i).unwrap_or(&outputs[0]))?;
         }
-        let split1 = p.widths[0];
-        let split2 = split1 + p.widths.get(1).copied().unwrap_or(0);
+        let split1 = widths[0];
+        let split2 = split1 + widths.get(1).copied().unwrap_or(0);
         let (r_offset, r_stride, r_rows) = p.residual.map_or((0, 0, 1), |r| (r.offset, r.stride, r.rows));
         let scale_offset = w.outputs;
         let groups = p.turn.map_or(0, |(_, groups, _)| groups);

@@ -9,6 +9,25 @@ mod rope;
 pub(crate) use attention::Known;
 pub(crate) use rope::Angles;
 
+/// What is called: the first word of a call's key.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Op {
+    Upload,
+    Empty,
+    Product,
+    Attention,
+    Norm,
+    AdaNorm,
+    Each,
+    Sum,
+    GatedSum,
+    Copy,
+    Store,
+    Largest,
+    Embed,
+    Rope,
+}
+
 /// Groups of the grids that count in one dimension and fold at this width.
 const FOLD: usize = 32768;
 

@@ -1,13 +1,15 @@
 //! Norms, and the statistics of rows for products that do the rest.
 
+use std::sync::Arc;
+
 use pi0_device::{ADA_EPS, Error, Modulation, Norm, NormKind, OpKind, flops, operands};
 
-use super::folded;
+use super::{Op, folded};
 use crate::device::{State, Vulkan};
 use crate::error::Result;
 use crate::kernels::Kernel;
 use crate::tape::Builder;
-use crate::tensor::Tensor;
+use crate::tensor::{Tensor, Value};
 use crate::weight::{NormWeight, Weight};
 
 /// The weight of a norm that fits `x`.
@@ -64,30 +66,37 @@ impl<'a> Before<'a> {
 
 impl Vulkan {
     pub(crate) fn ada_norm(&self, s: &mut State, x: &Tensor, by: &Modulation<'_, Tensor>) -> Result<Tensor> {
-        let y = self.tensor(s, x.rows, x.cols)?;
-        if x.rows * x.cols > 0 {
-            let rows = s.tape.integers(by.rows);
-            let pipeline = s.pipeline(Kernel::Norm, &[3, 0])?;
-            let words = [x.rows, x.cols, x.offset, x.stride].map(|v| v as u32);
-            Builder::new(&mut s.tape, pipeline, folded(x.rows))
-                .reads(x)?
-                .nothing()
-                .reads(by.table)?
-                .reads_value(&rows)?
-                .writes(&y.value)?
-                .push(&words)
-                .push(&[ADA_EPS.to_bits(), 0, by.table.offset as u32, by.table.stride as u32])
-                .shape([x.rows, x.cols, 0])
-                .flop(flops::pointwise(OpKind::AdaRmsNorm, [x.rows, x.cols]))
-                .launch();
-        }
-        Ok(y)
+        let rows = s.integers(by.rows)?;
+        let mut key = s.key(Op::AdaNorm);
+        s.tape.tensor(&mut key, x);
+        s.tape.tensor(&mut key, by.table);
+        s.tape.name(&mut key, &rows);
+        let [y] = s.call(key, |s| {
+            let y = self.value(s, x.rows, x.cols)?;
+            if x.rows * x.cols > 0 {
+                let pipeline = s.pipeline(Kernel::Norm, &[3, 0])?;
+                let words = [x.rows, x.cols, x.offset, x.stride].map(|v| v as u32);
+                Builder::new(&mut s.tape, pipeline, folded(x.rows))
+                    .reads(x)?
+                    .nothing()
+                    .reads(by.table)?
+                    .reads_value(&rows)?
+                    .writes(&y)?
+                    .push(&words)
+                    .push(&[ADA_EPS.to_bits(), 0, by.table.offset as u32, by.table.stride as u32])
+                    .shape([x.rows, x.cols, 0])
+                    .flop(flops::pointwise(OpKind::AdaRmsNorm, [x.rows, x.cols]))
+                    .launch();
+            }
+            Ok([y])
+        })?;
+        Ok(Tensor::whole(y, x.rows, x.cols))
     }
 
     pub(crate) fn norm(&self, op: OpKind, x: &Tensor, weight: &Weight) -> pi0_device::Result<Tensor> {
         let n = norm_weight(op, x, weight)?;
-        self.write(|s| {
-            let y = self.tensor(s, x.rows, x.cols)?;
+        let launch = |s: &mut State| -> Result<[Arc<Value>; 1]> {
+            let y = self.value(s, x.rows, x.cols)?;
             if x.rows * x.cols > 0 {
                 let pipeline = s.pipeline(Kernel::Norm, &[Before::Plain(n).number(), 0])?;
                 let words = [x.rows, x.cols, x.offset, x.stride].map(|v| v as u32);
@@ -96,20 +105,27 @@ impl Vulkan {
                     .reads_region(&n.values)
                     .nothing()
                     .nothing()
-                    .writes(&y.value)?
+                    .writes(&y)?
                     .push(&words)
                     .push(&[n.eps.to_bits(), n.width as u32, 0, 0])
                     .shape([x.rows, x.cols, 0])
                     .flop(flops::pointwise(op, [x.rows, x.cols]))
                     .launch();
             }
-            Ok(y)
+            Ok([y])
+        };
+        self.write(|s| {
+            let mut key = s.key(Op::Norm);
+            s.tape.tensor(&mut key, x);
+            key.region(&n.values);
+            let [y] = s.call(key, launch)?;
+            Ok(Tensor::whole(y, x.rows, x.cols))
         })
     }
 
-    /// Mean and 1 / deviation of each row; of an RMS norm the mean is 0.
+    /// Mean and 1 / deviation of each row, within a call; of an RMS norm the mean is 0.
     pub(crate) fn statistics(&self, s: &mut State, x: &Tensor, norm: Before<'_>) -> Result<Tensor> {
-        let y = self.tensor(s, x.rows, 2)?;
+        let y = Tensor::whole(self.value(s, x.rows, 2)?, x.rows, 2);
         let pipeline = s.pipeline(Kernel::Norm, &[norm.number(), 1])?;
         let words = [x.rows, x.cols, x.offset, x.stride].map(|v| v as u32);
         Builder::new(&mut s.tape, pipeline, folded(x.rows.div_ceil(STATISTICS_ROWS)))

@@ -4,13 +4,13 @@ use std::sync::Arc;
 
 use pi0_device::{Modulation, OpKind, flops};
 
-use super::{EACH, folded};
+use super::{EACH, Op, folded};
 use crate::device::{State, Vulkan};
 use crate::error::Result;
 use crate::kernels::Kernel;
 use crate::memory::Region;
 use crate::tape::Builder;
-use crate::tensor::Tensor;
+use crate::tensor::{Tensor, Value};
 use crate::weight::Table;
 
 /// As the kernel numbers them.
@@ -27,18 +27,31 @@ impl Vulkan {
             OpKind::Silu => 1,
             _ => 2,
         };
-        let y = self.tensor(s, x.rows, cols)?;
-        let flop = flops::pointwise(op, [x.rows, cols]);
-        self.elements(s, number, x, None, [x.rows, cols], (&y, 0), 0.0, flop)?;
-        Ok(y)
+        let mut key = s.key(Op::Each);
+        s.tape.tensor(&mut key, x);
+        key.words(&[number, cols as u32]);
+        let [y] = s.call(key, |s| {
+            let y = self.value(s, x.rows, cols)?;
+            let flop = flops::pointwise(op, [x.rows, cols]);
+            self.elements(s, number, x, None, [x.rows, cols], (&*y, 0), 0.0, flop)?;
+            Ok([y])
+        })?;
+        Ok(Tensor::whole(y, x.rows, cols))
     }
 
     /// `x + scale * y`, the rows of `y` repeated.
     pub(crate) fn sum(&self, s: &mut State, x: &Tensor, y: &Tensor, scale: f32) -> Result<Tensor> {
-        let z = self.tensor(s, x.rows, x.cols)?;
-        let flop = flops::pointwise(OpKind::AddScaled, [x.rows, x.cols]);
-        self.elements(s, SUM, x, Some(y), [x.rows, x.cols], (&z, 0), scale, flop)?;
-        Ok(z)
+        let mut key = s.key(Op::Sum);
+        s.tape.tensor(&mut key, x);
+        s.tape.tensor(&mut key, y);
+        key.words(&[scale.to_bits()]);
+        let [z] = s.call(key, |s| {
+            let z = self.value(s, x.rows, x.cols)?;
+            let flop = flops::pointwise(OpKind::AddScaled, [x.rows, x.cols]);
+            self.elements(s, SUM, x, Some(y), [x.rows, x.cols], (&*z, 0), scale, flop)?;
+            Ok([z])
+        })?;
+        Ok(Tensor::whole(z, x.rows, x.cols))
     }
 
     /// `x + gate * y`.
@@ -49,39 +62,54 @@ impl Vulkan {
         y: &Tensor,
         by: &Modulation<'_, Tensor>,
     ) -> Result<Tensor> {
-        let z = self.tensor(s, x.rows, x.cols)?;
         let (rows, cols) = (x.rows, x.cols);
-        if rows * cols == 0 {
-            return Ok(z);
+        let picked = s.integers(by.rows)?;
+        let mut key = s.key(Op::GatedSum);
+        for t in [x, y, by.table] {
+            s.tape.tensor(&mut key, t);
         }
-        let picked = s.tape.integers(by.rows);
-        let pipeline = s.pipeline(Kernel::Pointwise, &[GATED])?;
-        let gate = by.table.offset + 2 * cols;
-        let words =
-            [rows, cols, x.offset, x.stride, y.offset, y.stride, rows, gate, by.table.stride, 0, z.stride];
-        Builder::new(&mut s.tape, pipeline, folded((rows * cols).div_ceil(EACH)))
-            .reads(x)?
-            .reads(y)?
-            .reads(by.table)?
-            .reads_value(&picked)?
-            .writes(&z.value)?
-            .push(&words.map(|v| v as u32))
-            .push(&[0])
-            .shape([rows, cols, 0])
-            .flop(flops::pointwise(OpKind::GatedAdd, [rows, cols]))
-            .launch();
-        Ok(z)
+        s.tape.name(&mut key, &picked);
+        let [z] = s.call(key, |s| {
+            let z = self.value(s, rows, cols)?;
+            if rows * cols == 0 {
+                return Ok([z]);
+            }
+            let pipeline = s.pipeline(Kernel::Pointwise, &[GATED])?;
+            let gate = by.table.offset + 2 * cols;
+            let words =
+                [rows, cols, x.offset, x.stride, y.offset, y.stride, rows, gate, by.table.stride, 0, cols];
+            Builder::new(&mut s.tape, pipeline, folded((rows * cols).div_ceil(EACH)))
+                .reads(x)?
+                .reads(y)?
+                .reads(by.table)?
+                .reads_value(&picked)?
+                .writes(&z)?
+                .push(&words.map(|v| v as u32))
+                .push(&[0])
+                .shape([rows, cols, 0])
+                .flop(flops::pointwise(OpKind::GatedAdd, [rows, cols]))
+                .launch();
+            Ok([z])
+        })?;
+        Ok(Tensor::whole(z, rows, cols))
     }
 
     pub(crate) fn below_each_other(&self, s: &mut State, parts: &[&Tensor]) -> Result<Tensor> {
-        let cols = parts[0].cols;
-        let z = self.tensor(s, parts.iter().map(|p| p.rows).sum(), cols)?;
-        let mut row = 0;
+        let (rows, cols) = (parts.iter().map(|p| p.rows).sum(), parts[0].cols);
+        let mut key = s.key(Op::Copy);
         for x in parts {
-            self.elements(s, COPY, x, None, [x.rows, cols], (&z, row * cols), 0.0, 0)?;
-            row += x.rows;
+            s.tape.tensor(&mut key, x);
         }
-        Ok(z)
+        let [z] = s.call(key, |s| {
+            let z = self.value(s, rows, cols)?;
+            let mut row = 0;
+            for x in parts {
+                self.elements(s, COPY, x, None, [x.rows, cols], (&*z, row * cols), 0.0, 0)?;
+                row += x.rows;
+            }
+            Ok([z])
+        })?;
+        Ok(Tensor::whole(z, rows, cols))
     }
 
     /// Row `i` of `x` in the place of row `at[i]` of `to`: where it lies, if nothing else holds those values.
@@ -90,41 +118,55 @@ impl Vulkan {
         if rows * cols == 0 {
             return Ok(());
         }
-        if Arc::strong_count(&to.value) > 1 {
+        if s.tape.is_shared(&to.value) {
             *to = self.below_each_other(s, &[&*to])?;
         }
-        let picked = s.tape.integers(at);
-        let pipeline = s.pipeline(Kernel::Pointwise, &[SCATTER])?;
-        let words = [rows, cols, x.offset, x.stride, 0, 0, 1, 0, 0, to.offset, to.stride].map(|v| v as u32);
-        Builder::new(&mut s.tape, pipeline, folded((rows * cols).div_ceil(EACH)))
-            .reads(x)?
-            .nothing()
-            .nothing()
-            .reads_value(&picked)?
-            .writes(&to.value)?
-            .push(&words)
-            .push(&[0])
-            .shape([rows, cols, 0])
-            .moved(2 * 4 * (rows * cols) as u64)
-            .launch();
+        let picked = s.integers(at)?;
+        let mut key = s.key(Op::Store);
+        s.tape.tensor(&mut key, to);
+        s.tape.name(&mut key, &picked);
+        s.tape.tensor(&mut key, x);
+        s.call(key, |s| {
+            let pipeline = s.pipeline(Kernel::Pointwise, &[SCATTER])?;
+            let words =
+                [rows, cols, x.offset, x.stride, 0, 0, 1, 0, 0, to.offset, to.stride].map(|v| v as u32);
+            Builder::new(&mut s.tape, pipeline, folded((rows * cols).div_ceil(EACH)))
+                .reads(x)?
+                .nothing()
+                .nothing()
+                .reads_value(&picked)?
+                .writes(&to.value)?
+                .push(&words)
+                .push(&[0])
+                .shape([rows, cols, 0])
+                .moved(2 * 4 * (rows * cols) as u64)
+                .launch();
+            Ok([])
+        })?;
         s.tape.changes(&to.value);
         Ok(())
     }
 
     /// Of each row the place of its largest value, the first of equals, and that value: `[rows, 2]`.
     pub(crate) fn largest_values(&self, s: &mut State, x: &Tensor) -> Result<Tensor> {
-        let y = self.tensor(s, x.rows, 2)?;
-        let pipeline = s.pipeline(Kernel::Largest, &[])?;
-        Builder::new(&mut s.tape, pipeline, folded(x.rows))
-            .reads(x)?
-            .writes(&y.value)?
-            .push(&[x.rows, x.cols, x.offset, x.stride].map(|v| v as u32))
-            .shape([x.rows, x.cols, 0])
-            .flop((x.rows * x.cols) as u64)
-            .launch();
-        Ok(y)
+        let mut key = s.key(Op::Largest);
+        s.tape.tensor(&mut key, x);
+        let [y] = s.call(key, |s| {
+            let y = self.value(s, x.rows, 2)?;
+            let pipeline = s.pipeline(Kernel::Largest, &[])?;
+            Builder::new(&mut s.tape, pipeline, folded(x.rows))
+                .reads(x)?
+                .writes(&y)?
+                .push(&[x.rows, x.cols, x.offset, x.stride].map(|v| v as u32))
+                .shape([x.rows, x.cols, 0])
+                .flop((x.rows * x.cols) as u64)
+                .launch();
+            Ok([y])
+        })?;
+        Ok(Tensor::whole(y, x.rows, 2))
     }
 
+    /// Launches what goes element by element, within a call, into `z` of as many columns, from its element `at` on.
     #[allow(clippy::too_many_arguments)]
     fn elements(
         &self,
@@ -133,7 +175,7 @@ impl Vulkan {
         x: &Tensor,
         y: Option<&Tensor>,
         [rows, cols]: [usize; 2],
-        (z, at): (&Tensor, usize),
+        (z, at): (&Value, usize),
         scale: f32,
         flop: u64,
     ) -> Result<()> {
@@ -147,11 +189,11 @@ impl Vulkan {
             None => b.nothing(),
         };
         let (y_offset, y_stride, y_rows) = y.map_or((0, 0, 1), |y| (y.offset, y.stride, y.rows));
-        let words = [rows, cols, x.offset, x.stride, y_offset, y_stride, y_rows, 0, 0, at, z.stride]
-            .map(|v| v as u32);
+        let words =
+            [rows, cols, x.offset, x.stride, y_offset, y_stride, y_rows, 0, 0, at, cols].map(|v| v as u32);
         b.nothing()
             .nothing()
-            .writes(&z.value)?
+            .writes(z)?
             .push(&words)
             .push(&[scale.to_bits()])
             .shape([rows, cols, 0])
@@ -169,20 +211,28 @@ impl Vulkan {
         scale: f32,
     ) -> Result<Tensor> {
         let (rows, cols) = (ids.len(), table.source.cols());
-        let y = self.tensor(s, rows, cols)?;
-        if rows * cols > 0 {
-            let ids = s.tape.integers(ids);
-            let pipeline = s.pipeline(Kernel::Embed, &[table.stored as u32])?;
-            Builder::new(&mut s.tape, pipeline, folded((rows * cols).div_ceil(EACH)))
-                .reads_region(region)
-                .reads_value(&ids)?
-                .writes(&y.value)?
-                .push(&[rows as u32, cols as u32, scale.to_bits()])
-                .shape([rows, cols, 0])
-                .flop((rows * cols) as u64)
-                .moved((rows * cols * (4 + table.stored.bytes())) as u64)
-                .launch();
-        }
-        Ok(y)
+        let picked = s.integers(ids)?;
+        let mut key = s.key(Op::Embed);
+        key.region(region);
+        s.tape.name(&mut key, &picked);
+        key.sizes([rows]);
+        key.words(&[scale.to_bits()]);
+        let [y] = s.call(key, |s| {
+            let y = self.value(s, rows, cols)?;
+            if rows * cols > 0 {
+                let pipeline = s.pipeline(Kernel::Embed, &[table.stored as u32])?;
+                Builder::new(&mut s.tape, pipeline, folded((rows * cols).div_ceil(EACH)))
+                    .reads_region(region)
+                    .reads_value(&picked)?
+                    .writes(&y)?
+                    .push(&[rows as u32, cols as u32, scale.to_bits()])
+                    .shape([rows, cols, 0])
+                    .flop((rows * cols) as u64)
+                    .moved((rows * cols * (4 + table.stored.bytes())) as u64)
+                    .launch();
+            }
+            Ok([y])
+        })?;
+        Ok(Tensor::whole(y, rows, cols))
     }
 }

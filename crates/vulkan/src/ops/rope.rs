@@ -4,12 +4,13 @@ use std::sync::Arc;
 
 use pi0_device::{OpKind, flops};
 
-use super::{EACH, folded};
+use super::{EACH, Op, folded};
 use crate::device::{State, Vulkan};
 use crate::error::Result;
 use crate::kernels::Kernel;
 use crate::memory::Region;
-use crate::tape::Builder;
+use crate::script::Key;
+use crate::tape::{Builder, Tape};
 use crate::tensor::{Tensor, Value};
 
 /// Positions of the first table; it doubles when more are asked for.
@@ -48,9 +49,9 @@ impl Vulkan {
         let most = positions.iter().max().map_or(0, |&p| p as usize + 1);
         if most > MOST_POSITIONS {
             let own = angles(positions.iter().copied(), half);
-            let own = s.tape.upload(bytemuck::cast_slice(&own));
+            let own = s.upload(bytemuck::cast_slice(&own))?;
             let rows: Vec<u32> = (0..positions.len() as u32).collect();
-            return Ok(Turn::Brought(own, s.tape.integers(&rows)));
+            return Ok(Turn::Brought(own, s.integers(&rows)?));
         }
         let known = s.angles.iter().position(|a| a.half == half);
         let at = match known {
@@ -67,7 +68,7 @@ impl Vulkan {
             }
         };
         let region = s.angles[at].region.clone();
-        Ok(Turn::Kept(region, s.tape.integers(positions)))
+        Ok(Turn::Kept(region, s.integers(positions)?))
     }
 
     pub(crate) fn rotated(
@@ -77,23 +78,45 @@ impl Vulkan {
         positions: &[u32],
         head_dim: usize,
     ) -> Result<Tensor> {
-        let y = self.tensor(s, x.rows, x.cols)?;
-        if x.rows * x.cols == 0 {
-            return Ok(y);
-        }
         let turn = self.turn(s, positions, head_dim / 2)?;
-        let pipeline = s.pipeline(Kernel::Rope, &[])?;
-        let words = [x.rows, x.cols, x.offset, x.stride, head_dim / 2].map(|v| v as u32);
-        let grid = folded((x.rows * x.cols / 2).div_ceil(EACH));
-        Builder::new(&mut s.tape, pipeline, grid)
-            .reads(x)?
-            .turns(&turn)?
-            .writes(&y.value)?
-            .push(&words)
-            .shape([x.rows, x.cols, 0])
-            .flop(flops::pointwise(OpKind::Rope, [x.rows, x.cols]))
-            .launch();
-        Ok(y)
+        let mut key = s.key(Op::Rope);
+        s.tape.tensor(&mut key, x);
+        key.sizes([head_dim]);
+        turn.name(&s.tape, &mut key);
+        let [y] = s.call(key, |s| {
+            let y = self.value(s, x.rows, x.cols)?;
+            if x.rows * x.cols > 0 {
+                let pipeline = s.pipeline(Kernel::Rope, &[])?;
+                let words = [x.rows, x.cols, x.offset, x.stride, head_dim / 2].map(|v| v as u32);
+                let grid = folded((x.rows * x.cols / 2).div_ceil(EACH));
+                Builder::new(&mut s.tape, pipeline, grid)
+                    .reads(x)?
+                    .turns(&turn)?
+                    .writes(&y)?
+                    .push(&words)
+                    .shape([x.rows, x.cols, 0])
+                    .flop(flops::pointwise(OpKind::Rope, [x.rows, x.cols]))
+                    .launch();
+            }
+            Ok([y])
+        })?;
+        Ok(Tensor::whole(y, x.rows, x.cols))
+    }
+}
+
+impl Turn {
+    /// Its words in a key.
+    pub(crate) fn name(&self, tape: &Tape, key: &mut Key) {
+        match self {
+            Turn::Kept(angles, rows) => {
+                key.region(angles);
+                tape.name(key, rows);
+            }
+            Turn::Brought(angles, rows) => {
+                tape.name(key, angles);
+                tape.name(key, rows);
+            }
+        }
     }
 }
 
