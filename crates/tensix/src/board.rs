@@ -2,6 +2,9 @@
 
 mod discovery;
 mod lists;
+mod near;
+
+pub(crate) use near::Near;
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -129,6 +132,7 @@ pub(crate) struct Board {
     pending: Batch,
     info: BoardInfo,
     cores: Vec<Core>,
+    near: Near,
     firmware: [Vec<u32>; 5],
     next_id: usize,
     next_code: u32,
@@ -148,6 +152,12 @@ fn words(w: &[u32]) -> Vec<u8> {
 /// A tile that reaches a bank, and where the bank begins there.
 fn bank_place(bank: usize) -> (Xy, u64) {
     (BANKS[bank / CHANNELS][0], (bank % CHANNELS) as u64 * BANK_BYTES)
+}
+
+/// The bank of a block of a weight: the first channels of all groups, then the second ones, so that the two halves of a
+/// GEGLU layer's columns lie in the same group.
+fn block_bank(block: usize) -> usize {
+    block % BANKS.len() * CHANNELS + block / BANKS.len()
 }
 
 /// Coordinates as the upper half of a NoC address.
@@ -204,6 +214,7 @@ impl Board {
             pending: Batch::default(),
             info,
             cores: Vec::new(),
+            near: Near::new((0, 0), 0),
             firmware: firmwares,
             next_id: 0,
             next_code: l1::CODE,
@@ -231,6 +242,10 @@ impl Board {
             self.pending.write(tile, SOFT_RESET, &RESET_ALL.to_le_bytes());
         }
         self.flush().map(|_| ())
+    }
+
+    pub(crate) fn near(&self) -> &Near {
+        &self.near
     }
 
     pub(crate) fn info(&self) -> &BoardInfo {
@@ -281,6 +296,21 @@ impl Board {
             let (xy, start) = bank_place(bank);
             let own: Vec<u8> =
                 tiles.chunks(tile_bytes).skip(bank).step_by(BANK_COUNT).flatten().copied().collect();
+            for (i, part) in own.chunks(CHUNK).enumerate() {
+                self.pending.write(xy, start + u64::from(base) + (i * CHUNK) as u64, part);
+                if self.pending.len() > CHUNK {
+                    self.flush()?;
+                }
+            }
+        }
+        self.flush().map(|_| ())
+    }
+
+    /// Writes a weight at `base` of every bank, so many bytes to each.
+    pub(crate) fn write_blocks(&mut self, base: u32, block_bytes: usize, tiles: &[u8]) -> Result<(), Fault> {
+        const CHUNK: usize = 8 << 20;
+        for (block, own) in tiles.chunks(block_bytes).enumerate() {
+            let (xy, start) = bank_place(block_bank(block));
             for (i, part) in own.chunks(CHUNK).enumerate() {
                 self.pending.write(xy, start + u64::from(base) + (i * CHUNK) as u64, part);
                 if self.pending.len() > CHUNK {
@@ -378,6 +408,12 @@ impl Board {
                     [address_mid(b), address_mid(mirrored)]
                 });
                 self.pending.write(tile, l1::BANKS.into(), &words(banks.as_flattened()));
+                let near = self.near.tiles(core);
+                let near: [[u32; 2]; BANK_COUNT] = std::array::from_fn(|block| {
+                    let (_, channel) = bank_place(block_bank(block));
+                    [address_mid(near[block % near.len()]), channel as u32]
+                });
+                self.pending.write(tile, l1::NEAR.into(), &words(near.as_flattened()));
                 self.pending.write(tile, l1::READY.into(), &0u32.to_le_bytes());
                 self.cores[core].prepared = true;
                 strange.push(core);
@@ -404,21 +440,20 @@ impl Board {
 
     /// Waits until the first of the processors of the cores, those of `awaited`, have cleared their GO words.
     fn wait(&mut self, kernel: &str, mut cores: Vec<usize>, awaited: &[Processor]) -> Result<(), Fault> {
+        /// Clocks that the simulator may take at once: tenths of a second, so that the time limit is seen.
+        const CLOCKS: u64 = 1 << 14;
         let start = Instant::now();
-        let mut clocks = 32;
         while !cores.is_empty() {
-            if self.transport.simulated() {
-                self.pending.tick(clocks);
-                clocks = (clocks + clocks / 4).min(4096);
-            }
             for &core in &cores {
                 let tile = self.tile(core);
-                self.pending.read(tile, l1::GO.into(), 20);
+                self.pending.await_zero(tile, l1::GO.into(), 4 * awaited.len(), CLOCKS);
             }
             let reply = self.flush()?;
-            let state: Vec<Vec<u32>> =
-                reply.chunks_exact(20).map(|go| go.chunks_exact(4).map(word).collect()).collect();
-            let busy = |go: &Vec<u32>| go.iter().take(awaited.len()).any(|&w| w != 0);
+            let state: Vec<Vec<u32>> = reply
+                .chunks_exact(4 * awaited.len())
+                .map(|go| go.chunks_exact(4).map(word).collect())
+                .collect();
+            let busy = |go: &Vec<u32>| go.iter().any(|&w| w != 0);
             let stuck = cores.iter().zip(&state).find(|(_, go)| busy(go));
             if let Some((core, go)) = stuck
                 && start.elapsed() > self.timeout

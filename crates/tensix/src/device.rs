@@ -5,12 +5,12 @@ use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
-use crate::board::{Board, BoardInfo, Grid, Loaded};
+use crate::board::{Board, BoardInfo, Grid, Loaded, Near};
 use crate::cache::Cache;
-use crate::dram::{Dram, Region};
+use crate::dram::{Blocks, Dram, Region};
 use crate::error::{Fault, OpenError};
 use crate::kernels::{AttentionKernel, Banks, Eltwise, Gather, Kernel, Matmul, NormKernel, l1};
-use crate::layout::{EXPONENT_BYTES, Format, from_tiles, push_tile, tiles, to_tiles};
+use crate::layout::{Format, from_tiles, push_tile, tiles, to_tiles};
 use crate::ops::{Angles, Modulated, Narrowed, Plan, PlanKey};
 use crate::perf::{LinearPlan, LinearTiles};
 use crate::tensor::Tensor;
@@ -58,6 +58,7 @@ pub struct Tensix {
     /// How weights that need not be exact are stored.
     pub(crate) weights: Format,
     info: BoardInfo,
+    near: Near,
     constants: OnceLock<Constants>,
     pub(crate) angles: Cache<Angles, [Tensor; 2]>,
     pub(crate) plans: Cache<PlanKey, Plan>,
@@ -124,7 +125,7 @@ impl Tensix {
         let timeout = options.timeout.unwrap_or(Duration::from_secs(600));
         let board =
             Board::open(Self::connect(options, timeout)?, options.grid, options.command_lists, timeout)?;
-        let info = board.info().clone();
+        let (info, near) = (board.info().clone(), board.near().clone());
         let (start, end) = board.bank_range();
         let state = State { board, kernels: HashMap::new(), stats: Stats::default() };
         Ok(Self {
@@ -133,6 +134,7 @@ impl Tensix {
             banks: Banks(info.dram_banks as u32),
             weights: if options.bfp8 { Format::Bfp8 } else { Format::Bf16 },
             info,
+            near,
             constants: OnceLock::new(),
             angles: Cache::new(KEPT),
             plans: Cache::new(KEPT),
@@ -217,10 +219,10 @@ impl Tensix {
         Ok(region)
     }
 
-    /// Memory with the exponents of tiles in it.
-    pub(crate) fn exponents(&self, data: &[u8]) -> Result<Region, Fault> {
-        let region = self.allocate_bytes(data.len() / EXPONENT_BYTES, EXPONENT_BYTES)?;
-        self.lock().board.write_tiles(region.base(), EXPONENT_BYTES, data)?;
+    /// Memory with tiles of so many bytes, or what belongs to them, in blocks.
+    pub(crate) fn in_blocks(&self, data: &[u8], bytes: usize, blocks: Blocks) -> Result<Region, Fault> {
+        let region = self.allocate_bytes(blocks.span as usize * self.info.dram_banks, bytes)?;
+        self.lock().board.write_blocks(region.base(), bytes * blocks.span as usize, data)?;
         Ok(region)
     }
 
@@ -267,6 +269,11 @@ impl Tensix {
     /// Bytes of L1 of a core that a kernel's buffers may take.
     pub(crate) fn l1_room(&self) -> u32 {
         self.info.l1_bytes - l1::DATA
+    }
+
+    /// Which cores are near which banks.
+    pub(crate) fn near(&self) -> &Near {
+        &self.near
     }
 
     /// Columns and rows of cores in use.

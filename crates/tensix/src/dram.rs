@@ -111,6 +111,30 @@ impl Dram {
     }
 }
 
+/// How the tiles of a weight lie: in as many blocks as there are banks, each of `span` tiles in a row in a bank of its own. A
+/// core that computes neighbouring columns so reads one or two banks, and can be one that is near them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Blocks {
+    pub(crate) span: u32,
+    /// The upper half of a tile's product with it is the tile's block.
+    pub(crate) magic: u32,
+}
+
+impl Blocks {
+    /// For so many tiles over so many banks.
+    pub(crate) fn new(tiles: usize, banks: usize) -> Self {
+        let span = tiles.div_ceil(banks).max(2) as u64;
+        let magic = (1 << 32) / span + 1;
+        // Too large by so much for a tile, in 2⁻³² of a block: nothing comes out wrong as long as that stays below a tile.
+        let excess = span * magic - (1 << 32);
+        if excess * span * (banks as u64) < 1 << 32 {
+            return Blocks { span: span as u32, magic: magic as u32 };
+        }
+        let span = span.next_power_of_two();
+        Blocks { span: span as u32, magic: ((1 << 32) / span) as u32 }
+    }
+}
+
 impl Region {
     /// First address, the same in every bank.
     pub(crate) fn base(&self) -> u32 {
@@ -141,6 +165,18 @@ mod tests {
         assert_eq!((a.base(), dram.used()), (0x10_0000, 6 * 2 * 4096));
         let b = dram.allocate(1, 2048).unwrap();
         assert_eq!(b.base(), 0x10_0000 + 2 * 4096);
+    }
+
+    #[test]
+    fn a_product_finds_the_block() {
+        for tiles in (1..300).chain((300..2_000_000).step_by(9973)).chain([65_536, 226_000, 232_000]) {
+            let b = Blocks::new(tiles, 12);
+            assert!(12 * b.span as usize >= tiles);
+            let places = (0..12).flat_map(|block| [block * b.span, (block + 1) * b.span - 1]);
+            for t in places.chain([tiles as u32 - 1]) {
+                assert_eq!(((u64::from(t) * u64::from(b.magic)) >> 32) as u32, t / b.span, "{t} of {b:?}");
+            }
+        }
     }
 
     #[test]

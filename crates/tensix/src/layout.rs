@@ -69,6 +69,17 @@ pub fn bf16_bits(x: f32) -> u16 {
     ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16) as u16
 }
 
+/// Rounds to TF32 (10 bits of mantissa), to nearest, ties to even: what the matrix unit reads of an f32 then is the nearest it
+/// can hold, where otherwise it cuts off and everything comes out a little too small.
+pub fn to_tf32(x: f32) -> f32 {
+    const CUT: u32 = (1 << 13) - 1;
+    let bits = x.to_bits();
+    if !x.is_finite() {
+        return x;
+    }
+    f32::from_bits((bits + CUT / 2 + (bits >> 13 & 1)) & !CUT)
+}
+
 /// The value of a bf16.
 pub fn bf16_value(bits: u16) -> f32 {
     f32::from_bits(u32::from(bits) << 16)
@@ -208,6 +219,24 @@ mod tests {
         assert!(to_bfp8(&values).is_none());
         values[9] = f32::INFINITY;
         assert!(to_bfp8(&values).is_none());
+    }
+
+    #[test]
+    fn the_nearest_of_ten_bits() {
+        let step = 2f32.powi(-10);
+        for (x, want) in [
+            (1.0, 1.0),
+            (1.0 + 0.4 * step, 1.0),
+            (1.0 + 0.5 * step, 1.0),
+            (1.0 + 0.6 * step, 1.0 + step),
+            (-1.0 - 1.5 * step, -1.0 - 2.0 * step),
+            (2.0 - 0.1 * step, 2.0),
+            (0.0, 0.0),
+            (f32::INFINITY, f32::INFINITY),
+        ] {
+            assert_eq!(to_tf32(x), want, "{x}");
+        }
+        assert!(to_tf32(f32::NAN).is_nan());
     }
 
     #[test]

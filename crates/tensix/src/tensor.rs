@@ -4,7 +4,7 @@ use std::sync::{Arc, OnceLock};
 
 use pi0_device::{NormKind, WeightSource};
 
-use crate::dram::Region;
+use crate::dram::{Blocks, Region};
 use crate::layout::{Format, TILE, tiles};
 
 /// An activation: tiles in device memory, interleaved over the banks; a part of a larger one if it is a
@@ -163,6 +163,8 @@ pub(crate) enum WeightKind {
 #[derive(Debug)]
 pub(crate) struct LinearWeight {
     pub(crate) region: Region,
+    /// How its tiles, and their exponents, lie.
+    pub(crate) blocks: Blocks,
     /// The exponents of bfp8.
     pub(crate) exponents: Option<Region>,
     pub(crate) format: Format,

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::{BANKS, Board, COLUMNS, Core, ROWS, word};
+use super::{BANKS, Board, COLUMNS, Core, Near, ROWS, word};
 use crate::error::{Fault, OpenError};
 use crate::transport::Batch;
 
@@ -41,7 +41,8 @@ impl Board {
         }
         self.arc_message(MESSAGE_DEASSERT_RISCV_RESET)?;
         self.arc_message(MESSAGE_BUSY_CLOCK)?;
-        let harvested = self.arc_message(MESSAGE_HARVESTED_ROWS)?.count_ones() as usize;
+        let harvested_rows = self.arc_message(MESSAGE_HARVESTED_ROWS)?;
+        let harvested = harvested_rows.count_ones() as usize;
         let tag = |telemetry: &[(u16, u32)], tag| {
             telemetry.iter().find(|(t, _)| *t == tag).map_or(0, |(_, value)| *value)
         };
@@ -76,6 +77,7 @@ impl Board {
         self.info.usable_grid = usable;
         self.info.grid = wanted;
         self.cores.resize_with(wanted.0 * wanted.1, Core::default);
+        self.near = Near::new(wanted, harvested_rows);
         Ok(())
     }
 

@@ -115,7 +115,9 @@ impl Board {
             records[*core] = record(loaded.entries(), args);
         }
         let Some(lists) = &self.lists else { return Ok(()) };
-        let full = |(c, r): (&CoreList, &Vec<u8>)| c.start + c.recorded.len() + r.len() > LIST_BYTES;
+        // What would be the next header is read with the last arguments.
+        let full =
+            |(c, r): (&CoreList, &Vec<u8>)| c.start + c.recorded.len() + r.len() + HEADER_BYTES > LIST_BYTES;
         if lists.cores.iter().zip(&records).any(full) {
             self.run_lists()?;
             self.rewind_lists();

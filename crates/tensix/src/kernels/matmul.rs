@@ -39,7 +39,8 @@ pub(crate) enum Epilogue {
 }
 
 /// The kernel. Arguments: number of panels; base addresses of output, x, weight; tiles between rows of x; tiles
-/// along the inputs; base addresses of the ones, of the residual and of the weight's exponents; what a core must know to share, if x is shared
+/// along the inputs; base addresses of the ones, of the residual and of the weight's exponents; tiles of a block of the
+/// weight, and the number that divides by them ([`Blocks`](crate::dram::Blocks)); what a core must know to share, if x is shared
 /// ([`Sharing`]); then for each panel the first tile of x, the first tile of each column of the weight, and, block by
 /// block, the output tiles and the residual's tiles.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -76,8 +77,10 @@ const DEPTH: u32 = 5;
 const ONES: u32 = 6;
 const RESIDUAL: u32 = 7;
 const EXPONENTS: u32 = 8;
+const SPAN: u32 = 9;
+const MAGIC: u32 = 10;
 /// How many words every core's arguments begin with; what a core must know to share comes next.
-const HEAD: u32 = 9;
+const HEAD: u32 = 11;
 
 const INPUTS: Cursor = Cursor { count: Reg::A2, addr: Reg::A0 };
 const RESIDUALS: Cursor = Cursor { count: Reg::A6, addr: Reg::A5 };

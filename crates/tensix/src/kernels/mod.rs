@@ -74,25 +74,27 @@ pub(crate) mod l1 {
     pub(crate) const GO: u32 = 0x1_6000;
     /// For each DRAM bank its coordinates on NoC 0 and NoC 1, as address words.
     pub(crate) const BANKS: u32 = 0x1_6020;
+    /// For each block of a weight the coordinates on NoC 0 at which this core reads it, and what is added to addresses there.
+    pub(crate) const NEAR: u32 = 0x1_6080;
     /// The header of a command; see [`list`](super::list).
-    pub(crate) const HEADER: u32 = 0x1_60C0;
+    pub(crate) const HEADER: u32 = 0x1_6100;
     /// What the dispatcher of command lists remembers.
-    pub(crate) const LIST: u32 = 0x1_6100;
+    pub(crate) const LIST: u32 = 0x1_6140;
     /// On the first core: how often cores have finished a command.
-    pub(crate) const ARRIVED: u32 = 0x1_6120;
+    pub(crate) const ARRIVED: u32 = 0x1_6160;
     /// What a core last read there, and what was there before it came.
-    pub(crate) const ARRIVED_NOW: u32 = 0x1_6130;
+    pub(crate) const ARRIVED_NOW: u32 = 0x1_6170;
     /// See `ARRIVED_NOW`.
-    pub(crate) const ARRIVED_BEFORE: u32 = 0x1_6140;
+    pub(crate) const ARRIVED_BEFORE: u32 = 0x1_6180;
     /// On a core that sends to others: how often they have said that they are ready. 0 between kernels.
-    pub(crate) const READY: u32 = 0x1_6160;
+    pub(crate) const READY: u32 = 0x1_61A0;
     /// On a core that is sent to: what was at [`READY`] of the sender before it counted there, and behind it how many of
     /// its atomics had been answered when its kernel began.
-    pub(crate) const READY_BEFORE: u32 = 0x1_6170;
+    pub(crate) const READY_BEFORE: u32 = 0x1_61B0;
     /// The dispatcher in the firmware of `B`.
     pub(crate) const LIST_ENTRY: u32 = 0x400;
     /// Two words a ring: slots filled, slots freed. Zeroed with each launch.
-    pub(crate) const COUNTERS: u32 = 0x1_6180;
+    pub(crate) const COUNTERS: u32 = 0x1_61C0;
     /// Bytes of [`COUNTERS`].
     pub(crate) const COUNTER_BYTES: u32 = 0x80;
     /// The arguments of a launch.
@@ -101,8 +103,8 @@ pub(crate) mod l1 {
     pub(crate) const CODE: u32 = 0x2_8000;
     /// Where a kernel's data begin, and the loaded kernels end.
     pub(crate) const DATA: u32 = 0x6_0000;
-    /// Words of arguments that a launch may have.
-    pub(crate) const ARG_WORDS: usize = ((CODE - ARGS) / 4) as usize;
+    /// Words of arguments that a launch may have; the header of another command may follow.
+    pub(crate) const ARG_WORDS: usize = ((CODE - ARGS - 64) / 4) as usize;
 }
 
 /// A kernel: code for each processor (none: not used) and how much L1 it needs.
@@ -344,8 +346,9 @@ mod tests {
         let firmware_end = |p: Processor| l1::START[p as usize] + 4 * firmware(p).unwrap().len() as u32;
         let ends = Processor::ALL.map(firmware_end);
         assert!(ends.iter().zip(&l1::START[1..]).all(|(end, next)| end <= next));
-        assert!(ends[4] <= l1::GO && l1::GO + 20 <= l1::BANKS && l1::BANKS + 12 * 8 <= l1::HEADER);
+        assert!(ends[4] <= l1::GO && l1::GO + 20 <= l1::BANKS && l1::BANKS + 12 * 8 <= l1::NEAR);
         const {
+            assert!(l1::NEAR + 12 * 8 <= l1::HEADER);
             assert!(l1::HEADER + 64 <= l1::LIST && l1::LIST + 28 <= l1::ARRIVED);
             assert!(l1::ARRIVED_BEFORE + 16 <= l1::READY && l1::ARRIVED.is_multiple_of(16));
             assert!(l1::READY + 4 <= l1::READY_BEFORE && l1::READY.is_multiple_of(16));

@@ -3,8 +3,8 @@
 //! Registers that these blocks own: `s0` network interface, `s1` this core's coordinates, `s8` to `s10` bank
 //! arithmetic, `a7` responses due. Scratch: `t0` to `t2`, `t5`.
 
-use super::l1;
 use super::ring::{Cursor, Ring};
+use super::{arg, l1};
 use crate::rv::{Asm, Reg};
 
 /// Which network; reads go over 0, writes over 1.
@@ -17,6 +17,13 @@ pub(super) enum Noc {
 /// DRAM banks that tensors are interleaved over: tile `t` lies in bank `t % banks`, slot `t / banks`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct Banks(pub(crate) u32);
+
+impl Banks {
+    /// The upper half of the product with it is a division.
+    fn magic(self) -> u32 {
+        (u64::from(u32::MAX) / u64::from(self.0) + 1) as u32
+    }
+}
 
 // Offsets in the network interface's command buffer.
 const TARGET_LOW: i32 = 0x00;
@@ -64,7 +71,7 @@ impl Noc {
     /// Loads the registers that the other blocks use.
     pub(super) fn init(self, a: &mut Asm, banks: Banks) {
         self.begin(a);
-        a.li(Reg::S8, (u64::from(u32::MAX) / u64::from(banks.0) + 1) as u32);
+        a.li(Reg::S8, banks.magic());
         a.li(Reg::S9, banks.0);
         a.li(Reg::S10, l1::BANKS + if self == Noc::Read { 0 } else { 4 });
     }
@@ -135,18 +142,21 @@ impl Noc {
         a.bne(Reg::T5, Reg::Zero, busy);
     }
 
-    /// Adds 1 to the word of another core's L1 at the address in `t0` (a multiple of 16), `t1`, and waits until it is
-    /// done. What was there before goes to `local`. Clobbers `t2`, `t5`.
-    pub(super) fn increment(self, a: &mut Asm, local: Reg) {
-        a.lw(Reg::T2, Reg::S0, ATOMIC_RESPONSES);
-        self.start_increment(a, local);
-        let wait = a.here();
-        a.lw(Reg::T5, Reg::S0, ATOMIC_RESPONSES);
-        a.beq(Reg::T5, Reg::T2, wait);
+    /// Starts to add 1 to the word of another core's L1 at the address in `t0` (a multiple of 16), `t1`. What was there
+    /// before goes to `local`; `before` is what [`await_increment`](Self::await_increment) needs. Clobbers `t5`.
+    pub(super) fn start_increment(self, a: &mut Asm, local: Reg, before: Reg) {
+        a.lw(before, Reg::S0, ATOMIC_RESPONSES);
+        self.add_one(a, local);
     }
 
-    /// The same without waiting. Clobbers `t5`.
-    fn start_increment(self, a: &mut Asm, local: Reg) {
+    /// Waits until that is done. Clobbers `t5`.
+    pub(super) fn await_increment(self, a: &mut Asm, before: Reg) {
+        let wait = a.here();
+        a.lw(Reg::T5, Reg::S0, ATOMIC_RESPONSES);
+        a.beq(Reg::T5, before, wait);
+    }
+
+    fn add_one(self, a: &mut Asm, local: Reg) {
         const ATOMIC: i32 = 1;
         const ANSWERED: i32 = 1 << 4;
         const INCREMENT_32_BITS: u32 = 1 << 12 | 31 << 2;
@@ -171,7 +181,7 @@ impl Noc {
     pub(super) fn signal(self, a: &mut Asm) {
         a.li(Reg::T0, l1::READY);
         a.li(Reg::T2, l1::READY_BEFORE);
-        self.start_increment(a, Reg::T2);
+        self.add_one(a, Reg::T2);
     }
 
     /// Remembers how many atomics have been answered. Clobbers `t0`, `t5`.
@@ -220,6 +230,34 @@ impl Noc {
         a.addi(Reg::T5, Reg::Zero, 1);
         a.sw(Reg::T5, Reg::S0, START);
         a.add(Reg::A7, Reg::A7, acks);
+    }
+
+    /// From here on tiles are those of a weight, in [`blocks`](crate::dram::Blocks); `span` and `magic` are arguments.
+    pub(super) fn enter_blocks(self, a: &mut Asm, span: u32, magic: u32) {
+        arg(a, Reg::S8, magic);
+        arg(a, Reg::S9, span);
+    }
+
+    /// From here on they are interleaved again.
+    pub(super) fn leave_blocks(self, a: &mut Asm, banks: Banks) {
+        a.li(Reg::S8, banks.magic());
+        a.li(Reg::S9, banks.0);
+    }
+
+    /// Starts the transfer of a tile in blocks. Clobbers `t0` to `t2`, `t5`.
+    pub(super) fn block_tile(self, a: &mut Asm, tile: Reg, base: Reg, local: Reg, shift: u32) {
+        const NEAR: i32 = (l1::NEAR - l1::BANKS) as i32;
+        a.mulhu(Reg::T1, tile, Reg::S8); // block
+        a.mul(Reg::T0, Reg::T1, Reg::S9);
+        a.sub(Reg::T0, tile, Reg::T0); // tile in it
+        a.slli(Reg::T1, Reg::T1, 3);
+        a.add(Reg::T1, Reg::T1, Reg::S10);
+        a.lw(Reg::T5, Reg::T1, NEAR + 4);
+        a.lw(Reg::T1, Reg::T1, NEAR);
+        a.slli(Reg::T0, Reg::T0, shift);
+        a.add(Reg::T0, Reg::T0, base);
+        a.add(Reg::T0, Reg::T0, Reg::T5);
+        self.transfer(a, local, 1 << shift);
     }
 
     /// Starts the transfer of one whole tile.

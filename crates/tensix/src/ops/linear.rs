@@ -10,9 +10,11 @@ use pi0_device::{
 use super::product::Product;
 use super::{failed, wrong_weight};
 use crate::device::{Key, Tensix};
+use crate::dram::Blocks;
 use crate::kernels::{EltwiseOp, Epilogue, Matmul};
 use crate::layout::{
-    Format, SHARED, TILE, bf16_bits, bf16_value, bfp8_value, push_bfp8_tile, push_tile, tiles, to_bfp8,
+    EXPONENT_BYTES, Format, SHARED, TILE, bf16_bits, bf16_value, bfp8_value, push_bfp8_tile, push_tile,
+    tiles, to_bfp8, to_tf32,
 };
 use crate::perf;
 use crate::tensor::{Heads, LinearWeight, Side, Tensor, Weight, WeightKind};
@@ -35,6 +37,7 @@ impl Packed {
     fn push(&mut self, value: impl Fn(usize, usize) -> f32) {
         match self.format {
             Format::Bfp8 => self.finite &= push_bfp8_tile(&mut self.bytes, &mut self.exponents, value),
+            Format::F32 => push_tile(&mut self.bytes, self.format, |r, c| to_tf32(value(r, c))),
             format => push_tile(&mut self.bytes, format, value),
         }
     }
@@ -114,11 +117,16 @@ impl Tensix {
                 "a linear layer has a weight that is not finite, which bfp8 cannot hold; use bf16 weights";
             return Err(Error::Failed { device: super::NAME, what: what.into() });
         }
-        let region = self.region(&packed.bytes, format).map_err(failed(OpKind::Prepare))?;
-        let exponents = (format == Format::Bfp8).then(|| self.exponents(&packed.exponents)).transpose();
-        let exponents = exponents.map_err(failed(OpKind::Prepare))?;
+        let blocks = Blocks::new(tiles(outs.len()) * depth, self.banks.0 as usize);
+        let store =
+            |bytes: &[u8], of_tile| self.in_blocks(bytes, of_tile, blocks).map_err(failed(OpKind::Prepare));
+        let region = store(&packed.bytes, format.tile_bytes())?;
+        let exponents = match format {
+            Format::Bfp8 => Some(store(&packed.exponents, EXPONENT_BYTES)?),
+            _ => None,
+        };
         let (inputs, outputs) = (ins.len(), outs.len());
-        Ok(LinearWeight { region, exponents, format, inputs, outputs, depth, bias })
+        Ok(LinearWeight { region, blocks, exponents, format, inputs, outputs, depth, bias })
     }
 
     /// The weight with heads that begin at tiles, packed when first asked for; none if it cannot be had.
@@ -152,8 +160,9 @@ impl Tensix {
         let formats = [x.format, Format::Bf16];
         let k = Matmul::smallest(formats, false, Epilogue::None, y.format, self.banks);
         let constants = self.constants().map_err(failed(op))?;
-        let head =
-            [y.base(), x.base(), constants.identity_bf16, x.pitch as u32, 1, constants.ones_bf16, 0, 0];
+        let one = Blocks::new(1, self.banks.0 as usize);
+        let (pitch, identity, ones) = (x.pitch as u32, constants.identity_bf16, constants.ones_bf16);
+        let head = [y.base(), x.base(), identity, pitch, 1, ones, 0, 0, one.span, one.magic];
         let places = (0..y.tile_rows()).flat_map(|r| (0..y.tile_cols()).map(move |c| (r, c)));
         let items: Vec<_> = places.map(|(r, c)| vec![x.tile(r, c), 0, y.tile(r, c)]).collect();
         self.run(Key::Matmul(k), &head, &items).map_err(failed(op))?;

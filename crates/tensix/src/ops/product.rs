@@ -1,6 +1,6 @@
 //! A product of the matrix unit as work for cores: which core computes which tiles, alone or with others.
 
-use crate::board::{Grid, core_address, rectangle_address};
+use crate::board::{Near, core_address, rectangle_address};
 use crate::device::{Key, Tensix};
 use crate::dram::Region;
 use crate::error::Fault;
@@ -72,40 +72,42 @@ impl Product<'_> {
         columns.flat_map(|c| rows.clone().map(move |r| (r, c))).map(|(r, c)| self.item(k, r, c)).collect()
     }
 
-    /// The arguments behind `head` of every core where groups share x: each member of a group has columns of its own, and
-    /// all take the group's rows in the same order.
-    fn shared(
-        &self,
-        k: &Matmul,
-        spread: &Spread,
-        (columns, _): Grid,
-        head: &[u32],
-    ) -> Vec<(usize, Vec<u32>)> {
+    /// The arguments behind `head` of every core where groups share x: each member of a group has neighbouring columns of its
+    /// own and is a core near the banks that hold their weights, and all take the group's rows in the same order. The first
+    /// core of a group sends.
+    fn shared(&self, k: &Matmul, spread: &Spread, near: &Near, head: &[u32]) -> Vec<(usize, Vec<u32>)> {
         let shape = self.shape();
         let Spread { groups, members, grid_rows, .. } = *spread;
         let [panel_rows, panel_cols] = [k.panel_rows as usize, k.panel_cols as usize];
-        let (width, height) = (columns.min(members), members.div_ceil(columns));
+        let columns = near.columns();
+        // All rows that the group may take, for a choice of cores, unless one row has enough.
+        let (width, height) = (columns.min(members), if members > columns { grid_rows } else { 1 });
+        let each = shape.cols / members;
+        let block = |member: usize| self.weight_tile(member * each) / self.w.blocks.span;
+        let wanted: Vec<_> = (0..members).map(block).collect();
         let mut work = Vec::new();
         for group in 0..groups {
             let first = (0, group * grid_rows);
             let last = (width - 1, first.1 + height - 1);
-            for member in 0..members {
+            let cores = near.choose(first, last, &wanted);
+            for (member, core) in cores.into_iter().enumerate() {
+                let sends = core == first.1 * columns;
                 let sharing = Sharing {
                     sender: core_address(first),
-                    receivers: if member == 0 { members as u32 - 1 } else { 0 },
+                    receivers: if sends { members as u32 - 1 } else { 0 },
                     rectangle: rectangle_address(first, last),
                     acks: (width * height) as u32 - 1,
                     chunks: shape.depth.div_ceil(k.chunk as usize) as u32,
                 };
                 let rows = (group * panel_rows..shape.rows).step_by(groups * panel_rows);
-                let own = (member * panel_cols..shape.cols).step_by(members * panel_cols);
+                let own = (member * each..(member + 1) * each).step_by(panel_cols);
                 let panels = rows.flat_map(|r| own.clone().map(move |c| (r, c)));
                 let items: Vec<_> = panels.map(|(r, c)| self.item(k, r, c)).collect();
                 let mut args = vec![items.len() as u32];
                 args.extend(head);
                 args.extend(sharing.words());
                 args.extend(items.iter().flatten());
-                work.push((first.1 * columns + member, args));
+                work.push((core, args));
             }
         }
         work
@@ -141,10 +143,12 @@ impl Tensix {
             if p.x.format == Format::Bf16 { constants.ones_bf16 } else { constants.ones },
             p.residual.map_or(0, Tensor::base),
             p.w.exponents.as_ref().map_or(0, Region::base),
+            p.w.blocks.span,
+            p.w.blocks.magic,
         ];
         let k = &plan.kernel;
         match &plan.spread {
-            Some(spread) => self.run_on(Key::Matmul(*k), &p.shared(k, spread, self.grid(), &head)),
+            Some(spread) => self.run_on(Key::Matmul(*k), &p.shared(k, spread, self.near(), &head)),
             None => self.run(Key::Matmul(*k), &head, &p.items(k)),
         }
     }
@@ -157,6 +161,7 @@ mod tests {
     use pi0_device::{Dense, Device, LinearPart, TensorSource, WeightSource, dense};
 
     use super::*;
+    use crate::board::Grid;
     use crate::device::TensixOptions;
     use crate::layout::{SHARED, bfp8_value, to_bfp8};
     use crate::tensor::{Weight, WeightKind};

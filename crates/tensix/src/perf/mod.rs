@@ -51,6 +51,8 @@ pub struct Rates {
     pub matrix: f64,
     /// GB/s that all DRAM channels deliver to cores.
     pub dram_read: f64,
+    /// The same where each core reads weights from channels near it.
+    pub dram_near: f64,
     /// GB/s that all DRAM channels take from cores.
     pub dram_write: f64,
     /// Bytes that a core receives in a cycle.
@@ -82,6 +84,7 @@ impl Rates {
         clock: 1.0,
         matrix: 1.0,
         dram_read: 288.0,
+        dram_near: 288.0,
         dram_write: 288.0,
         receive: 32.0,
         send: 32.0,
@@ -101,10 +104,12 @@ impl Rates {
         clock: 0.9,
         // The same report: a tuned 16384³ product in bf16 at HiFi4 keeps the matrix units 91.5 % busy.
         matrix: 0.915,
-        // tt-metal's DRAM report: cores that read banks wherever they are over NoC 0 get 190 to 200 GB/s of 288. A
-        // reader beside each channel would get 267.
+        // The ISA documentation's measurements (DRAMTile): cores that read banks wherever they are over NoC 0 get 190 to 200
+        // GB/s of 288.
         dram_read: 195.0,
-        // The same report: 134 to 154 over NoC 1 on a static virtual channel, 54.5 from 48 cores on a dynamic one.
+        // The same: 48 cores, four for each channel, carefully chosen.
+        dram_near: 267.0,
+        // The same: 134 to 154 over NoC 1 on a static virtual channel, 54.5 from 48 cores on a dynamic one.
         dram_write: 144.0,
         // The NoC's measured rates: DRAM to one core 22 bytes a cycle, one core to DRAM 21.
         receive: 22.0,
@@ -121,10 +126,9 @@ impl Rates {
         fetch: 55,
         // From the report's 512³: 10.05 µs, of which the products take 4.5.
         start: 5_600,
-        // Our command lists, an estimate: a record's header and its arguments come from DRAM one after the other (a round
-        // trip of 0.6 to 1 µs each), counters are zeroed, 64 cores add themselves to a counter, and each reads it once or
-        // twice until all are there.
-        launch: 5.5e-6,
+        // Our command lists, an estimate: 64 cores add themselves to a counter, and each reads it once or twice until all are
+        // there (a round trip of 0.6 to 1 µs each; meanwhile the next arguments come from DRAM), then counters are zeroed.
+        launch: 3.9e-6,
         // An estimate: for each of 64 cores a window to move, a word to store uncached, and polls. Without command
         // lists, each launch takes the host about 1 ms so.
         go: 0.5e-3,
@@ -185,6 +189,8 @@ pub struct Work {
     pub in_flight: u64,
     /// Bytes that all cores read from DRAM.
     pub read: u64,
+    /// Bytes that they read from channels near them.
+    pub near: u64,
     /// Bytes that they write to it.
     pub written: u64,
     /// What a core that sends to others has to do for them, where one does.
@@ -246,6 +252,8 @@ impl Machine {
         let pack = w.packs * (F32_TILE / PACK_BYTES).max(r.turnaround);
         let reader = (w.received as f64 / r.receive).max((w.fetches * r.fetch + w.reader) as f64);
         let used = (w.matrix as f64 / r.matrix).max(w.vector as f64).max(unpack as f64);
+        let at = |bytes: u64, rate: f64| bytes as f64 / (rate * 1e9);
+        let dram = at(w.read, r.dram_read) + at(w.near, r.dram_near) + at(w.written, r.dram_write);
         [
             ("matrix", cycles(w.matrix as f64 / r.matrix)),
             ("vector", cycles(w.vector as f64)),
@@ -254,7 +262,7 @@ impl Machine {
             ("reader", cycles(reader)),
             ("writer", cycles(w.sends as f64 * tile_out)),
             ("sender", cycles(self.relay(w, used))),
-            ("DRAM", w.read as f64 / (r.dram_read * 1e9) + w.written as f64 / (r.dram_write * 1e9)),
+            ("DRAM", dram),
         ]
     }
 
@@ -352,8 +360,9 @@ pub(crate) fn linear(cores: usize, t: LinearTiles, plan: &LinearPlan) -> Work {
     };
     // Whole chunks are sent, over the other network than a core's own part comes.
     let sent = chunks * u64::from(k.chunk) * rows * x;
-    let (received, read, relay) = match plan.spread {
-        None => (shared + own, panels * (shared + own), Relay::default()),
+    let weights = depth * cols * weight;
+    let (received, read, near, relay) = match plan.spread {
+        None => (shared + own, panels * (shared + own), 0, Relay::default()),
         Some(s) => {
             let relay = Relay {
                 received: rounds * (shared + own),
@@ -361,7 +370,8 @@ pub(crate) fn linear(cores: usize, t: LinearTiles, plan: &LinearPlan) -> Work {
                 pieces: rounds * chunks,
                 slots: k.slots.into(),
             };
-            (sent.max(own), rounds * s.groups as u64 * shared + panels * own, relay)
+            let read = rounds * s.groups as u64 * shared + panels * (own - weights);
+            (sent.max(own), read, panels * weights, relay)
         }
     };
     Work {
@@ -375,6 +385,7 @@ pub(crate) fn linear(cores: usize, t: LinearTiles, plan: &LinearPlan) -> Work {
         sends: rounds * out,
         in_flight: IN_FLIGHT.into(),
         read,
+        near,
         written: panels * out * k.output.tile_bytes() as u64,
         relay,
         ..Work::default()

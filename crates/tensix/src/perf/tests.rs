@@ -59,7 +59,7 @@ fn what_is_shared_is_read_once_a_group() {
     // x as f32, in four chunks of 13 of which the last has 10; the weight as bf16.
     let (x, own) = (49 * 8 * 4096, 49 * 2 * 2048);
     assert_eq!(w.relay, Relay { received: x + own, sent: 52 * 8 * 4096, pieces: 4, slots: 3 });
-    assert_eq!((w.read, w.received), (2 * x + 2 * 18 * own, 52 * 8 * 4096));
+    assert_eq!((w.read, w.near, w.received), (2 * x, 2 * 18 * own, 52 * 8 * 4096));
     let unshared = linear(64, t, &alone);
     assert_eq!(unshared.read, 36 * (x + own));
     assert_eq!((w.matrix, w.unpack, w.written), (unshared.matrix, unshared.unpack, unshared.written));
@@ -205,13 +205,14 @@ fn published_bandwidths_are_met() {
         ..Work::default()
     };
     let rate = |m: &Machine, w: &Work| w.read as f64 / (m.bound(w).1 + 2.7e-6) * 1e-9;
-    let placed = Machine::new(64, Rates { dram_read: 267.0, ..Rates::REALISTIC });
+    let m = Machine::realistic(64);
     for (depth, cols) in [(64, 256), (128, 256), (128, 512), (256, 512)] {
         let w = work(depth, cols);
-        assert_eq!(placed.bound(&w).0, "DRAM");
-        let share = rate(&placed, &w) / 288.0;
+        let near = Work { read: 0, near: w.read, ..w };
+        assert_eq!(m.bound(&near).0, "DRAM");
+        let share = near.near as f64 / (m.bound(&near).1 + 2.7e-6) * 1e-9 / 288.0;
         assert!((0.82..=0.93).contains(&share), "{depth}x{cols}: {share}");
-        let anywhere = rate(&Machine::realistic(64), &w);
+        let anywhere = rate(&m, &w);
         assert!((170.0..=200.0).contains(&anywhere), "{depth}x{cols}: {anywhere}");
     }
 }
@@ -263,7 +264,8 @@ fn estimates_are_ordered_as_they_must_be() {
     }
     // Until all twelve channels were used, each tensor lay in half of them, writes took any virtual channel, and each
     // transfer to a source waited for both unpackers.
-    let six = Rates { dram_read: 99.0, dram_write: 54.5, unpack_wait: 25, ..Rates::REALISTIC };
+    let six =
+        Rates { dram_read: 99.0, dram_near: 99.0, dram_write: 54.5, unpack_wait: 25, ..Rates::REALISTIC };
     let six = [Rates::OPTIMISTIC, six];
     let six = estimate_at(Chip::N300, six, &usual).kernels()[1];
     println!("six channels: kernels {:.0} ms", six * 1e3);

@@ -77,6 +77,9 @@ pub(crate) enum Access<'a> {
     ConfigRead { offset: u64 },
     /// Lets simulated time pass.
     Tick { clocks: u64 },
+    /// Reads bytes of a tile once all of them are zero, or so many clocks have been waited in the batch. Where time passes by
+    /// itself they are read at once.
+    TileAwait { tile: Xy, addr: u64, len: usize, clocks: u64 },
 }
 
 impl Batch {
@@ -120,6 +123,14 @@ impl Batch {
         self.push(5, Xy { x: 0, y: 0 }, clocks, 0);
     }
 
+    /// Queues a read of `len` bytes as soon as all are zero; on a simulator time passes until then, but no more than
+    /// `clocks` in the whole batch. On a card they are read as they are.
+    pub fn await_zero(&mut self, tile: Xy, addr: u64, len: usize, clocks: u64) {
+        self.push(6, tile, addr, len);
+        self.bytes.extend(clocks.to_le_bytes());
+        self.reply_bytes += len;
+    }
+
     /// Bytes queued.
     pub fn len(&self) -> usize {
         self.bytes.len()
@@ -149,6 +160,11 @@ pub(crate) fn decode<'a>(bytes: &mut &'a [u8]) -> Option<Access<'a>> {
         3 => Access::ArcWrite { offset: addr, value: len },
         4 => Access::ConfigRead { offset: addr },
         5 => Access::Tick { clocks: addr },
+        6 => {
+            let (clocks, rest) = rest.split_first_chunk()?;
+            *bytes = rest;
+            Access::TileAwait { tile, addr, len: len as usize, clocks: u64::from_le_bytes(*clocks) }
+        }
         _ => return None,
     })
 }
@@ -179,7 +195,8 @@ mod tests {
         batch.arc_read(8);
         batch.config_read(0x10);
         batch.tick(1 << 40);
-        assert_eq!(batch.reply_bytes, 28);
+        batch.await_zero(tile, 0x1_6000, 20, 1 << 16);
+        assert_eq!(batch.reply_bytes, 48);
         let mut bytes = &batch.bytes[..];
         let got: Vec<_> = std::iter::from_fn(|| decode(&mut bytes)).collect();
         let want = [
@@ -189,6 +206,7 @@ mod tests {
             Access::ArcRead { offset: 8 },
             Access::ConfigRead { offset: 0x10 },
             Access::Tick { clocks: 1 << 40 },
+            Access::TileAwait { tile, addr: 0x1_6000, len: 20, clocks: 1 << 16 },
         ];
         assert_eq!(got, want);
         assert!(bytes.is_empty());

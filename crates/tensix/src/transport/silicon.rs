@@ -43,7 +43,7 @@ fn target(tile: Xy, addr: u64) -> Tlb {
 impl Card {
     fn access(&mut self, access: Access<'_>, reply: &mut Vec<u8>) -> Result<(), String> {
         match access {
-            Access::TileRead { tile, addr, len } => {
+            Access::TileRead { tile, addr, len } | Access::TileAwait { tile, addr, len, .. } => {
                 let at = reply.len();
                 reply.resize(at + len, 0);
                 let out = &mut reply[at..];

@@ -86,18 +86,38 @@ impl TtSim {
         (WINDOW + within, (WINDOW_BYTES - within) as usize)
     }
 
+    /// Appends bytes of a tile.
+    fn tile_read(&mut self, reply: &mut Vec<u8>, tile: Xy, mut addr: u64, mut len: usize) {
+        while len > 0 {
+            let (offset, room) = self.point(tile, addr);
+            let (n, at) = (len.min(room), reply.len());
+            reply.resize(at + n, 0);
+            self.bar_read(offset, &mut reply[at..]);
+            (addr, len) = (addr + n as u64, len - n);
+        }
+    }
+
+    fn tick(&mut self, clocks: u64) {
+        // SAFETY: the documented signature.
+        unsafe { (self.clock)(clocks as u32) }
+    }
+
     /// Executes an encoded batch; the bytes of its reads.
     pub(super) fn execute(&mut self, mut batch: &[u8]) -> Vec<u8> {
-        let mut reply = Vec::new();
+        /// Clocks between two looks at what is awaited.
+        const STEP: u64 = 16;
+        let (mut reply, mut waited) = (Vec::new(), 0);
         while let Some(access) = decode(&mut batch) {
             match access {
-                Access::TileRead { tile, mut addr, mut len } => {
-                    while len > 0 {
-                        let (offset, room) = self.point(tile, addr);
-                        let (n, at) = (len.min(room), reply.len());
-                        reply.resize(at + n, 0);
-                        self.bar_read(offset, &mut reply[at..]);
-                        (addr, len) = (addr + n as u64, len - n);
+                Access::TileRead { tile, addr, len } => self.tile_read(&mut reply, tile, addr, len),
+                Access::TileAwait { tile, addr, len, clocks } => {
+                    let at = reply.len();
+                    self.tile_read(&mut reply, tile, addr, len);
+                    while waited < clocks && reply[at..].iter().any(|b| *b != 0) {
+                        self.tick(STEP);
+                        waited += STEP;
+                        reply.truncate(at);
+                        self.tile_read(&mut reply, tile, addr, len);
                     }
                 }
                 Access::TileWrite { tile, mut addr, mut data } => {
@@ -115,10 +135,7 @@ impl TtSim {
                 }
                 Access::ArcWrite { offset, value } => self.bar_write(offset, &value.to_le_bytes()),
                 Access::ConfigRead { offset } => reply.extend(self.config(offset as u32).to_le_bytes()),
-                Access::Tick { clocks } => {
-                    // SAFETY: the documented signature.
-                    unsafe { (self.clock)(clocks as u32) }
-                }
+                Access::Tick { clocks } => self.tick(clocks),
             }
         }
         reply

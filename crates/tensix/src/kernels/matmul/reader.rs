@@ -1,6 +1,9 @@
 //! The reader of a product: residuals once, then tiles of x and of the weight, a chunk of inputs at a time.
 
-use super::{DEPTH, EXPONENTS, F32_BYTES, INPUTS, Matmul, ONES, PITCH, Plan, RESIDUAL, RESIDUALS, WEIGHT, X};
+use super::{
+    DEPTH, EXPONENTS, F32_BYTES, INPUTS, MAGIC, Matmul, ONES, PITCH, Plan, RESIDUAL, RESIDUALS, SPAN, WEIGHT,
+    X,
+};
 use crate::kernels::arg;
 use crate::kernels::noc::{F32_SHIFT, Noc};
 use crate::layout::{EXPONENT_BYTES, Format};
@@ -99,6 +102,7 @@ impl Matmul {
 
     /// The same for the columns of the weight, at the same places.
     pub(super) fn read_weight(&self, a: &mut Asm) {
+        Noc::Read.enter_blocks(a, SPAN, MAGIC);
         a.add_const(Reg::Gp, INPUTS.addr, self.x_bytes(), Reg::T5);
         a.addi(Reg::Tp, Reg::S2, 4);
         arg(a, Reg::A4, WEIGHT);
@@ -116,10 +120,10 @@ impl Matmul {
                 for col in 0..self.cols {
                     a.lw(Reg::A3, Reg::Tp, 4 * col as i32);
                     a.add(Reg::A3, Reg::A3, Reg::T3);
-                    Noc::Read.tile(a, Reg::A3, Reg::A4, Reg::A1, self.weight_shift());
+                    Noc::Read.block_tile(a, Reg::A3, Reg::A4, Reg::A1, self.weight_shift());
                     a.add_const(Reg::A1, Reg::A1, 1 << self.weight_shift(), Reg::T5);
                     if bfp8 {
-                        Noc::Read.tile(a, Reg::A3, Reg::T6, Reg::T4, EXPONENT_BYTES.ilog2());
+                        Noc::Read.block_tile(a, Reg::A3, Reg::T6, Reg::T4, EXPONENT_BYTES.ilog2());
                         a.addi(Reg::T4, Reg::T4, EXPONENT_BYTES as i32);
                     }
                 }
@@ -128,5 +132,6 @@ impl Matmul {
             a.addi(Reg::Tp, Reg::Tp, 4 * self.cols as i32);
             a.add_const(Reg::Gp, Reg::Gp, self.weight_block_bytes(), Reg::T5);
         });
+        Noc::Read.leave_blocks(a, self.banks);
     }
 }

@@ -152,7 +152,11 @@ pub(in crate::kernels) fn softmax_maximum(a: &mut Asm, stats: u32) {
     });
 }
 
-/// `x = exp(x - first)`, second statistic += it.
+/// `2^13 + 1`: a product with it takes a value apart after 10 bits of its mantissa (Dekker).
+const SPLIT: f32 = 8193.0;
+
+/// `x = exp(x - first)`, rounded to the 10 bits of mantissa that the matrix unit reads, second statistic += it: what is
+/// multiplied with the values then sums to what they are divided by.
 pub(in crate::kernels) fn softmax_exponentials(a: &mut Asm, x: u32, stats: u32) {
     row_groups(a, |a, o| {
         for (i, v) in ROW_VECTORS.into_iter().enumerate() {
@@ -160,6 +164,10 @@ pub(in crate::kernels) fn softmax_exponentials(a: &mut Asm, x: u32, stats: u32) 
             load(a, L1, stats + o);
             mad(a, L0, L1, MinusOne, L0);
             exp(a);
+            constant(a, L1, SPLIT);
+            mul(a, L1, L0, L1);
+            mad(a, L2, L0, MinusOne, L1);
+            mad(a, L0, L2, MinusOne, L1);
             store(a, L0, x + o + v);
             load(a, L6, stats + o + 2);
             add(a, L6, L6, L0);
