@@ -136,7 +136,12 @@ fn more_cases() {
     inputs.sort();
     for path in inputs {
         let name = path.file_name().unwrap().to_string_lossy().into_owned();
-        if let (Some(run), Some(case)) = (name.strip_suffix(".inputs.safetensors"), path.parent()) {
+        let (Some(run), Some(case)) = (name.strip_suffix(".inputs.safetensors"), path.parent()) else {
+            continue;
+        };
+        // Real-time chunking is guided by the host, and the language model of π0-FAST answers with tokens: other tests.
+        let arch = std::fs::read_to_string(case.join("arch.json")).unwrap_or_default();
+        if !run.starts_with("rtc_") && !arch.contains("fast") && case.join("model.safetensors").is_file() {
             end_to_end(case, case, run);
         }
     }
