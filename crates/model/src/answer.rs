@@ -1,7 +1,9 @@
 //! π0-FAST's answer: behind the prompt the language model goes on by itself, token by token, until it has written what a
-//! codec reads a chunk of actions from.
+//! codec reads a chunk of actions from. Where that is asked for, a pass also reads tokens that may come next
+//! ([`crate::propose`]), and writes as many more as were guessed right.
 //!
-//! Shapes: B robots, N of them still writing, W the language model's width, V tokens to choose from.
+//! Shapes: B robots, N rows of a pass (the tokens of those still writing), W the language model's width, V tokens to choose
+//! from.
 
 use pi0_device::{Dense, Device, HostTensor, Largest, Norm, Scope, dense, store_rows};
 use rand_chacha::ChaCha12Rng;
@@ -10,11 +12,16 @@ use rand_chacha::rand_core::{Rng, SeedableRng};
 use crate::gemma::{Extent, LayerCache, pick_rows};
 use crate::layout::Layout;
 use crate::pi0::PrefixCache;
+use crate::propose::{Recent, propose};
 use crate::weights::{EMBED, LM_HEAD, Weights};
 use crate::{AnswerConfig, Config, EOS, Inputs, ModelError, Pi0, SampleOptions};
 
 /// Lengths of an answer that make sense.
 const LENGTHS: std::ops::RangeInclusive<usize> = 1..=4096;
+
+/// Rows of a pass at most, tokens of all robots and proposals together, where there are proposals: so many take hardly longer
+/// than one.
+pub(crate) const PASS_ROWS: usize = 8;
 
 /// What of the network only answers need.
 pub(crate) struct Answer<D: Device> {
@@ -23,6 +30,17 @@ pub(crate) struct Answer<D: Device> {
     config: AnswerConfig,
     /// Whether of the prompt's last layer only the last rows are computed: nothing reads the others.
     last_rows_only: bool,
+    /// What proposals are taken from.
+    recent: Recent,
+}
+
+/// A robot's answer while it is written.
+struct Writer {
+    robot: usize,
+    text: Vec<u32>,
+    chooser: Chooser,
+    /// Tokens that are worth proposing: more where the last ones were right.
+    trust: usize,
 }
 
 /// Keys and values of what was written: each robot has `room` rows in each layer.
@@ -44,12 +62,19 @@ impl<D: Device> Answer<D> {
             return Err(ModelError::Call(what));
         }
         let head = w.rows(if config.tied { EMBED } else { LM_HEAD }, config.only.as_deref())?;
-        Ok(Self { head, config, last_rows_only: extent == Extent::Cache })
+        Ok(Self { head, config, last_rows_only: extent == Extent::Cache, recent: Recent::default() })
     }
 
     /// The token behind row `i` of the logits.
     fn token(&self, i: usize) -> u32 {
         self.config.only.as_ref().map_or(i as u32, |ids| ids[i])
+    }
+}
+
+impl<D: Device> Written<D> {
+    /// Takes back the last `n` tokens of a robot.
+    fn forget(&mut self, robot: usize, n: usize) {
+        self.counts[robot] -= n;
     }
 }
 
@@ -71,25 +96,63 @@ impl<D: Device> Pi0<D> {
         }
         let (prefix, mut last) = self.read_prompt(batch, &layout)?;
         let mut written = self.nothing_written(batch.len(), limit - 1)?;
-        let mut choosers: Vec<Chooser> = (0..batch.len())
-            .map(|row| Chooser::new(answer.config.temperature, options.seed.wrapping_add(row as u64)))
-            .collect();
+        // Nothing is guessed of what is drawn by chance.
+        let most =
+            if answer.config.temperature > 0.0 { 0 } else { answer.config.speculate.min(PASS_ROWS - 1) };
+        let before = if most > 0 { answer.recent.answers() } else { Vec::new() };
+        let writer = |robot| Writer {
+            robot,
+            text: Vec::new(),
+            chooser: Chooser::new(answer.config.temperature, options.seed.wrapping_add(robot as u64)),
+            trust: most,
+        };
+        let mut writing: Vec<Writer> = (0..batch.len()).map(writer).collect();
         let mut texts: Vec<Vec<u32>> = vec![Vec::new(); batch.len()];
-        let mut robots: Vec<usize> = (0..batch.len()).collect();
-        for step in 0..limit {
-            let _scope = Scope::new(d, format_args!("step{step}"));
-            if step > 0 {
-                let tokens: Vec<u32> =
-                    robots.iter().filter_map(|&robot| texts[robot].last().copied()).collect();
+        let mut proposed: Vec<Vec<u32>> = vec![Vec::new(); batch.len()];
+        for pass in 0.. {
+            let _scope = Scope::new(d, format_args!("step{pass}"));
+            if pass > 0 {
+                let share = (PASS_ROWS / writing.len()).saturating_sub(1);
+                let proposals =
+                    |w: &Writer| propose(&w.text, &before, w.trust.min(share).min(limit - w.text.len() - 1));
+                proposed = writing.iter().map(proposals).collect();
+                let rows = writing.iter().zip(&proposed);
+                let tokens: Vec<Vec<u32>> =
+                    rows.map(|(w, next)| w.text.last().into_iter().chain(next).copied().collect()).collect();
+                let robots: Vec<usize> = writing.iter().map(|w| w.robot).collect();
                 last = self.read_tokens(&tokens, &robots, &layout, &prefix, &mut written)?;
             }
-            for (&robot, chosen) in robots.iter().zip(self.choose(answer, &last, &robots, &mut choosers)?) {
-                texts[robot].push(answer.token(chosen));
+            let mut chosen = self.choose(answer, &last, &mut writing)?.into_iter();
+            for (w, next) in writing.iter_mut().zip(&proposed) {
+                let end = batch[w.robot].end.unwrap_or(EOS);
+                let rows: Vec<Largest> = chosen.by_ref().take(1 + next.len()).collect();
+                // Behind a wrong guess nothing is what it would be.
+                let mut right = 0;
+                for row in rows {
+                    self.check_finite(&[row.value])?;
+                    w.text.push(answer.token(row.at));
+                    if w.text.last() == Some(&end) || w.text.last() != next.get(right) {
+                        break;
+                    }
+                    right += 1;
+                }
+                written.forget(w.robot, next.len() - right);
+                w.trust = most.min(2 * (right + 1));
             }
-            robots.retain(|&robot| texts[robot].last() != Some(&batch[robot].end.unwrap_or(EOS)));
-            if robots.is_empty() {
+            writing.retain_mut(|w| {
+                let end = batch[w.robot].end.unwrap_or(EOS);
+                let over = w.text.last() == Some(&end) || w.text.len() == limit;
+                if over {
+                    texts[w.robot] = std::mem::take(&mut w.text);
+                }
+                !over
+            });
+            if writing.is_empty() {
                 break;
             }
+        }
+        if most > 0 {
+            texts.iter().for_each(|text| answer.recent.remember(text));
         }
         let tensor =
             |text: Vec<u32>| HostTensor::new([1, text.len()], text.iter().map(|&t| t as f32).collect());
@@ -136,11 +199,11 @@ impl<D: Device> Pi0<D> {
         Ok(Written { layers, room: room.max(1), counts: vec![0; robots] })
     }
 
-    /// Runs one token of each of `robots` through the language model and keeps its keys and values: the last layer's output
-    /// `[N, W]`.
+    /// Runs some tokens of each of `robots` through the language model, each seeing those before it, and keeps their keys
+    /// and values: the last layer's output `[N, W]`.
     pub(crate) fn read_tokens(
         &self,
-        tokens: &[u32],
+        tokens: &[Vec<u32>],
         robots: &[usize],
         layout: &Layout,
         prefix: &PrefixCache<D>,
@@ -148,45 +211,52 @@ impl<D: Device> Pi0<D> {
     ) -> Result<D::Tensor, ModelError> {
         let (d, c, config) = (self.device(), self.config(), &self.answer()?.config);
         let _scope = Scope::new(d, format_args!("answer"));
-        let position = |&robot: &usize| {
-            (layout.prefix_len(robot) + config.skipped_positions + written.counts[robot]) as u32
-        };
-        let positions: Vec<u32> = robots.iter().map(position).collect();
-        let spans = layout.token_spans(robots, &written.counts, written.room);
-        let embs = d.embed(&self.embed_tokens, tokens, (c.gemma.width as f32).sqrt())?;
+        // Robot of each row, and how many tokens of it come before.
+        let lengths: Vec<usize> = tokens.iter().map(Vec::len).collect();
+        let rows: Vec<(usize, usize)> = robots
+            .iter()
+            .zip(&lengths)
+            .flat_map(|(&robot, &n)| {
+                (written.counts[robot]..written.counts[robot] + n).map(move |i| (robot, i))
+            })
+            .collect();
+        let position =
+            |&(robot, i): &(usize, usize)| (layout.prefix_len(robot) + config.skipped_positions + i) as u32;
+        let positions: Vec<u32> = rows.iter().map(position).collect();
+        let spans = layout.token_spans(robots, &lengths, &written.counts, written.room);
+        let tokens = tokens.concat();
+        let embs = d.embed(&self.embed_tokens, &tokens, (c.gemma.width as f32).sqrt())?;
         let mut new = Vec::with_capacity(written.layers.len());
         let cached = [prefix.0.as_slice(), &written.layers];
         let out =
             self.language.forward(d, embs, &positions, &cached, &spans, None, |layer| new.push(layer))?;
-        let at: Vec<u32> =
-            robots.iter().map(|&robot| (robot * written.room + written.counts[robot]) as u32).collect();
+        let at: Vec<u32> = rows.iter().map(|&(robot, i)| (robot * written.room + i) as u32).collect();
         for (layer, new) in written.layers.iter_mut().zip(&new) {
             store_rows(d, &mut layer.k, &at, &new.k)?;
             store_rows(d, &mut layer.v, &at, &new.v)?;
         }
-        robots.iter().for_each(|&robot| written.counts[robot] += 1);
+        robots.iter().zip(lengths).for_each(|(&robot, n)| written.counts[robot] += n);
         out.ok_or_else(|| ModelError::Call("the language model is not loaded whole".into()))
     }
 
-    /// The next token of each of `robots`, as its row among the tokens to choose from, behind rows `[N, W]` of the last
-    /// layer.
+    /// What comes behind each of the rows `[N, W]` of the last layer, as its place among the tokens to choose from and
+    /// its logit. Only where the likeliest is taken may a writer have more rows than one.
     fn choose(
         &self,
         answer: &Answer<D>,
         last: &D::Tensor,
-        robots: &[usize],
-        choosers: &mut [Chooser],
-    ) -> Result<Vec<usize>, ModelError> {
+        writing: &mut [Writer],
+    ) -> Result<Vec<Largest>, ModelError> {
         if answer.config.temperature > 0.0 {
             let logits = self.logits(answer, last)?;
-            let rows = robots.iter().enumerate();
-            return Ok(rows.map(|(row, &robot)| choosers[robot].choose(logits.row(row))).collect());
+            let draw = |(row, w): (usize, &mut Writer)| {
+                let at = w.chooser.choose(logits.row(row));
+                Largest { at, value: logits.row(row)[at] }
+            };
+            return Ok(writing.iter_mut().enumerate().map(draw).collect());
         }
         // The likeliest is found where the logits are.
-        let found = self.device().largest(&self.likelihoods(answer, last)?)?;
-        let values: Vec<f32> = found.iter().map(|f| f.value).collect();
-        self.check_finite(&values)?;
-        Ok(found.iter().map(|f| f.at).collect())
+        Ok(self.device().largest(&self.likelihoods(answer, last)?)?)
     }
 
     /// How likely each token comes next, `[N, V]`, behind rows `[N, W]` of the last layer.

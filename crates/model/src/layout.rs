@@ -102,17 +102,21 @@ impl Layout {
         (0..self.batch()).map(|b| Span { queries: b..b + 1, keys: self.prefix_keys(b, 0) }).collect()
     }
 
-    /// One new token for each of `robots`, behind `written[robot]` others: part 0 is the tokens' own rows, part 1 the
-    /// prefix, part 2 what was written before, of robot b from row `b * room` on.
-    pub fn token_spans(&self, robots: &[usize], written: &[usize], room: usize) -> Vec<Span> {
-        let span = |(row, &robot): (usize, &usize)| {
-            let (start, count) = (robot * room, written[robot]);
-            let before = (count > 0).then(|| Keys { part: 2, rows: start..start + count });
-            let own = Keys { part: 0, rows: row..row + 1 };
-            let keys = self.prefix_keys(robot, 1).into_iter().chain(before).chain([own]).collect();
-            Span { queries: row..row + 1, keys }
-        };
-        robots.iter().enumerate().map(span).collect()
+    /// New tokens of each of `robots`, so many as `new` says, behind `written[robot]` others; each sees those before it.
+    /// Part 0 is the tokens' own rows, part 1 the prefix, part 2 what was written before, of robot b from row `b * room` on.
+    pub fn token_spans(&self, robots: &[usize], new: &[usize], written: &[usize], room: usize) -> Vec<Span> {
+        let mut spans = Vec::with_capacity(new.iter().sum());
+        for (&robot, &new) in robots.iter().zip(new) {
+            let (own, start) = (spans.len(), robot * room);
+            let before = (written[robot] > 0).then(|| Keys { part: 2, rows: start..start + written[robot] });
+            for row in own..own + new {
+                let own = Keys { part: 0, rows: own..row + 1 };
+                let keys =
+                    self.prefix_keys(robot, 1).into_iter().chain(before.clone()).chain([own]).collect();
+                spans.push(Span { queries: row..row + 1, keys });
+            }
+        }
+        spans
     }
 
     /// Every prefix row sees every prefix row of its robot: no causality.

@@ -16,6 +16,7 @@ mod inputs;
 pub mod layout;
 pub mod modulation;
 mod pi0;
+mod propose;
 mod rtc;
 pub mod siglip;
 pub mod synth;

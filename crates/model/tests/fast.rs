@@ -298,3 +298,67 @@ fn a_written_checkpoint_opens() {
         read.tensor(pi0_model::weights::LM_HEAD).bytes() != read.tensor(pi0_model::weights::EMBED).bytes()
     );
 }
+
+/// Guessed tokens change how many passes an answer takes and nothing of what it says: with nothing to guess from, with
+/// guesses that are all right, and with those from other robots' answers; at every limit, and beside robots that end at
+/// other times.
+#[test]
+fn guesses_change_no_token() {
+    for case in cases() {
+        let plain = load(&case, Extent::Cache);
+        for speculate in [1, 3, 7] {
+            let mut checkpoint = open(&case);
+            checkpoint.config.answer.as_mut().unwrap().speculate = speculate;
+            let model = Pi0::load(Tapped::new(Reference), checkpoint, Extent::Cache, &|_| ()).unwrap();
+            let write = |model: &Pi0<Tapped<Reference>>, batch: &[Inputs], options: &SampleOptions| {
+                model.device().take().unwrap();
+                let answers = model.sample_actions(batch, options).unwrap();
+                let taps = model.device().take().unwrap();
+                (answers, taps.iter().filter(|(name, _)| name.ends_with("answer.logits")).count())
+            };
+            let mut wrong = false;
+            for run in runs(&case) {
+                let c = model.config();
+                let batch = batch(&case, &run, c);
+                let options = options(&case, &run);
+                let (want, passes) = write(&plain, &batch, &options);
+                let (got, fewer) = write(&model, &batch, &options);
+                assert_eq!(got, want, "{} {run}", case.display());
+                assert!(fewer <= passes);
+                wrong |= fewer == passes;
+                // The same again: the robots' own answers are among those to guess from.
+                let (again, fewest) = write(&model, &batch, &options);
+                assert_eq!(again, want, "{} {run} again", case.display());
+                let longest = want.iter().map(HostTensor::cols).max().unwrap();
+                assert_eq!(longest, passes, "a pass a token without guesses");
+                if longest > 4 && batch.len() == 1 {
+                    assert!(fewest < passes, "{fewest} of {passes} passes");
+                }
+                for limit in [1, 2, 3, 5, longest.saturating_sub(1).max(1)] {
+                    let options = SampleOptions { steps: Some(limit), ..options.clone() };
+                    assert_eq!(
+                        write(&model, &batch, &options).0,
+                        write(&plain, &batch, &options).0,
+                        "{limit}"
+                    );
+                }
+            }
+            assert!(wrong, "some answer had nothing to guess from");
+        }
+    }
+}
+
+/// What is drawn by chance is drawn the same way: nothing is guessed.
+#[test]
+fn with_a_temperature_nothing_is_guessed() {
+    let c = tiny(Family::Lerobot);
+    let draw = |speculate| {
+        let mut c = c.clone();
+        let answer = c.answer.as_mut().unwrap();
+        (answer.temperature, answer.speculate) = (1.0, speculate);
+        let model = Pi0::load(Reference, synth::checkpoint(&c, 1).unwrap(), Extent::Cache, &|_| ()).unwrap();
+        let options = SampleOptions { steps: Some(6), seed: 5 };
+        [(); 2].map(|()| model.sample_actions(&[some(&c), some(&c)], &options).unwrap())
+    };
+    assert_eq!(draw(7), draw(0));
+}

@@ -59,7 +59,7 @@ fn read<D: Device>(
     for step in 1..=setup.steps {
         let _scope = Scope::new(model.device(), format_args!("step{step}"));
         let robots = writing(setup, step);
-        let tokens: Vec<u32> = robots.iter().map(|&robot| token(setup, robot, step)).collect();
+        let tokens: Vec<_> = robots.iter().map(|&robot| vec![token(setup, robot, step)]).collect();
         let last = model.read_tokens(&tokens, &robots, &layout, prefix, &mut written)?;
         outputs.push((format!("step{step}"), output(&last)?));
     }

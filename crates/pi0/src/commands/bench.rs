@@ -73,6 +73,10 @@ pub struct Args {
     /// Denoising steps [default: the checkpoint's, usually 10]; of π0-FAST most tokens of an answer [256]
     #[arg(long, value_name = "N")]
     steps: Option<usize>,
+    /// π0-FAST: guess up to N tokens from earlier answers. Here these are the same inference's, so that all guesses are
+    /// right: what is measured is passes of 1 + N rows, and that they say the same
+    #[arg(long, value_name = "N", default_value_t = 0, value_parser = clap::value_parser!(u8).range(0..=7))]
+    speculate: u8,
     /// Timed inferences
     #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..=10_000))]
     repeat: u16,
@@ -98,7 +102,12 @@ pub fn run(args: &Args) -> Result<()> {
         (None, None) => bail!("name a checkpoint or --synth"),
     };
     let making = making.elapsed();
-    let checkpoint = args.weights.open(&dir, None)?;
+    let mut checkpoint = args.weights.open(&dir, None)?;
+    match &mut checkpoint.config.answer {
+        Some(answer) => answer.speculate = usize::from(args.speculate),
+        None if args.speculate > 0 => bail!("--speculate: only π0-FAST writes tokens"),
+        None => {}
+    }
     let batch = match &args.inputs {
         Some(path) => read_inputs(path)?,
         None => (0..args.batch).map(|i| robot(&checkpoint.config, args, u64::from(i))).collect(),

@@ -190,7 +190,7 @@ fn run_observation(args: &Args) -> Result<()> {
     for w in &prepared.warnings {
         eprintln!("warning: {w}");
     }
-    args.policy.answer(&mut checkpoint, &policy)?;
+    args.policy.answer(&mut checkpoint, &policy, args.device.device)?;
     let loaded = device::load(&args.device, checkpoint)?;
     let start = Instant::now();
     let spinner = output::spinner("thinking");

@@ -165,7 +165,7 @@ pub fn open(
     let policy = pi0_policy::Policy::load(&checkpoint.directory, (&checkpoint.config).into(), &options)?;
     // Before the weights are packed: a server that can only refuse is of no use.
     policy.ready()?;
-    args.answer(&mut checkpoint, &policy)?;
+    args.answer(&mut checkpoint, &policy, device.device)?;
     let loaded = device::load(device, checkpoint)
         .with_context(|| format!("cannot load {} on {}", model.display(), device.device.name()))?;
     tracing::info!(seconds = loaded.time.as_secs_f64(), device = device.device.name(), "model loaded");

@@ -87,7 +87,7 @@ impl Shape {
 pub struct Answer {
     /// Tokens of all robots.
     pub tokens: usize,
-    /// Passes through the network, each for a token of every robot that still writes.
+    /// Passes through the network, each for a token of every robot that still writes, and for guesses.
     pub passes: usize,
     /// Milliseconds of a pass, the choice of its tokens included.
     pub ms: Spread,
@@ -139,8 +139,8 @@ impl Answer {
     pub fn text(&self) -> String {
         let share = self.share.map_or(String::new(), |s| format!(", {:.0} % of the memory's", 100.0 * s));
         format!(
-            "{} tokens; {:.2} ms a pass, {:.1} tokens a second, {:.1} GB/s{share}",
-            self.tokens, self.ms.median, self.tokens_per_second, self.gbs
+            "{} tokens in {} passes; {:.2} ms a pass, {:.1} tokens a second, {:.1} GB/s{share}",
+            self.tokens, self.passes, self.ms.median, self.tokens_per_second, self.gbs
         )
     }
 }
