@@ -159,7 +159,10 @@ impl fmt::Debug for Cpu {
 
 fn linear_weight<'a>(op: OpKind, x: &Tensor, weight: &'a Weight) -> Result<&'a Linear> {
     match weight {
-        Weight::Linear(w) => operands::linear(op, [x.rows(), x.cols()], w.inputs).map(|()| w),
+        Weight::Linear(w) => {
+            operands::linear(op, [x.rows(), x.cols()], w.inputs)?;
+            w.ready().map(|()| w)
+        }
         _ => Err(Error::shape(op, "the weight is not a linear layer's")),
     }
 }
@@ -247,7 +250,7 @@ impl Device for Cpu {
     }
 
     fn prepare(&self, source: &WeightSource) -> Result<Weight> {
-        source.check()?;
+        source.check_shapes()?;
         let meter = self.engine.pool.meter();
         let weight = weight::pack(source, self.format, self.isa(), &self.engine.threads, meter)?;
         if matches!(&weight, Weight::Linear(l) if l.kernel.packed != Packed::F32) {
@@ -262,6 +265,7 @@ impl Device for Cpu {
             columns: true,
             layers: (self.format == Format::Bf16).then_some(round),
             table: matches!(self.format, Format::Bf16 | Format::Int8).then_some(round),
+            pieces: self.format != Format::Int8,
         }
     }
 

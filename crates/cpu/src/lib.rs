@@ -26,6 +26,7 @@ mod memory;
 mod norm;
 mod options;
 pub mod peak;
+mod pour;
 mod rope;
 mod softmax;
 mod tensor;

@@ -1,6 +1,7 @@
 //! Weights in the layout of the kernel that will read them.
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use pi0_device::{
     Bytes, Dtype, Held, LinearPart, MemoryMeter, NormKind, Order, Result, TensorSource, WeightSource,
@@ -9,6 +10,7 @@ use pi0_device::{
 use crate::kernels::{Kernel, Left, Packed, pack};
 use crate::math::to_bf16;
 use crate::memory::{Block, Shared};
+use crate::pour::{self, Filling};
 use crate::threads::Threads;
 use crate::{Format, Isa};
 
@@ -49,7 +51,9 @@ pub struct Linear {
     /// Whether the two strips of a panel belong to two equal parts.
     pub(crate) paired: bool,
     /// `[panels][depth tiles][2 strips]…`, see [`crate::kernels`].
-    pub(crate) right: Block,
+    pub(crate) right: Arc<Block>,
+    /// Where other threads may still fill it.
+    pub(crate) filling: Option<Arc<Filling>>,
     /// Of each column in strip order, zero where a strip is not full.
     pub(crate) bias: Vec<f32>,
     /// Whether any part has a bias.
@@ -82,6 +86,11 @@ impl Linear {
         self.strips.iter().enumerate().all(|(i, s)| (s.column, s.count) == (i * width, width))
     }
 
+    /// Waits until it is filled.
+    pub(crate) fn ready(&self) -> Result<()> {
+        self.filling.as_ref().map_or(Ok(()), |filling| filling.wait())
+    }
+
     /// Depth tiles of a panel.
     pub(crate) fn tiles(&self) -> usize {
         self.kernel.tiles(self.inputs)
@@ -90,11 +99,11 @@ impl Linear {
 
 /// Where a strip's values come from.
 #[derive(Clone, Copy)]
-struct Origin<'a> {
-    part: &'a LinearPart,
+pub(crate) struct Origin<'a> {
+    pub part: &'a LinearPart,
     /// First output row of the part.
-    row: usize,
-    strip: Strip,
+    pub row: usize,
+    pub strip: Strip,
 }
 
 impl<'a> Origin<'a> {
@@ -197,7 +206,8 @@ impl<'a> Across<'a> {
 /// Strips that are packed together where columns lie together: their values of one input fill whole cache lines.
 const TOGETHER: usize = 16;
 
-/// Packs a checked source on all threads and gives its pages back. `meter` counts what was packed.
+/// Packs a source whose shapes were checked, on all threads, and gives its pages back; or leaves that to the threads that
+/// make its bytes. `meter` counts what was packed.
 pub(crate) fn pack(
     source: &WeightSource,
     format: Format,
@@ -205,18 +215,17 @@ pub(crate) fn pack(
     threads: &Threads,
     meter: &MemoryMeter,
 ) -> Result<Weight> {
+    if let WeightSource::Linear { parts, exact } = source {
+        let kernel = Kernel::of(isa, packed(parts, *exact, format));
+        if pour::possible(parts, kernel) {
+            return pour_linear(parts, isa, kernel, meter).map(Weight::Linear);
+        }
+    }
+    source.check()?;
     let weight = match source {
         WeightSource::Linear { parts, exact } => {
-            let stored = |dtype| parts.iter().all(|p| p.weight.dtype == dtype);
-            let packed = match format {
-                _ if *exact => Packed::F32,
-                Format::F32 => Packed::F32,
-                Format::Bf16 => Packed::Bf16,
-                Format::Int8 => Packed::Int8,
-                Format::Stored if stored(Dtype::Bf16) => Packed::Bf16,
-                Format::Stored => Packed::F32,
-            };
-            Weight::Linear(pack_linear(parts, isa, Kernel::of(isa, packed), threads, meter))
+            let kernel = Kernel::of(isa, packed(parts, *exact, format));
+            Weight::Linear(pack_linear(parts, isa, kernel, threads, meter))
         }
         WeightSource::Norm { kind, weight, bias, eps } => {
             let one = if *kind == NormKind::Rms { 1.0 } else { 0.0 };
@@ -241,6 +250,19 @@ pub(crate) fn pack(
     Ok(weight)
 }
 
+/// The format of a linear layer's weight.
+fn packed(parts: &[LinearPart], exact: bool, format: Format) -> Packed {
+    let stored = |dtype| parts.iter().all(|p| p.weight.dtype == dtype);
+    match format {
+        _ if exact => Packed::F32,
+        Format::F32 => Packed::F32,
+        Format::Bf16 => Packed::Bf16,
+        Format::Int8 => Packed::Int8,
+        Format::Stored if stored(Dtype::Bf16) => Packed::Bf16,
+        Format::Stored => Packed::F32,
+    }
+}
+
 /// A table that has to be kept in memory, in the format that the layers compute with.
 fn narrowed(table: &TensorSource, threads: &Threads) -> Result<TensorSource> {
     const PART: usize = 1 << 16;
@@ -260,6 +282,55 @@ fn narrowed(table: &TensorSource, threads: &Threads) -> Result<TensorSource> {
     TensorSource::new(table.name.clone(), Dtype::Bf16, table.shape.clone(), Bytes::Owned(bytes.into()))
 }
 
+/// A linear layer whose weight is zero, and where its strips come from.
+fn empty_linear<'a>(
+    parts: &'a [LinearPart],
+    kernel: &'static Kernel,
+    meter: &MemoryMeter,
+) -> (Linear, Vec<Origin<'a>>) {
+    let inputs = parts.first().map_or(0, LinearPart::inputs);
+    let (origins, paired) = Origin::list(parts, kernel.strip);
+    let columns = origins.len() * kernel.strip;
+    let mut bias = vec![0.0; columns];
+    for (o, bias) in origins.iter().zip(bias.chunks_exact_mut(kernel.strip)) {
+        if let Some(b) = &o.part.bias {
+            b.read(o.row, &mut bias[..o.strip.count]);
+        }
+    }
+    let right = Arc::new(Block::new(origins.len() / 2 * kernel.tiles(inputs) * kernel.right_tile()));
+    let scales = vec![0.0; if kernel.packed == Packed::Int8 { columns } else { 0 }];
+    let offsets = vec![0; if kernel.left == Left::Uint8 { columns } else { 0 }];
+    let bytes = right.len() + size_of::<f32>() * (bias.len() + scales.len() + offsets.len());
+    let linear = Linear {
+        kernel,
+        inputs,
+        outputs: parts.iter().map(LinearPart::outputs).sum(),
+        strips: origins.iter().map(|o| o.strip).collect(),
+        paired,
+        right,
+        filling: None,
+        biased: parts.iter().any(|p| p.bias.is_some()),
+        bias,
+        scales,
+        offsets,
+        _held: meter.hold(bytes),
+    };
+    (linear, origins)
+}
+
+/// A linear layer that is filled by the threads that make its matrices' bytes.
+fn pour_linear(
+    parts: &[LinearPart],
+    isa: Isa,
+    kernel: &'static Kernel,
+    meter: &MemoryMeter,
+) -> Result<Linear> {
+    parts.iter().filter_map(|p| p.bias.as_ref()).try_for_each(TensorSource::fetch)?;
+    let (mut linear, origins) = empty_linear(parts, kernel, meter);
+    linear.filling = Some(pour::start(parts, &origins, &linear, isa));
+    Ok(linear)
+}
+
 fn pack_linear(
     parts: &[LinearPart],
     isa: Isa,
@@ -267,23 +338,9 @@ fn pack_linear(
     threads: &Threads,
     meter: &MemoryMeter,
 ) -> Linear {
-    let inputs = parts.first().map_or(0, LinearPart::inputs);
-    let outputs = parts.iter().map(LinearPart::outputs).sum();
-    let (origins, paired) = Origin::list(parts, kernel.strip);
-    let (width, tiles) = (kernel.strip, kernel.tiles(inputs));
-    let columns = origins.len() * width;
-    let integer = kernel.packed == Packed::Int8;
-
-    let mut bias = vec![0.0; columns];
-    for (o, bias) in origins.iter().zip(bias.chunks_exact_mut(width)) {
-        if let Some(b) = &o.part.bias {
-            b.read(o.row, &mut bias[..o.strip.count]);
-        }
-    }
-
-    let right = Block::new(origins.len() / 2 * tiles * kernel.right_tile());
-    let mut scales = vec![0.0f32; if integer { columns } else { 0 }];
-    let mut offsets = vec![0i32; if kernel.left == Left::Uint8 { columns } else { 0 }];
+    let (mut linear, origins) = empty_linear(parts, kernel, meter);
+    let (inputs, tiles) = (linear.inputs, linear.tiles());
+    let (right, scales, offsets) = (&linear.right, &mut linear.scales, &mut linear.offsets);
     let (at_right, at_scales, at_offsets) =
         (Shared::new(right.as_ptr()), Shared::new(scales.as_mut_ptr()), Shared::new(offsets.as_mut_ptr()));
     let (scaled, offset) = (scales.len() / origins.len(), offsets.len() / origins.len());
@@ -303,9 +360,9 @@ fn pack_linear(
         };
         pack_strip(isa, &origins[i], kernel, |t| tile(i, t), scales, offsets);
     };
-    let across: Option<Vec<Across<'_>>> = match integer {
-        true => None,
-        false => origins.iter().map(Across::of).collect(),
+    let across: Option<Vec<Across<'_>>> = match kernel.packed {
+        Packed::Int8 => None,
+        Packed::F32 | Packed::Bf16 => origins.iter().map(Across::of).collect(),
     };
     match across {
         Some(across) => threads.run(origins.len().div_ceil(TOGETHER), &|block| {
@@ -320,21 +377,7 @@ fn pack_linear(
         }),
         None => threads.run(origins.len(), &one),
     }
-    let strips = origins.iter().map(|o| o.strip).collect();
-    let bytes = right.len() + size_of::<f32>() * (bias.len() + scales.len() + offsets.len());
-    Linear {
-        kernel,
-        inputs,
-        outputs,
-        strips,
-        paired,
-        right,
-        biased: parts.iter().any(|p| p.bias.is_some()),
-        bias,
-        scales,
-        offsets,
-        _held: meter.hold(bytes),
-    }
+    linear
 }
 
 fn pack_strip<'a>(
@@ -404,7 +447,11 @@ fn pack_across(
     out: &mut [u8],
 ) {
     let mut rows: [&[u8]; 64] = [&[]; 64];
-    let rows = across.rows(span, &mut rows);
+    pack_rows(isa, kernel, dtype, across.rows(span, &mut rows), out);
+}
+
+/// Some inputs of a strip, each with the strip's values as stored, into the groups of a depth tile; not for integers.
+pub(crate) fn pack_rows(isa: Isa, kernel: &Kernel, dtype: Dtype, rows: &[&[u8]], out: &mut [u8]) {
     if kernel.packed == Packed::Bf16 && dtype == Dtype::Bf16 {
         let mut pairs: [&[[u8; 2]]; 64] = [&[]; 64];
         pairs.iter_mut().zip(rows).for_each(|(pairs, row)| *pairs = row.as_chunks().0);
@@ -428,6 +475,8 @@ fn pack_across(
 
 #[cfg(test)]
 mod tests {
+    use pi0_device::{Buffer, Lazy, MakeBytes, Sink};
+
     use super::*;
 
     /// A matrix as rows and as columns that lie together, in any number of parts.
@@ -494,6 +543,100 @@ mod tests {
                     }
                 }
             }
+        }
+    }
+
+    /// Hands its bytes over in pieces, the last first, on a thread of its own.
+    #[derive(Debug)]
+    struct Pieces {
+        bytes: Vec<u8>,
+        /// Bytes of one matrix, in which pieces begin anew.
+        matrix: usize,
+        fails: bool,
+    }
+
+    impl MakeBytes for Pieces {
+        fn count(&self) -> usize {
+            self.bytes.len()
+        }
+
+        fn make(&self) -> std::result::Result<Buffer, String> {
+            Ok(self.bytes.clone().into())
+        }
+
+        fn pours(&self) -> bool {
+            true
+        }
+
+        fn pour(&self, sink: Arc<dyn Sink>) {
+            let (bytes, matrix, fails) = (self.bytes.clone(), self.matrix, self.fails);
+            std::thread::spawn(move || {
+                for (m, bytes) in bytes.chunks(matrix).enumerate().rev() {
+                    for (i, piece) in bytes.chunks(sink.unit()).enumerate().rev() {
+                        sink.take(m * matrix + i * sink.unit(), piece);
+                    }
+                }
+                sink.end(if fails { Err("gone".into()) } else { Ok(()) });
+            });
+        }
+    }
+
+    #[test]
+    fn what_is_poured_packs_to_the_same_bits() {
+        let (threads, meter) = (Threads::new(2).unwrap(), MemoryMeter::default());
+        for shapes in [
+            vec![(96, 130, 1, 1), (96, 130, 1, 1)],
+            vec![(64, 64, 2, 2), (32, 64, 1, 2), (32, 64, 4, 1)],
+            vec![(4112, 96, 2, 1)],
+            vec![(600, 71, 1, 1)],
+            vec![(5, 3, 1, 1)],
+        ] {
+            for (stored, packed) in [Dtype::F32, Dtype::Bf16, Dtype::F16]
+                .iter()
+                .flat_map(|stored| [Packed::F32, Packed::Bf16].map(|packed| (*stored, packed)))
+            {
+                for isa in Isa::available() {
+                    let kernel = Kernel::of(isa, packed);
+                    let parts = |pieces: Option<bool>| -> Vec<LinearPart> {
+                        let part = |&(out, inputs, splits, groups): &(usize, usize, usize, usize)| {
+                            let weight = both(out, inputs, splits, groups, stored)[1].clone();
+                            let matrix = weight.byte_count() / splits / groups;
+                            let weight = match pieces {
+                                None => weight,
+                                Some(fails) => {
+                                    let made = Pieces { bytes: weight.bytes().to_vec(), matrix, fails };
+                                    let bytes = Bytes::Lazy(Lazy::new(Arc::new(made)));
+                                    TensorSource::new("w", stored, weight.shape.clone(), bytes)
+                                        .unwrap()
+                                        .in_order(weight.order())
+                                        .unwrap()
+                                }
+                            };
+                            LinearPart { weight, bias: None, columns: None }
+                        };
+                        shapes.iter().map(part).collect()
+                    };
+                    let want = pack_linear(&parts(None), isa, kernel, &threads, &meter);
+                    let poured = parts(Some(false));
+                    assert!(pour::possible(&poured, kernel), "{isa} {packed:?} of {stored:?}, {shapes:?}");
+                    let got = pour_linear(&poured, isa, kernel, &meter).unwrap();
+                    got.ready().unwrap();
+                    let bytes = |l: &Linear| l.right.values::<u8>(l.right.len()).to_vec();
+                    assert!(bytes(&want) == bytes(&got), "{isa} {packed:?} of {stored:?}, {shapes:?}");
+                    let failed = pour_linear(&parts(Some(true)), isa, kernel, &meter).unwrap();
+                    assert!(failed.ready().unwrap_err().to_string().contains("gone"));
+                }
+            }
+        }
+        // Heads narrower than a strip are cut by it: such a matrix is made as a whole.
+        let made = Pieces { bytes: vec![0; 24 * 40 * 4], matrix: 8 * 40 * 4, fails: false };
+        let weight =
+            TensorSource::new("w", Dtype::F32, vec![24, 40], Bytes::Lazy(Lazy::new(Arc::new(made)))).unwrap();
+        let weight = weight.in_order(Order::Columns { splits: 1, groups: 3 }).unwrap();
+        let narrow = [LinearPart { weight, bias: None, columns: None }];
+        for isa in Isa::available() {
+            let kernel = Kernel::of(isa, Packed::F32);
+            assert_eq!(pour::possible(&narrow, kernel), kernel.strip <= 8, "{isa}");
         }
     }
 

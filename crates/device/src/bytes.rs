@@ -142,6 +142,20 @@ pub enum Bytes {
     Lazy(Lazy),
 }
 
+/// Takes the bytes of a tensor piece by piece, on the threads of whoever makes them: what is packed while it is still in a
+/// processor's cache passes through memory once.
+pub trait Sink: std::fmt::Debug + Send + Sync {
+    /// How many bytes it takes at once. Pieces begin at multiples of that, counted from the beginning of the matrix that
+    /// they lie in (see [`Order::Columns`](crate::Order::Columns)), and only what ends such a run may be shorter.
+    fn unit(&self) -> usize;
+
+    /// Bytes of the tensor from place `at` on. Pieces come once each, in any order and from several threads at once.
+    fn take(&self, at: usize, bytes: &[u8]);
+
+    /// Nothing more comes: everything was taken, or here is why not.
+    fn end(&self, result: std::result::Result<(), String>);
+}
+
 /// Makes bytes that would be wasteful to keep: those of a compressed file, or of weights with adapters added.
 pub trait MakeBytes: std::fmt::Debug + Send + Sync {
     /// How many there are.
@@ -149,6 +163,16 @@ pub trait MakeBytes: std::fmt::Debug + Send + Sync {
 
     /// Makes them, or says why they cannot be had.
     fn make(&self) -> std::result::Result<Buffer, String>;
+
+    /// Whether it can [`pour`](Self::pour) now.
+    fn pours(&self) -> bool {
+        false
+    }
+
+    /// Makes them when there is time, and hands them to `sink` instead. Returns at once, or when it is done.
+    fn pour(&self, sink: Arc<dyn Sink>) {
+        sink.end(Err("these bytes are made as a whole".into()));
+    }
 
     /// Gets the memory of what it made when nobody needs it any more, to use it again.
     fn take_back(&self, buffer: Buffer) {
@@ -177,6 +201,11 @@ impl Drop for Made {
 }
 
 impl Lazy {
+    /// Whether its maker can hand them to a [`Sink`], and has not made them yet.
+    pub(crate) fn pours(&self) -> bool {
+        self.made.get().is_none() && self.maker.pours()
+    }
+
     /// Nothing made yet.
     pub fn new(maker: Arc<dyn MakeBytes>) -> Self {
         Self { maker, made: OnceLock::new() }

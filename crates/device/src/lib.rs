@@ -25,7 +25,7 @@ mod source;
 mod tapped;
 mod traced;
 
-pub use bytes::{Buffer, Bytes, Lazy, MakeBytes, MappedFile};
+pub use bytes::{Buffer, Bytes, Lazy, MakeBytes, MappedFile, Sink};
 pub use compare::{Agreement, Bound, compare};
 pub use device::{
     ADA_EPS, Activation, Attention, Dense, Device, KeyValue, Keys, Modulation, Norm, OpKind, Qkv, Scope,

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use half::{bf16, f16};
 
-use crate::{Bytes, Error, Lazy, Result};
+use crate::{Bytes, Error, Lazy, Result, Sink};
 
 /// Number format of a stored tensor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -172,6 +172,19 @@ impl TensorSource {
         }
     }
 
+    /// Whether its bytes, not made yet, can be handed to a [`Sink`] while they are made.
+    pub fn pours(&self) -> bool {
+        matches!(&self.bytes, Bytes::Lazy(lazy) if lazy.pours())
+    }
+
+    /// Hands the bytes to `sink` while they are made, in their [`order`](Self::order); see [`pours`](Self::pours).
+    pub fn pour(&self, sink: Arc<dyn Sink>) {
+        match &self.bytes {
+            Bytes::Lazy(lazy) => lazy.maker.pour(sink),
+            _ => sink.end(Err("these bytes are there as a whole".into())),
+        }
+    }
+
     /// The same tensor without bytes that were made for it.
     pub fn unfetched(&self) -> Self {
         match &self.bytes {
@@ -264,6 +277,9 @@ pub struct Preferred {
     pub layers: Option<Round>,
     /// Token embedding tables are.
     pub table: Option<Round>,
+    /// Matrices of linear layers that are not exact are taken piece by piece, as they are stored and in
+    /// [`Order::Columns`]; see [`TensorSource::pour`]. A device that does has them ready when they are first used.
+    pub pieces: bool,
 }
 
 /// What [`Device::prepare`](crate::Device::prepare) packs. Cloning shares the bytes.
@@ -358,7 +374,8 @@ impl WeightSource {
         self.tensors().try_for_each(TensorSource::fetch)
     }
 
-    fn check_shapes(&self) -> Result<()> {
+    /// Checks that the parts fit together, and fetches nothing.
+    pub fn check_shapes(&self) -> Result<()> {
         let bad = |t: &TensorSource, what: &str| {
             Err(Error::Source { name: t.name.clone(), what: format!("{what}; its shape is {:?}", t.shape) })
         };

@@ -161,7 +161,7 @@ impl<D: Device> Pi0<D> {
         let c = &checkpoint.config;
         let whole = extent == Extent::Whole || c.kind == Kind::Pi0Fast;
         let loading = checkpoint.preferring(&device.preferred())?;
-        let _reading = loading.read_ahead(|name| whole || !unread(name, c.gemma.depth));
+        let reading = loading.read_ahead(|name| whole || !unread(name, c.gemma.depth));
         let w = Weights::new(&device, &loading, progress).counting(&checkpoint);
         let vision = SigLip::load(&c.vision, &w.pp(VISION))?;
         let projector = w.linear_bias(&[PROJECTOR])?;
@@ -171,6 +171,9 @@ impl<D: Device> Pi0<D> {
             Kind::Pi0 | Kind::Pi05 => Tail::Expert(Expert::load(&device, &loading, &w)?),
             Kind::Pi0Fast => Tail::Answer(Answer::load(c, &w, extent)?),
         };
+        if let Some(reading) = &reading {
+            reading.finish(progress)?;
+        }
         // Last: where it is decompressed, that takes as long as much of the rest.
         let embed_tokens = w.embedding(EMBED)?;
         let bad_weight = OnceLock::new();

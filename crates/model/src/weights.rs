@@ -141,8 +141,12 @@ impl<'a, D: Device> Weights<'a, D> {
     }
 
     fn prepare(&self, source: WeightSource, stored: u64) -> Result<D::Weight, ModelError> {
+        // What is poured is told when it has been.
+        let later = source.tensors().any(TensorSource::pours);
         let weight = self.device.prepare(&source)?;
-        (self.progress)(stored);
+        if !later {
+            (self.progress)(stored);
+        }
         Ok(weight)
     }
 

@@ -2,8 +2,12 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Condvar, Mutex};
 
-use pi0_device::{Dtype, Reference};
+use pi0_device::{
+    Bytes, Device, Dtype, HostTensor, Preferred, Reference, ReferenceWeight, Result, Sink, TensorSource,
+    WeightSource, forward,
+};
 use pi0_model::golden::{read_inputs, read_tensors};
 use pi0_model::{Checkpoint, Extent, Kind, ModelError, NamedConfig, OpenOptions, Pi0, SampleOptions};
 use pi0_orbax::writer::{Options, Writer};
@@ -93,6 +97,98 @@ fn sizes_come_from_the_arrays_and_the_rest_from_what_is_named() {
     assert!(Checkpoint::open_with(dir.path(), &options).unwrap_err().to_string().contains("π0.5"));
     // The arrays' own folder leads to the same.
     assert_eq!(Checkpoint::open(&dir.path().join("params")).unwrap().directory, dir.path());
+}
+
+/// The reference, which takes matrices piece by piece where that is offered, and keeps what they became.
+struct Pieces {
+    unit: usize,
+    taken: Mutex<BTreeMap<String, Vec<f32>>>,
+    rest: Reference,
+}
+
+/// How a pouring ended.
+type End = std::result::Result<(), String>;
+
+/// What came so far, and how it ended.
+#[derive(Debug)]
+struct Gathered {
+    unit: usize,
+    state: Mutex<(Vec<u8>, Option<End>)>,
+    ended: Condvar,
+}
+
+impl Sink for Gathered {
+    fn unit(&self) -> usize {
+        self.unit
+    }
+
+    fn take(&self, at: usize, bytes: &[u8]) {
+        self.state.lock().unwrap().0[at..at + bytes.len()].copy_from_slice(bytes);
+    }
+
+    fn end(&self, result: End) {
+        self.state.lock().unwrap().1 = Some(result);
+        self.ended.notify_all();
+    }
+}
+
+impl Device for Pieces {
+    type Tensor = Arc<HostTensor>;
+    type Weight = ReferenceWeight;
+
+    fn name(&self) -> &'static str {
+        "pieces"
+    }
+
+    fn preferred(&self) -> Preferred {
+        Preferred { columns: true, pieces: true, ..Preferred::default() }
+    }
+
+    fn prepare(&self, source: &WeightSource) -> Result<ReferenceWeight> {
+        let mut source = source.clone();
+        if let WeightSource::Linear { parts, .. } = &mut source {
+            for weight in parts.iter_mut().map(|part| &mut part.weight).filter(|weight| weight.pours()) {
+                let state = Mutex::new((vec![0; weight.byte_count()], None));
+                let unit = self.unit * weight.rows() * weight.dtype.size();
+                let gathered = Arc::new(Gathered { unit, state, ended: Condvar::new() });
+                weight.pour(gathered.clone());
+                let state = gathered.state.lock().unwrap();
+                let mut state = gathered.ended.wait_while(state, |state| state.1.is_none()).unwrap();
+                state.1.take().unwrap().unwrap();
+                let bytes = Bytes::Owned(Arc::new(std::mem::take(&mut state.0)));
+                let whole = TensorSource::new(&weight.name, weight.dtype, weight.shape.clone(), bytes)?;
+                *weight = whole.in_order(weight.order())?;
+                self.taken.lock().unwrap().insert(weight.name.clone(), weight.to_f32());
+            }
+        }
+        self.rest.prepare(&source)
+    }
+
+    forward! { Reference.rest: shape upload download embed linear layer_norm rms_norm ada_rms_norm attention rope
+    gelu silu geglu add add_scaled gated_add concat_rows slice_rows slice_cols }
+}
+
+/// In pieces of any size, adapters added, every matrix is what it is as a whole.
+#[test]
+fn pieces_are_the_tensors_they_are_of() {
+    for (name, least) in [("pi0_base", 40), ("pi05_base", 30), ("pi0_lora", 40)] {
+        for unit in [1, 2, 7, 1000] {
+            let checkpoint = Checkpoint::open(&golden().join(name)).unwrap();
+            let whole: BTreeMap<_, _> =
+                checkpoint.tensors().map(|t| (t.name.clone(), t.unfetched())).collect();
+            let device = Pieces { unit, taken: Mutex::default(), rest: Reference };
+            let model = Pi0::load(device, checkpoint, Extent::Whole, &|_| ()).unwrap();
+            let taken = model.device().taken.lock().unwrap();
+            assert!(taken.len() >= least, "{} of {name}", taken.len());
+            for (tensor, values) in taken.iter() {
+                let want = whole[tensor].to_f32();
+                assert!(
+                    values.iter().zip(&want).all(|(a, b)| a.to_bits() == b.to_bits()),
+                    "{tensor} of {name} in pieces of {unit}"
+                );
+            }
+        }
+    }
 }
 
 fn copy(from: &Path, to: &Path) {
@@ -191,7 +287,7 @@ fn merged_weights_are_those_of_the_reference() {
 }
 
 /// A π0 checkpoint in which one array is another.
-fn altered(name: &str, shape: &[usize]) -> Result<Checkpoint, ModelError> {
+fn altered(name: &str, shape: &[usize]) -> std::result::Result<Checkpoint, ModelError> {
     let tree = pi0_orbax::Tree::open(&golden().join("pi0_base/params")).unwrap();
     let dir = tempfile::tempdir().unwrap();
     let mut writer = Writer::create(&dir.path().join("params"), Options::default()).unwrap();

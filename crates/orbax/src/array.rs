@@ -281,31 +281,65 @@ impl Reader {
         round: Option<Round>,
         out: &mut [u8],
     ) -> Result<()> {
-        let array = self.array.clone();
-        let Layout { shape, chunk, dtype, .. } = &array.layout;
+        let (key, start, bytes) = self.place(at, part);
+        assert_eq!(out.len(), if round.is_some() { bytes / 2 } else { bytes }, "bytes of a chunk's part");
+        let Some(round) = round else {
+            self.seek(&key, start)?.fill(out)?;
+            self.leave(&key);
+            return Ok(());
+        };
+        self.pieces(&key, start, bytes, BLOCK, &mut |from, block| {
+            round(block, &mut out[from / 2..][..block.len() / 2]);
+        })
+    }
+
+    /// The same in pieces of `unit` bytes, the last of which may be shorter: `take` hears where in the part each begins.
+    ///
+    /// # Panics
+    /// If there is no such chunk, or the chunks do not divide the array.
+    pub fn pour_part(
+        &mut self,
+        at: &[usize],
+        part: &[usize],
+        unit: usize,
+        take: &mut dyn FnMut(usize, &[u8]),
+    ) -> Result<()> {
+        let (key, start, bytes) = self.place(at, part);
+        self.pieces(&key, start, bytes, unit.max(1), take)
+    }
+
+    /// The key of a chunk, and of what it holds of a sub-array the first byte and the number of bytes.
+    fn place(&self, at: &[usize], part: &[usize]) -> (Vec<usize>, u64, usize) {
+        let Layout { shape, chunk, dtype, .. } = &self.array.layout;
         let whole = shape[at.len()..].iter().zip(&chunk[at.len()..]).zip(part);
         assert_eq!(at.len() + part.len(), shape.len(), "chunk {part:?} at {at:?} of {shape:?}");
         assert!(at.iter().zip(shape).all(|(i, n)| i < n), "{at:?} of {shape:?}");
         for ((n, c), p) in whole {
             assert!(n.is_multiple_of(*c) && p * c < *n, "chunk {part:?} at {at:?} of {shape:?} in {chunk:?}");
         }
-        let values = chunk[at.len()..].iter().product::<usize>();
-        let size = if round.is_some() { dtype.size() / 2 } else { dtype.size() };
-        assert_eq!(out.len(), values * size, "bytes of a chunk's part");
-        let key: Vec<usize> = at.iter().zip(chunk).map(|(i, c)| i / c).chain(part.iter().copied()).collect();
+        let bytes = chunk[at.len()..].iter().product::<usize>() * dtype.size();
+        let key = at.iter().zip(chunk).map(|(i, c)| i / c).chain(part.iter().copied()).collect();
         let local = at.iter().zip(chunk).fold(0u64, |n, (i, c)| n * *c as u64 + (i % c) as u64);
-        let mut source = self.seek(&key, local * (values * dtype.size()) as u64)?;
-        match round {
-            None => source.fill(out)?,
-            Some(round) => {
-                for out in out.chunks_mut(BLOCK / 2) {
-                    let block = &mut source.scratch[..2 * out.len()];
-                    source.chunk.fill(source.pattern, block)?;
-                    round(block, out);
-                }
-            }
+        (key, local * bytes as u64, bytes)
+    }
+
+    /// Decodes `bytes` bytes of a chunk from `start` on, `unit` at a time.
+    fn pieces(
+        &mut self,
+        key: &[usize],
+        start: u64,
+        bytes: usize,
+        unit: usize,
+        take: &mut dyn FnMut(usize, &[u8]),
+    ) -> Result<()> {
+        let source = self.seek(key, start)?;
+        source.scratch.resize(source.scratch.len().max(unit.min(bytes)), 0);
+        for from in (0..bytes).step_by(unit) {
+            let block = &mut source.scratch[..unit.min(bytes - from)];
+            source.chunk.fill(source.pattern, block)?;
+            take(from, block);
         }
-        self.leave(&key);
+        self.leave(key);
         Ok(())
     }
 

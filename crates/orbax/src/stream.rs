@@ -8,8 +8,11 @@ use crate::store::Content;
 use crate::zarr::Coding;
 use crate::{Error, Result};
 
-/// Stored bytes that are read at once.
-const PART: u64 = 256 << 10;
+/// Stored bytes that are read at once, at most.
+const PART: usize = 256 << 10;
+
+/// Bytes of a zstd frame's header, at most.
+const HEADER: usize = 18;
 
 /// A chunk that is being decoded.
 pub(crate) struct Stream {
@@ -23,9 +26,12 @@ pub(crate) struct Stream {
     read: u64,
     checksum: u32,
     buffer: Vec<u8>,
-    /// Bytes of the buffer that were used.
+    /// Bytes of the buffer that were read, and of those the ones that were used.
+    filled: usize,
     used: usize,
     decoder: Option<Decoder<'static>>,
+    /// How many stored bytes the decoder wants next: a block as a whole, which it then need not copy.
+    wanted: usize,
     /// Whether the zstd frame is over.
     over: bool,
     /// Decoded bytes that were handed out, of `length`.
@@ -43,6 +49,8 @@ impl Stream {
             return Err(Error::damaged(path, format!("a chunk has {end} bytes, wanted {length}")));
         }
         let decoder = coding.zstd.then(Decoder::new).transpose().map_err(|e| Error::read(path, e))?;
+        // Of a large frame first its header alone, so that blocks come one by one.
+        let wanted = if coding.zstd && end > PART as u64 { HEADER } else { PART };
         Ok(Self {
             path: path.into(),
             content,
@@ -51,8 +59,10 @@ impl Stream {
             read: 0,
             checksum: 0,
             buffer: Vec::new(),
+            filled: 0,
             used: 0,
             decoder,
+            wanted,
             over: false,
             position: 0,
             length,
@@ -71,13 +81,14 @@ impl Stream {
 
     /// Reads the next stored bytes, if any are left.
     fn refill(&mut self) -> Result<()> {
-        let n = (self.end - self.read).min(PART);
-        self.buffer.resize(n as usize, 0);
-        self.used = 0;
-        self.content.read_exact_at(&mut self.buffer, self.read, &self.path)?;
+        let n = (self.end - self.read).min(self.wanted.clamp(1, PART) as u64);
+        self.buffer.resize(self.buffer.len().max(n as usize), 0);
+        (self.filled, self.used) = (n as usize, 0);
+        let part = &mut self.buffer[..n as usize];
+        self.content.read_exact_at(part, self.read, &self.path)?;
         self.read += n;
         if self.coding.checksum && n > 0 {
-            self.checksum = crc32c::crc32c_append(self.checksum, &self.buffer);
+            self.checksum = crc32c::crc32c_append(self.checksum, part);
             if self.read == self.end {
                 let mut stored = [0; 4];
                 self.content.read_exact_at(&mut stored, self.end, &self.path)?;
@@ -96,7 +107,7 @@ impl Stream {
         }
         let mut done = 0;
         while done < out.len() {
-            if self.used == self.buffer.len() && self.read < self.end {
+            if self.used == self.filled && self.read < self.end {
                 self.refill()?;
             }
             done += self.decode(&mut out[done..])?;
@@ -107,7 +118,7 @@ impl Stream {
 
     /// Decodes some bytes: at least one, or an error.
     fn decode(&mut self, out: &mut [u8]) -> Result<usize> {
-        let input = &self.buffer[self.used..];
+        let input = &self.buffer[self.used..self.filled];
         let Some(decoder) = &mut self.decoder else {
             let n = input.len().min(out.len());
             out[..n].copy_from_slice(&input[..n]);
@@ -124,8 +135,9 @@ impl Stream {
             .map_err(|e| Error::damaged(&self.path, format!("a chunk cannot be decompressed: {e}")))?;
         let (used, made) = (input.pos(), output.pos());
         self.used += used;
+        self.wanted = more;
         self.over = more == 0;
-        if made == 0 && !self.over && self.used == self.buffer.len() && self.read == self.end {
+        if made == 0 && !self.over && self.used == self.filled && self.read == self.end {
             return Err(Error::damaged(&self.path, "the zstd stream of a chunk ends early"));
         }
         Ok(made)
@@ -134,7 +146,7 @@ impl Stream {
     /// After the last byte: nothing may follow, and the checksum has been seen.
     fn finish(&mut self) -> Result<()> {
         while self.decoder.is_some() && !self.over {
-            if self.used == self.buffer.len() && self.read < self.end {
+            if self.used == self.filled && self.read < self.end {
                 self.refill()?;
             }
             if self.decode(&mut [0])? > 0 {
@@ -142,12 +154,12 @@ impl Stream {
                 return Err(Error::damaged(&self.path, what));
             }
         }
-        if self.used < self.buffer.len() || self.read < self.end {
+        if self.used < self.filled || self.read < self.end {
             return Err(Error::damaged(&self.path, "bytes follow the data of a chunk"));
         }
         // Neither the decoder's window nor the buffer is needed any more.
         self.buffer = Vec::new();
-        self.used = 0;
+        (self.filled, self.used) = (0, 0);
         self.decoder = None;
         Ok(())
     }

@@ -312,7 +312,7 @@ pub(super) fn bf16_columns(rows: &[&[f32]], columns: &mut Columns) {
 
 /// See [`super::pack::right_tile_across`]: 16 columns, depth across rows.
 #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
-pub(super) fn bf16_across(rows: &[&[f32]], out: &mut Columns) {
+pub(super) fn bf16_across(rows: &[&[f32]], out: &mut [[u32; 16]]) {
     // The two rows take turns.
     let turns: [u16; 32] = std::array::from_fn(|i| (i / 2 + i % 2 * 16) as u16);
     // SAFETY: the array has 64 bytes.

@@ -270,16 +270,14 @@ per_isa! {
     fn any_right_tile_across(kernel: &Kernel, rows: &[&[f32]], out: &mut [u8]) = right_tile_across_body
 }
 
-/// The same as [`right_tile`] where depth runs across rows: `rows[k]` holds value `k` of every column of the strip.
-/// Integers are not made so.
+/// The same as [`right_tile`] where depth runs across rows: `rows[k]` holds value `k` of every column of the strip. `out`
+/// may be a part of a tile, of whole groups. Integers are not made so.
 pub(crate) fn right_tile_across(isa: Isa, kernel: &Kernel, rows: &[&[f32]], out: &mut [u8]) {
     #[cfg(target_arch = "x86_64")]
     if kernel.packed == Packed::Bf16 && kernel.strip == STRIP && isa >= Isa::Avx512Bf16 {
         let groups: &mut [u32] = bytemuck::cast_slice_mut(out);
-        if let Ok(groups) = groups.as_chunks_mut::<STRIP>().0.try_into() {
-            // SAFETY: the device's instruction set was found present when it was opened.
-            return unsafe { super::avx512::bf16_across(rows, groups) };
-        }
+        // SAFETY: the device's instruction set was found present when it was opened.
+        return unsafe { super::avx512::bf16_across(rows, groups.as_chunks_mut::<STRIP>().0) };
     }
     any_right_tile_across(isa, kernel, rows, out);
 }

@@ -1,6 +1,7 @@
 //! PEFT adapters: `W + scale · B A`, added in f32 when a weight is loaded.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -79,12 +80,12 @@ struct Pair {
     b: Option<TensorSource>,
 }
 
-/// Adds the adapter in `dir` to the weights; how many of them it changes.
+/// Adds the adapter in `dir` to the weights; the names of those that it changes.
 pub(super) fn add(
     tensors: &mut BTreeMap<String, TensorSource>,
     dir: &Path,
     kind: Kind,
-) -> Result<usize, ModelError> {
+) -> Result<BTreeSet<String>, ModelError> {
     let path = dir.join(CONFIG);
     let config: AdapterConfig =
         serde_json::from_value(read_json(&path)?).map_err(|e| ModelError::config(&path, e.to_string()))?;
@@ -136,7 +137,7 @@ pub(super) fn add(
             None => whole.push((names::of_kind(s.name, kind), source)),
         }
     }
-    let mut count = 0;
+    let mut changed = BTreeSet::new();
     for (name, pair) in pairs {
         let (Some(a), Some(b)) = (pair.a, pair.b) else {
             faults.push(format!("{} has one factor of two", pair.module));
@@ -161,15 +162,15 @@ pub(super) fn add(
         let merged = Arc::new(Merged { base: base.clone(), a, b, scale });
         let shape = base.shape.clone();
         let source = TensorSource::new(base.name.clone(), Dtype::F32, shape, Bytes::Lazy(Lazy::new(merged)))?;
-        tensors.insert(name, source);
-        count += 1;
+        tensors.insert(name.clone(), source);
+        changed.insert(name);
     }
     // Modules that were trained as a whole.
     for (name, source) in whole {
         match tensors.get(&name) {
             Some(base) if base.shape == source.shape => {
-                tensors.insert(name, source);
-                count += 1;
+                tensors.insert(name.clone(), source);
+                changed.insert(name);
             }
             Some(base) => {
                 faults.push(format!("{} has shape {:?}, wanted {:?}", source.name, source.shape, base.shape));
@@ -178,7 +179,7 @@ pub(super) fn add(
             None => faults.push(format!("{}: the network has no such tensor", source.name)),
         }
     }
-    if faults.is_empty() { Ok(count) } else { Err(ModelError::Tensors { path, faults }) }
+    if faults.is_empty() { Ok(changed) } else { Err(ModelError::Tensors { path, faults }) }
 }
 
 /// A weight and what is added to it.
@@ -199,24 +200,62 @@ impl MakeBytes for Merged {
         let base = self.base.unfetched();
         base.fetch().map_err(|e| e.to_string())?;
         let (rank, inputs) = (self.a.rows(), self.a.cols());
-        let (a, b) = (self.a.to_f32(), self.b.to_f32());
-        let mut out = Vec::with_capacity(self.count());
-        let mut row = vec![0.0f32; inputs];
-        let mut sums = vec![0.0f64; inputs];
-        for (i, factors) in b.chunks_exact(rank).enumerate() {
-            base.read(i * inputs, &mut row);
-            sums.fill(0.0);
-            for (&factor, a) in factors.iter().zip(a.chunks_exact(inputs)) {
-                for (sum, &x) in sums.iter_mut().zip(a) {
-                    *sum += f64::from(factor) * f64::from(x);
+        let a: Vec<f64> = self.a.to_f32().into_iter().map(f64::from).collect();
+        let b = self.b.to_f32();
+        let mut out = Buffer::zeroed(self.count())
+            .ok_or_else(|| format!("{} bytes do not fit into memory", self.count()))?;
+        let threads = std::thread::available_parallelism().map_or(1, usize::from);
+        let rows = b.len() / rank;
+        let each = rows.div_ceil(threads).max(1);
+        let part = |first: usize, b: &[f32], out: &mut [u8]| {
+            let mut row = vec![0.0f32; inputs];
+            for (i, (factors, out)) in
+                (first..).zip(b.chunks_exact(rank).zip(out.chunks_exact_mut(4 * inputs)))
+            {
+                base.read(i * inputs, &mut row);
+                add_product(&mut row, factors, &a, 0..inputs, self.scale);
+                for (out, x) in out.chunks_exact_mut(4).zip(&row) {
+                    out.copy_from_slice(&x.to_le_bytes());
                 }
             }
-            for (x, sum) in row.iter().zip(&sums) {
-                let merged = f64::from(*x) + self.scale * sum;
-                out.extend_from_slice(&(merged as f32).to_le_bytes());
+        };
+        std::thread::scope(|scope| {
+            let parts = b.chunks(each * rank).zip(out.chunks_mut(4 * each * inputs)).enumerate();
+            for (n, (b, out)) in parts {
+                let part = &part;
+                scope.spawn(move || part(n * each, b, out));
+            }
+        });
+        base.release();
+        Ok(out)
+    }
+}
+
+/// Values of a row that are summed up side by side.
+const LANES: usize = 16;
+
+/// `row += scale · factors · matrix`, of whose columns `columns` count; summed in f64 and rounded once.
+pub(super) fn add_product(
+    row: &mut [f32],
+    factors: &[f32],
+    matrix: &[f64],
+    columns: Range<usize>,
+    scale: f64,
+) {
+    let width = matrix.len() / factors.len().max(1);
+    for (i, values) in row.chunks_mut(LANES).enumerate() {
+        let mut sums = [0.0f64; LANES];
+        let at = columns.start + i * LANES;
+        for (&factor, line) in factors.iter().zip(matrix.chunks_exact(width.max(1))) {
+            let factor = f64::from(factor);
+            let line = &line[at..at + values.len()];
+            match line.first_chunk::<LANES>() {
+                Some(line) => sums.iter_mut().zip(line).for_each(|(sum, x)| *sum += factor * x),
+                None => sums.iter_mut().zip(line).for_each(|(sum, x)| *sum += factor * x),
             }
         }
-        base.release();
-        Ok(out.into())
+        for (value, sum) in values.iter_mut().zip(sums) {
+            *value = (f64::from(*value) + scale * sum) as f32;
+        }
     }
 }

@@ -1,10 +1,12 @@
-//! Reads lazily stored tensors before they are asked for, on threads of its own, so that decompression and packing go
-//! on side by side. Bounded: what was read and not yet fetched waits in little memory.
+//! Reads lazily stored tensors on threads of its own: some before they are asked for, so that decompression and packing go on
+//! side by side, and some piece by piece into the device's hands, which packs them at once. Bounded: what was read and not
+//! yet fetched waits in little memory.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
-use pi0_device::{Buffer, MakeBytes, Order, Preferred, Round};
+use pi0_device::{Buffer, Error, MakeBytes, Order, Preferred, Round, Sink};
 
 /// Bytes that wait to be fetched, of all tensors but those that stay in memory anyway.
 const WAITING: usize = 300 << 20;
@@ -21,8 +23,13 @@ pub(super) trait Tensors: Send + Sync + std::fmt::Debug {
     fn count(&self) -> usize;
     /// Bytes of one in this form.
     fn bytes(&self, index: usize, form: Form) -> usize;
-    /// The stream that it comes from: only one tensor of a stream is read at a time, in order.
-    fn stream(&self, index: usize) -> usize;
+    /// Its name, for messages.
+    fn name(&self, index: usize) -> &str;
+    /// How many chunks of it can be poured side by side.
+    fn chunks(&self, index: usize) -> usize;
+    /// The stream that a chunk comes from: only one chunk of a stream is read at a time, in order. Where a tensor is read as
+    /// a whole, the first counts.
+    fn stream(&self, index: usize, chunk: usize) -> usize;
     /// Whether it stays in memory once it is read, like the embedding table.
     fn stays(&self, index: usize) -> bool;
     /// The form that comes nearest to what a device prefers, and the order of the bytes in it.
@@ -32,6 +39,8 @@ pub(super) trait Tensors: Send + Sync + std::fmt::Debug {
     }
     /// Reads one into memory of its size, whose contents may be anything.
     fn read(&self, index: usize, form: Form, into: Buffer) -> Result<Buffer, String>;
+    /// Hands a chunk of one, whose form has `pieces`, to a sink.
+    fn pour(&self, index: usize, chunk: usize, sink: &dyn Sink) -> Result<(), String>;
 }
 
 /// In which form a tensor is wanted, of those it can have.
@@ -41,6 +50,8 @@ pub(super) struct Form {
     pub columns: bool,
     /// From f32 to bf16.
     pub round: Option<Round>,
+    /// It will be poured, and is not read before.
+    pub pieces: bool,
 }
 
 impl Form {
@@ -55,9 +66,34 @@ impl Form {
 enum Slot {
     Stored,
     Reading,
+    Pouring(Pouring),
     Waiting(Buffer, Form),
     Failed(String),
     Fetched,
+}
+
+/// A tensor on its way into a sink.
+#[derive(Debug)]
+struct Pouring {
+    sink: Arc<dyn Sink>,
+    /// Of each chunk, whether it was begun.
+    begun: Vec<bool>,
+    /// Chunks that are being read.
+    open: usize,
+    failed: Option<String>,
+}
+
+impl Pouring {
+    /// Whether nothing more will be handed over.
+    fn is_over(&self) -> bool {
+        self.open == 0 && (self.failed.is_some() || self.begun.iter().all(|b| *b))
+    }
+}
+
+/// What a thread does next.
+enum Task {
+    Read(usize, Form),
+    Pour { index: usize, chunk: usize, sink: Arc<dyn Sink> },
 }
 
 #[derive(Debug, Default)]
@@ -71,6 +107,11 @@ struct State {
     ahead: usize,
     /// Users that want tensors read ahead.
     users: usize,
+    /// Tensors that are being poured, and bytes of those that were since somebody last asked.
+    pouring: usize,
+    poured: u64,
+    /// The first tensor whose pouring failed, and why.
+    failed: Option<(usize, String)>,
     /// Memory that was given back.
     kept: Vec<Buffer>,
 }
@@ -86,7 +127,8 @@ pub(super) struct Ahead {
 impl Ahead {
     pub fn new(tensors: Box<dyn Tensors>) -> Arc<Self> {
         let n = tensors.count();
-        let streams = (0..n).map(|i| tensors.stream(i) + 1).max().unwrap_or(0);
+        let last = |i| (0..tensors.chunks(i).max(1)).map(|chunk| tensors.stream(i, chunk)).max();
+        let streams = (0..n).filter_map(last).max().map_or(0, |stream| stream + 1);
         let state = State {
             slots: (0..n).map(|_| Slot::Stored).collect(),
             wanted: vec![Some(Form::default()); n],
@@ -135,13 +177,22 @@ impl Ahead {
         Reading { ahead: self.clone(), threads: (0..threads).filter_map(|_| work()).collect() }
     }
 
-    /// The next tensor to read and its form, if one may be read now.
-    fn next(&self, state: &State) -> Option<(usize, Form)> {
+    /// What to do next, if anything may be done now.
+    fn next(&self, state: &State) -> Option<Task> {
+        let free = |index, chunk| !state.busy[self.tensors.stream(index, chunk)];
         (0..state.slots.len()).find_map(|i| {
             let form = state.wanted[i]?;
-            let room = state.ahead == 0 || state.ahead + self.counted(i, form) <= WAITING;
-            let free = matches!(state.slots[i], Slot::Stored) && !state.busy[self.tensors.stream(i)];
-            (free && room).then_some((i, form))
+            match &state.slots[i] {
+                Slot::Pouring(pouring) if pouring.failed.is_none() => {
+                    let chunk = (0..pouring.begun.len()).find(|&c| !pouring.begun[c] && free(i, c))?;
+                    Some(Task::Pour { index: i, chunk, sink: pouring.sink.clone() })
+                }
+                Slot::Stored if !form.pieces && free(i, 0) => {
+                    let room = state.ahead == 0 || state.ahead + self.counted(i, form) <= WAITING;
+                    room.then_some(Task::Read(i, form))
+                }
+                _ => None,
+            }
         })
     }
 
@@ -154,24 +205,88 @@ impl Ahead {
     fn work(&self) {
         let mut state = self.lock();
         while state.users > 0 {
-            let Some((i, form)) = self.next(&state) else {
-                state = self.wait(state);
-                continue;
+            state = match self.next(&state) {
+                Some(task) => self.run(task, state),
+                None => self.wait(state),
             };
-            let stream = self.tensors.stream(i);
-            state.slots[i] = Slot::Reading;
-            state.busy[stream] = true;
-            state.ahead += self.counted(i, form);
-            drop(state);
-            let read = self.read(i, form);
-            state = self.lock();
-            state.busy[stream] = false;
-            state.slots[i] = match read {
-                Ok(buffer) => Slot::Waiting(buffer, form),
-                Err(what) => Slot::Failed(what),
-            };
-            self.changed.notify_all();
         }
+    }
+
+    fn run<'a>(&'a self, task: Task, mut state: MutexGuard<'a, State>) -> MutexGuard<'a, State> {
+        match task {
+            Task::Read(i, form) => {
+                let stream = self.tensors.stream(i, 0);
+                state.slots[i] = Slot::Reading;
+                state.busy[stream] = true;
+                state.ahead += self.counted(i, form);
+                drop(state);
+                let read = self.read(i, form);
+                state = self.lock();
+                state.busy[stream] = false;
+                state.slots[i] = match read {
+                    Ok(buffer) => Slot::Waiting(buffer, form),
+                    Err(what) => Slot::Failed(what),
+                };
+            }
+            Task::Pour { index, chunk, sink } => {
+                let stream = self.tensors.stream(index, chunk);
+                state.busy[stream] = true;
+                if let Slot::Pouring(pouring) = &mut state.slots[index] {
+                    pouring.begun[chunk] = true;
+                    pouring.open += 1;
+                }
+                drop(state);
+                let pour = || self.tensors.pour(index, chunk, &*sink);
+                let poured =
+                    catch_unwind(AssertUnwindSafe(pour)).unwrap_or_else(|_| Err("a thread panicked".into()));
+                state = self.lock();
+                state.busy[stream] = false;
+                self.poured(&mut state, index, poured);
+            }
+        }
+        self.changed.notify_all();
+        state
+    }
+
+    /// A chunk of tensor `index` was handed over, or could not be.
+    fn poured(&self, state: &mut State, index: usize, result: Result<(), String>) {
+        let bytes = self.tensors.bytes(index, Form::default()) as u64;
+        let Slot::Pouring(pouring) = &mut state.slots[index] else { return };
+        pouring.open -= 1;
+        if let Err(what) = result {
+            pouring.failed.get_or_insert(what);
+        }
+        if pouring.is_over() {
+            let result = pouring.failed.take().map_or(Ok(()), Err);
+            if let Err(what) = &result {
+                state.failed.get_or_insert((index, what.clone()));
+            }
+            pouring.sink.end(result);
+            state.slots[index] = Slot::Fetched;
+            state.pouring -= 1;
+            state.poured += bytes;
+        }
+    }
+
+    /// Whether a tensor would be poured.
+    fn pours(&self, index: usize) -> bool {
+        let state = self.lock();
+        state.users > 0
+            && state.wanted[index].is_some_and(|form| form.pieces)
+            && matches!(state.slots[index], Slot::Stored)
+    }
+
+    /// Pours a tensor when there is time.
+    fn pour(&self, index: usize, sink: Arc<dyn Sink>) {
+        if !self.pours(index) {
+            return sink.end(Err("these bytes are made as a whole".into()));
+        }
+        let mut state = self.lock();
+        let begun = vec![false; self.tensors.chunks(index)];
+        state.slots[index] = Slot::Pouring(Pouring { sink, begun, open: 0, failed: None });
+        state.pouring += 1;
+        drop(state);
+        self.changed.notify_all();
     }
 
     /// Memory of `count` bytes: some that was given back, if it is not much too large.
@@ -210,7 +325,7 @@ impl Ahead {
     }
 
     fn fetch(&self, index: usize, form: Form) -> Result<Buffer, String> {
-        let stream = self.tensors.stream(index);
+        let stream = self.tensors.stream(index, 0);
         let mut state = self.lock();
         loop {
             let busy = state.busy[stream];
@@ -245,6 +360,34 @@ pub(crate) struct Reading {
     threads: Vec<JoinHandle<()>>,
 }
 
+impl Reading {
+    /// Waits until everything that is to be poured was; `progress` hears the bytes of each tensor, as they are stored.
+    pub(crate) fn finish(&self, progress: &dyn Fn(u64)) -> Result<(), Error> {
+        let mut state = self.ahead.lock();
+        loop {
+            let poured = std::mem::take(&mut state.poured);
+            if poured > 0 {
+                drop(state);
+                progress(poured);
+                state = self.ahead.lock();
+                continue;
+            }
+            if state.pouring == 0 {
+                break;
+            }
+            // Where no thread could be started, this one does it.
+            state = match self.ahead.next(&state).filter(|_| self.threads.is_empty()) {
+                Some(task) => self.ahead.run(task, state),
+                None => self.ahead.wait(state),
+            };
+        }
+        match state.failed.take() {
+            Some((index, what)) => Err(Error::Source { name: self.ahead.tensors.name(index).into(), what }),
+            None => Ok(()),
+        }
+    }
+}
+
 impl Drop for Reading {
     fn drop(&mut self) {
         self.ahead.lock().users -= 1;
@@ -257,12 +400,15 @@ impl Drop for Reading {
         let mut state = self.ahead.lock();
         if state.users == 0 {
             for slot in &mut state.slots {
-                if matches!(slot, Slot::Waiting(..) | Slot::Reading) {
+                if let Slot::Pouring(pouring) = slot {
+                    pouring.sink.end(Err("loading was given up".into()));
+                }
+                if matches!(slot, Slot::Waiting(..) | Slot::Reading | Slot::Pouring(_)) {
                     *slot = Slot::Stored;
                 }
             }
             state.busy.fill(false);
-            state.ahead = 0;
+            (state.ahead, state.pouring, state.poured, state.failed) = (0, 0, 0, None);
             state.kept.clear();
         }
     }
@@ -282,6 +428,14 @@ impl MakeBytes for Tensor {
 
     fn make(&self) -> Result<Buffer, String> {
         self.ahead.fetch(self.index, self.form)
+    }
+
+    fn pours(&self) -> bool {
+        self.form.pieces && self.ahead.pours(self.index)
+    }
+
+    fn pour(&self, sink: Arc<dyn Sink>) {
+        self.ahead.pour(self.index, sink);
     }
 
     fn take_back(&self, buffer: Buffer) {
@@ -311,8 +465,14 @@ mod tests {
         fn bytes(&self, _: usize, form: Form) -> usize {
             if form.round.is_some() { self.size / 2 } else { self.size }
         }
-        fn stream(&self, index: usize) -> usize {
-            index % 3
+        fn name(&self, _: usize) -> &str {
+            "number"
+        }
+        fn chunks(&self, _: usize) -> usize {
+            2
+        }
+        fn stream(&self, index: usize, chunk: usize) -> usize {
+            index % 3 + 3 * chunk
         }
         fn stays(&self, index: usize) -> bool {
             index == 7
@@ -327,6 +487,14 @@ mod tests {
             (into[0], into[1]) = (index as u8, 1);
             Ok(into)
         }
+        fn pour(&self, index: usize, chunk: usize, sink: &dyn Sink) -> Result<(), String> {
+            if index == self.bad && chunk == 1 {
+                return Err("gone".into());
+            }
+            assert!(index != self.bad + 1, "as asked");
+            sink.take(chunk, &[index as u8]);
+            Ok(())
+        }
     }
 
     fn numbers(bad: usize, size: usize) -> Arc<Numbers> {
@@ -340,8 +508,17 @@ mod tests {
         fn bytes(&self, index: usize, form: Form) -> usize {
             (**self).bytes(index, form)
         }
-        fn stream(&self, index: usize) -> usize {
-            (**self).stream(index)
+        fn name(&self, index: usize) -> &str {
+            (**self).name(index)
+        }
+        fn chunks(&self, index: usize) -> usize {
+            (**self).chunks(index)
+        }
+        fn stream(&self, index: usize, chunk: usize) -> usize {
+            (**self).stream(index, chunk)
+        }
+        fn pour(&self, index: usize, chunk: usize, sink: &dyn Sink) -> Result<(), String> {
+            (**self).pour(index, chunk, sink)
         }
         fn stays(&self, index: usize) -> bool {
             (**self).stays(index)
@@ -396,6 +573,63 @@ mod tests {
         assert!(state.slots.iter().all(|s| matches!(s, Slot::Stored)) && state.kept.is_empty());
     }
 
+    /// Counts pieces, and keeps how it ended.
+    #[derive(Debug, Default)]
+    struct Count(Mutex<(usize, Vec<Result<(), String>>)>);
+
+    impl Sink for Count {
+        fn unit(&self) -> usize {
+            1
+        }
+        fn take(&self, _: usize, _: &[u8]) {
+            self.0.lock().unwrap().0 += 1;
+        }
+        fn end(&self, result: Result<(), String>) {
+            self.0.lock().unwrap().1.push(result);
+        }
+    }
+
+    #[test]
+    fn what_is_poured_comes_once_and_failures_are_told() {
+        let pieces = Form { pieces: true, ..Form::default() };
+        let ahead = ahead(&numbers(20, 2 << 20));
+        let reading = ahead.start(vec![Some(pieces); 60]);
+        let sinks: Vec<_> = (0..60).map(|_| Arc::new(Count::default())).collect();
+        let tensor = |index| Tensor { ahead: ahead.clone(), index, form: pieces };
+        for (i, sink) in sinks.iter().enumerate() {
+            assert!(tensor(i).pours());
+            tensor(i).pour(sink.clone());
+            assert!(!tensor(i).pours(), "once");
+        }
+        let told = Mutex::new(0);
+        let e = reading.finish(&|bytes| *told.lock().unwrap() += bytes).unwrap_err().to_string();
+        assert!(e.contains("number"), "{e}");
+        assert_eq!(*told.lock().unwrap(), 60 * (2 << 20));
+        for (i, sink) in sinks.iter().enumerate() {
+            let state = sink.0.lock().unwrap();
+            let failed = i == 20 || i == 21;
+            assert_eq!(state.1.len(), 1, "{i} ends once");
+            assert_eq!((state.1[0].is_err(), failed || state.0 == 2), (failed, true), "{i}");
+        }
+        drop(reading);
+        // Without threads nothing is poured, and nobody waits.
+        assert!(!tensor(3).pours());
+        let sink = Arc::new(Count::default());
+        tensor(3).pour(sink.clone());
+        assert!(sink.0.lock().unwrap().1[0].is_err());
+        // Given up, everything ends.
+        let reading = ahead.start(vec![Some(pieces); 60]);
+        let sinks: Vec<_> = (0..60).map(|_| Arc::new(Count::default())).collect();
+        sinks
+            .iter()
+            .enumerate()
+            .filter(|(i, _)| tensor(*i).pours())
+            .for_each(|(i, s)| tensor(i).pour(s.clone()));
+        drop(reading);
+        assert!(sinks.iter().all(|sink| sink.0.lock().unwrap().1.len() <= 1));
+        assert_eq!(ahead.lock().pouring, 0);
+    }
+
     #[test]
     fn memory_is_used_again() {
         let numbers = numbers(100, 2 << 20);
@@ -413,7 +647,7 @@ mod tests {
 
     #[test]
     fn another_form_than_was_read_ahead_is_read_anew() {
-        let half = Form { round: Some(|_, _| {}), columns: false };
+        let half = Form { round: Some(|_, _| {}), ..Form::default() };
         let numbers = numbers(100, 2 << 20);
         let ahead = ahead(&numbers);
         let reading = ahead.start(vec![Some(Form::default()); 60]);

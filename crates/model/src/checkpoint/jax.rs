@@ -9,7 +9,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use half::{bf16, f16};
-use pi0_device::{Buffer, Bytes, Dtype, Lazy, Order, Preferred};
+use pi0_device::{Buffer, Bytes, Dtype, Lazy, Order, Preferred, Sink};
 use pi0_orbax::{Array, Reader, Tree};
 
 use super::ahead::{Ahead, Form, Tensors};
@@ -321,10 +321,7 @@ impl Plan {
             _ => None,
         };
         let place: String = at.iter().map(|i| format!("[{i}]")).collect();
-        let as_stored = match adapters {
-            None => AsStored::of(rest, &array.chunk()[at.len()..], axes),
-            Some(_) => None,
-        };
+        let as_stored = AsStored::of(rest, &array.chunk()[at.len()..], axes);
         self.parts.push(Part {
             name,
             as_stored,
@@ -354,7 +351,12 @@ impl Plan {
             .iter()
             .map(|p| (p.original.clone(), p.name.clone(), p.dtype(), p.shape.clone()))
             .collect();
-        let ahead = Ahead::new(Box::new(Parts { parts: self.parts, readers }));
+        let ends = readers.iter().scan(0, |end, readers| {
+            *end += readers.len();
+            Some(*end)
+        });
+        let streams = [0].into_iter().chain(ends).collect();
+        let ahead = Ahead::new(Box::new(Parts { parts: self.parts, readers, streams }));
         for (index, (original, name, dtype, shape)) in facts.into_iter().enumerate() {
             let bytes = Bytes::Lazy(Lazy::new(ahead.tensor(index, Form::default())));
             stored.push(Stored { original, name, dtype, shape, bytes });
@@ -393,6 +395,8 @@ struct Parts {
     parts: Vec<Part>,
     /// Of each array.
     readers: Vec<Vec<Mutex<Reader>>>,
+    /// The number of the first stream of each array: every reader is one.
+    streams: Vec<usize>,
 }
 
 impl Tensors for Parts {
@@ -406,8 +410,16 @@ impl Tensors for Parts {
         part.count() * if form.round.is_some() { size / 2 } else { size }
     }
 
-    fn stream(&self, index: usize) -> usize {
-        self.parts[index].array
+    fn name(&self, index: usize) -> &str {
+        &self.parts[index].original
+    }
+
+    fn chunks(&self, index: usize) -> usize {
+        self.parts[index].as_stored.as_ref().map_or(1, AsStored::chunks)
+    }
+
+    fn stream(&self, index: usize, chunk: usize) -> usize {
+        self.streams[self.parts[index].array] + chunk
     }
 
     fn stays(&self, index: usize) -> bool {
@@ -417,16 +429,20 @@ impl Tensors for Parts {
     fn form(&self, index: usize, preferred: &Preferred) -> (Form, Order) {
         let part = &self.parts[index];
         let f32 = part.stored == pi0_orbax::Dtype::F32;
-        match &part.as_stored {
-            Some(AsStored { order: Order::Rows, .. }) if part.name == EMBED && f32 => {
-                (Form { columns: false, round: preferred.table }, Order::Rows)
+        let rows = (Form::default(), Order::Rows);
+        let Some(AsStored { order, .. }) = &part.as_stored else { return rows };
+        match order {
+            Order::Rows if part.name == EMBED && f32 && part.adapters.is_none() => {
+                (Form { round: preferred.table, ..Form::default() }, Order::Rows)
             }
-            Some(AsStored { order: order @ Order::Columns { .. }, .. })
-                if part.layer() && preferred.columns =>
-            {
-                (Form { columns: true, round: preferred.layers.filter(|_| f32) }, *order)
+            Order::Columns { .. } if part.layer() && preferred.columns && preferred.pieces => {
+                (Form { columns: true, pieces: true, ..Form::default() }, *order)
             }
-            _ => (Form::default(), Order::Rows),
+            Order::Columns { .. } if part.layer() && preferred.columns && part.adapters.is_none() => {
+                let round = preferred.layers.filter(|_| f32);
+                (Form { columns: true, round, ..Form::default() }, *order)
+            }
+            _ => rows,
         }
     }
 
@@ -434,6 +450,12 @@ impl Tensors for Parts {
         let part = &self.parts[index];
         if form.columns || form.round.is_some() {
             let as_stored = part.as_stored.as_ref().ok_or("this form was not offered")?;
+            if part.adapters.is_some() {
+                // Asked for as a whole where pieces were offered: seldom, and the pieces are the same.
+                let whole = Whole(Mutex::new(into));
+                (0..as_stored.chunks()).try_for_each(|chunk| self.pour(index, chunk, &whole))?;
+                return Ok(whole.0.into_inner().unwrap_or_else(PoisonError::into_inner));
+            }
             self.read_chunks(part, as_stored, form, &mut into).map_err(|e| e.to_string())?;
             return Ok(into);
         }
@@ -449,6 +471,43 @@ impl Tensors for Parts {
             None => Ok(into),
         }
     }
+
+    fn pour(&self, index: usize, chunk: usize, sink: &dyn Sink) -> Result<(), String> {
+        let part = &self.parts[index];
+        let as_stored = part.as_stored.as_ref().ok_or("this form was not offered")?;
+        let first = chunk * (self.bytes(index, Form::default()) / as_stored.chunks());
+        let place = as_stored.chunk(chunk);
+        let adapted = part.adapters.as_ref().map(|(a, b)| Adapted::new(part, a, b)).transpose();
+        let mut adapted = adapted.map_err(|e| e.to_string())?;
+        let mut reader = self.reader(part, chunk);
+        let sizes = reader.array().chunk()[part.at.len()..].to_vec();
+        // Adapters make f32 of whatever is stored.
+        let [made, stored] = [part.dtype()?.size(), part.stored.size()];
+        let mut take = |at: usize, bytes: &[u8]| match &mut adapted {
+            None => sink.take(first + at, bytes),
+            Some(adapted) => {
+                sink.take(first + at / stored * made, adapted.add(&place, &sizes, at / stored, bytes));
+            }
+        };
+        let unit = sink.unit() / made * stored;
+        reader.pour_part(&part.at, &place, unit, &mut take).map_err(|e| e.to_string())
+    }
+}
+
+/// Memory for all pieces of a tensor.
+#[derive(Debug)]
+struct Whole(Mutex<Buffer>);
+
+impl Sink for Whole {
+    fn unit(&self) -> usize {
+        1 << 18
+    }
+
+    fn take(&self, at: usize, bytes: &[u8]) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)[at..at + bytes.len()].copy_from_slice(bytes);
+    }
+
+    fn end(&self, _: Result<(), String>) {}
 }
 
 impl Parts {
@@ -503,20 +562,72 @@ fn to_f32(bytes: &[u8], dtype: pi0_orbax::Dtype) -> Vec<f32> {
     }
 }
 
-/// `w + a b`, rounded once to f32; openpi's configurations scale by alpha / rank = 1.
+/// The values of a factor that belong to a tensor, and their sizes.
+fn factor(part: &Part, array: &Arc<Array>) -> pi0_orbax::Result<(Vec<f32>, Vec<usize>)> {
+    let sizes = array.shape()[part.at.len()..].to_vec();
+    let mut strides = vec![1; sizes.len()];
+    for i in (1..sizes.len()).rev() {
+        strides[i - 1] = strides[i] * sizes[i];
+    }
+    let mut bytes = vec![0; sizes.iter().product::<usize>() * array.dtype().size()];
+    Reader::new(array.clone()).read(&part.at, &strides, &mut bytes)?;
+    Ok((to_f32(&bytes, array.dtype()), sizes))
+}
+
+/// Adapters that are added to pieces of a tensor: `w + a b`, rounded once to f32; openpi's configurations scale by
+/// alpha / rank = 1.
+struct Adapted {
+    stored: pi0_orbax::Dtype,
+    /// `[…, X, r]`.
+    a: Vec<f32>,
+    /// `[…, r, Y]`.
+    b: Vec<f64>,
+    /// Sizes of the tensor's array behind the layer, `[…, X, Y]`, and the rank.
+    sizes: Vec<usize>,
+    rank: usize,
+    out: Vec<u8>,
+}
+
+impl Adapted {
+    fn new(part: &Part, a: &Arc<Array>, b: &Arc<Array>) -> pi0_orbax::Result<Self> {
+        let ((a, mut sizes), (b, of_b)) = (factor(part, a)?, factor(part, b)?);
+        let last = sizes.len() - 1;
+        let rank = std::mem::replace(&mut sizes[last], of_b[last]);
+        let b = b.into_iter().map(f64::from).collect();
+        Ok(Self { stored: part.stored, a, b, sizes, rank, out: Vec::new() })
+    }
+
+    /// The values `bytes`, whole rows from value `at` of the chunk `place` on, with what is added to them, in f32. Chunks
+    /// have the sizes `chunk`.
+    fn add(&mut self, place: &[usize], chunk: &[usize], at: usize, bytes: &[u8]) -> &[u8] {
+        let mut values = to_f32(bytes, self.stored);
+        let n = chunk.len();
+        let (width, first) = (chunk[n - 1], place[n - 1] * chunk[n - 1]);
+        let [x, y] = [self.sizes[n - 2], self.sizes[n - 1]];
+        for (row, values) in (at / width..).zip(values.chunks_exact_mut(width)) {
+            // Which row of which matrix it is.
+            let mut rest = row / chunk[n - 2];
+            let (mut matrix, mut step) = (0, 1);
+            for axis in (0..n - 2).rev() {
+                matrix += (place[axis] * chunk[axis] + rest % chunk[axis]) * step;
+                rest /= chunk[axis];
+                step *= self.sizes[axis];
+            }
+            let line = place[n - 2] * chunk[n - 2] + row % chunk[n - 2];
+            let a = &self.a[(matrix * x + line) * self.rank..][..self.rank];
+            let b = &self.b[matrix * self.rank * y..][..self.rank * y];
+            super::adapter::add_product(values, a, b, first..first + width, 1.0);
+        }
+        self.out.clear();
+        self.out.extend(values.iter().flat_map(|x| x.to_le_bytes()));
+        &self.out
+    }
+}
+
+/// The same of a tensor in C order, for devices that take no pieces and for chunks that no order of bytes describes.
 fn merge(part: &Part, a: &Arc<Array>, b: &Arc<Array>, w: &[u8]) -> pi0_orbax::Result<Vec<u8>> {
     let mut out = to_f32(w, part.stored);
-    let read = |array: &Arc<Array>| -> pi0_orbax::Result<(Vec<f32>, Vec<usize>)> {
-        let rest = array.shape()[part.at.len()..].to_vec();
-        let mut strides = vec![1; rest.len()];
-        for i in (1..rest.len()).rev() {
-            strides[i - 1] = strides[i] * rest[i];
-        }
-        let mut bytes = vec![0; rest.iter().product::<usize>() * array.dtype().size()];
-        Reader::new(array.clone()).read(&part.at, &strides, &mut bytes)?;
-        Ok((to_f32(&bytes, array.dtype()), rest))
-    };
-    let ((a, shape_a), (b, shape_b)) = (read(a)?, read(b)?);
+    let ((a, shape_a), (b, shape_b)) = (factor(part, a)?, factor(part, b)?);
     let n = shape_a.len();
     let (x, rank, y) = (shape_a[n - 2], shape_a[n - 1], shape_b[n - 1]);
     let (outer, [of_x, of_y]) = part.strides.split_at(n - 2) else { unreachable!("two axes at least") };

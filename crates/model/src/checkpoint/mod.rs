@@ -10,7 +10,7 @@ mod names;
 mod sizes;
 mod stored;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -45,8 +45,8 @@ struct Compressed {
     ahead: Arc<Ahead>,
     /// Of each, the form in which it is wanted.
     forms: Vec<Form>,
-    /// Whether a PEFT adapter is added to some of them, which wants them as they are.
-    adapted: bool,
+    /// Those to which a PEFT adapter is added, which wants them as they are.
+    adapted: BTreeSet<String>,
 }
 
 /// What was found where: for people.
@@ -147,14 +147,15 @@ impl Checkpoint {
             let order =
                 stored.iter().take(ahead.count()).map(|s| names::of_kind(s.name.clone(), config.kind));
             let forms = vec![Form::default(); ahead.count()];
-            Compressed { order: Arc::new(order.collect()), ahead, forms, adapted: false }
+            Compressed { order: Arc::new(order.collect()), ahead, forms, adapted: BTreeSet::new() }
         });
         let mut tensors = check::check(&config, stored, &path)?;
         let beside = directory.join(adapter::CONFIG).exists().then(|| directory.clone());
         if let Some(adapter) = options.adapter.clone().or(beside) {
-            let count = adapter::add(&mut tensors, &adapter, config.kind)?;
+            let changed = adapter::add(&mut tensors, &adapter, config.kind)?;
+            let count = changed.len();
             if let Some(compressed) = &mut compressed {
-                compressed.adapted = true;
+                compressed.adapted = changed;
             }
             origin.notes.push(format!("{count} adapters of {} are added to the weights", adapter.display()));
         }
@@ -200,8 +201,10 @@ impl Checkpoint {
     /// The same checkpoint, where compressed tensors come in the form that a device packs fastest.
     pub(crate) fn preferring(&self, preferred: &Preferred) -> Result<Self, ModelError> {
         let mut formed = self.clone();
-        let Some(compressed) = formed.compressed.as_mut().filter(|c| !c.adapted) else { return Ok(formed) };
-        for (index, name) in compressed.order.iter().enumerate() {
+        let Some(compressed) = formed.compressed.as_mut() else { return Ok(formed) };
+        let adapted = &compressed.adapted;
+        for (index, name) in compressed.order.iter().enumerate().filter(|(_, name)| !adapted.contains(*name))
+        {
             let (form, order) = compressed.ahead.tensors().form(index, preferred);
             let Some(t) = formed.tensors.get_mut(name) else { continue };
             let dtype = if form.round.is_some() { Dtype::Bf16 } else { t.dtype };
