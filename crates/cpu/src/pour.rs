@@ -7,9 +7,9 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use pi0_device::{Dtype, Error, LinearPart, Order, Result, Sink};
 
 use crate::Isa;
-use crate::kernels::{Kernel, Packed};
+use crate::kernels::{Kernel, Packed, pack};
 use crate::memory::Block;
-use crate::weight::{Linear, Origin, pack_rows};
+use crate::weight::{Linear, Origin, as_floats, pack_rows};
 
 /// Bytes of a piece: it should stay in the second-level cache beside what a decoder needs.
 const PIECE: usize = 256 << 10;
@@ -179,17 +179,31 @@ impl Matrix {
         let first = input % depth / group(kernel) * line;
         let bytes = rows.len().div_ceil(group(kernel)) * line;
         let size = self.dtype.size();
-        let mut columns: [&[u8]; 64] = [&[]; 64];
-        for place in &self.places[group_of_outputs] {
-            for (column, row) in columns.iter_mut().zip(rows) {
-                *column = &row[place.column * size..][..place.count * size];
-            }
+        let places = &self.places[group_of_outputs];
+        let start = |place: &Place| {
             let start =
                 (place.strip / 2 * self.tiles + input / depth) * tile + place.strip % 2 * half + first;
             assert!(first + bytes <= half && start + bytes <= self.right.len());
-            // SAFETY: inside the block; these inputs of this strip come once, so nobody else writes here, and nobody
-            // reads before the filling is whole.
-            let out = unsafe { std::slice::from_raw_parts_mut(self.right.as_ptr().add(start), bytes) };
+            // SAFETY: inside the block.
+            unsafe { self.right.as_ptr().add(start) }
+        };
+        let mut floats: [&[f32]; 64] = [&[]; 64];
+        let floats = &mut floats[..rows.len()];
+        if self.dtype == Dtype::F32 && as_floats(rows, floats) {
+            let strips = places.iter().map(|p| (p.column..p.column + p.count, start(p)));
+            // SAFETY: these inputs of these strips come once, so nobody else writes there, and nobody reads before the
+            // filling is whole; tiles and groups are whole cache lines.
+            if unsafe { pack::strips_across(self.isa, kernel, floats, strips) } {
+                return;
+            }
+        }
+        let mut columns: [&[u8]; 64] = [&[]; 64];
+        for place in places {
+            for (column, row) in columns.iter_mut().zip(rows) {
+                *column = &row[place.column * size..][..place.count * size];
+            }
+            // SAFETY: as above.
+            let out = unsafe { std::slice::from_raw_parts_mut(start(place), bytes) };
             pack_rows(self.isa, kernel, self.dtype, &columns[..rows.len()], out);
         }
     }

@@ -450,6 +450,14 @@ fn pack_across(
     pack_rows(isa, kernel, dtype, across.rows(span, &mut rows), out);
 }
 
+/// Rows of f32 where they lie, if memory and byte order allow.
+pub(crate) fn as_floats<'a>(rows: &[&'a [u8]], floats: &mut [&'a [f32]]) -> bool {
+    let one = |(row, floats): (&&'a [u8], &mut &'a [f32])| {
+        bytemuck::try_cast_slice(row).map(|values| *floats = values).is_ok()
+    };
+    cfg!(target_endian = "little") && rows.iter().zip(floats).all(one)
+}
+
 /// Some inputs of a strip, each with the strip's values as stored, into the groups of a depth tile; not for integers.
 pub(crate) fn pack_rows(isa: Isa, kernel: &Kernel, dtype: Dtype, rows: &[&[u8]], out: &mut [u8]) {
     if kernel.packed == Packed::Bf16 && dtype == Dtype::Bf16 {
@@ -457,18 +465,15 @@ pub(crate) fn pack_rows(isa: Isa, kernel: &Kernel, dtype: Dtype, rows: &[&[u8]],
         pairs.iter_mut().zip(rows).for_each(|(pairs, row)| *pairs = row.as_chunks().0);
         return pack::copy_tile_across(isa, kernel, &pairs[..rows.len()], out);
     }
-    let mut values = [[0.0f32; 16]; 64];
     let mut floats: [&[f32]; 64] = [&[]; 64];
-    for ((floats, values), row) in floats.iter_mut().zip(&mut values).zip(rows) {
-        let count = row.len() / dtype.size();
-        // Where memory allows, f32 is used where it lies.
-        *floats = match bytemuck::try_cast_slice(row) {
-            Ok(row) if dtype == Dtype::F32 && cfg!(target_endian = "little") => row,
-            _ => {
-                dtype.decode(row, values);
-                &values[..count]
-            }
-        };
+    let mut values;
+    // Where memory allows, f32 is used where it lies.
+    if !(dtype == Dtype::F32 && as_floats(rows, &mut floats)) {
+        values = [[0.0f32; 16]; 64];
+        for ((floats, values), row) in floats.iter_mut().zip(&mut values).zip(rows) {
+            dtype.decode(row, values);
+            *floats = &values[..row.len() / dtype.size()];
+        }
     }
     pack::right_tile_across(isa, kernel, &floats[..rows.len()], out);
 }

@@ -1,4 +1,5 @@
-//! Decompresses every chunk of a checkpoint and does nothing with it: what loading cannot be faster than.
+//! Decompresses every chunk of a checkpoint and does nothing with it: what loading is measured against. Each thread reads a
+//! block as zstd asks for it into one small buffer, and decompresses into another, again and again.
 //!
 //!     cargo run --release -p pi0-orbax --example decode -- DIR/params [THREADS]
 
@@ -50,14 +51,14 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
                         return;
                     };
                     let mut decoder = Decoder::new().expect("memory for a decoder");
-                    let (mut read, mut made) = (0, 0);
+                    let (mut read, mut made, mut wanted) = (0, 0, 18);
                     while read < length {
-                        let n = ((length - read) as usize).min(input.len());
+                        let n = ((length - read) as usize).min(input.len()).min(wanted);
                         files[path].read_exact_at(&mut input[..n], offset + read).expect("the file is whole");
                         let mut source = InBuffer::around(&input[..n]);
                         while source.pos() < n {
                             let mut sink = OutBuffer::around(output.as_mut_slice());
-                            decoder.run(&mut source, &mut sink).expect("a zstd stream");
+                            wanted = decoder.run(&mut source, &mut sink).expect("a zstd stream").max(1);
                             made += sink.pos() as u64;
                         }
                         read += n as u64;

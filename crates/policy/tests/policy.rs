@@ -254,6 +254,19 @@ fn images_from_files() {
     let refuse = |name: &str| error(Image::open("top", &dir.0.join(name)));
     assert!(refuse("b.png").starts_with("image `top`: ") && refuse("b.png").contains("b.png"));
     assert!(refuse("c.jpg").ends_with("neither PNG nor JPEG"));
+    // Of the last chunk, which says nothing, any part may be missing; of the others none.
+    let png = png.get_ref();
+    for cut in [1, 4, 11, 12] {
+        let whole = Image::decode("top", png).unwrap();
+        let short = Image::decode("top", &png[..png.len() - cut]).unwrap();
+        match (whole.pixels(), short.pixels()) {
+            (Pixels::U8(a), Pixels::U8(b)) => assert_eq!(a, b, "{cut} bytes cut off"),
+            other => panic!("{other:?}"),
+        }
+    }
+    for cut in [13, 16, 20, 40] {
+        assert!(Image::decode("top", &png[..png.len() - cut]).is_err(), "{cut} bytes cut off");
+    }
     assert!(refuse("d.png").starts_with("cannot read"));
 }
 

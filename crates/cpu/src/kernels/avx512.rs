@@ -1,6 +1,7 @@
 //! AVX-512: two strips of 16 columns and up to 14 rows fill 28 of the 32 registers with sums.
 
 use std::arch::x86_64::*;
+use std::ops::Range;
 
 use super::pack::{Columns, Row};
 use super::{Kernel, Left, Operands, Packed, Resident, nothing};
@@ -331,6 +332,60 @@ pub(super) fn bf16_across(rows: &[&[f32]], out: &mut [[u32; 16]]) {
             _mm512_storeu_si512(out.as_mut_ptr().cast(), both);
         }
     }
+}
+
+/// See [`super::pack::strips_across`]: 16 columns in bf16.
+///
+/// # Safety
+/// As there.
+#[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+pub(super) unsafe fn bf16_strips_across(
+    rows: &[&[f32]],
+    strips: impl Iterator<Item = (Range<usize>, *mut u8)>,
+) {
+    // The two rows take turns.
+    let turns: [u16; 32] = std::array::from_fn(|i| (i / 2 + i % 2 * 16) as u16);
+    // SAFETY: the array has 64 bytes.
+    let turns = unsafe { _mm512_loadu_si512(turns.as_ptr().cast()) };
+    for (columns, out) in strips {
+        for (g, pair) in rows.chunks(2).enumerate() {
+            let second = pair.get(1).map_or_else(|| _mm512_setzero_ps(), |row| strip(row, &columns));
+            let both = _mm512_cvtne2ps_pbh(second, strip(pair[0], &columns));
+            // SAFETY: both types are 512 bits; the group's 64 bytes are ours by the caller's promise.
+            unsafe {
+                let both = _mm512_permutexvar_epi16(turns, std::mem::transmute::<__m512bh, __m512i>(both));
+                _mm512_stream_si512(out.add(64 * g).cast(), both);
+            }
+        }
+    }
+    _mm_sfence();
+}
+
+/// The same in f32.
+///
+/// # Safety
+/// As there.
+#[target_feature(enable = "avx512f")]
+pub(super) unsafe fn f32_strips_across(
+    rows: &[&[f32]],
+    strips: impl Iterator<Item = (Range<usize>, *mut u8)>,
+) {
+    for (columns, out) in strips {
+        for (g, row) in rows.iter().enumerate() {
+            // SAFETY: the group's 64 bytes are ours by the caller's promise.
+            unsafe { _mm512_stream_ps(out.add(64 * g).cast(), strip(row, &columns)) };
+        }
+    }
+    _mm_sfence();
+}
+
+/// Up to 16 columns of a row, and zeros.
+#[target_feature(enable = "avx512f")]
+fn strip(row: &[f32], columns: &Range<usize>) -> __m512 {
+    let values = &row[columns.clone()];
+    let mask = ((1u32 << values.len().min(16)) - 1) as u16;
+    // SAFETY: masked loads touch only the values there are.
+    unsafe { _mm512_maskz_loadu_ps(mask, values.as_ptr()) }
 }
 
 /// `out[i][j] = columns[j][i]`.

@@ -1,5 +1,7 @@
 //! Writes operands in the layouts of the kernels.
 
+use std::ops::Range;
+
 use pi0_device::Round;
 
 use super::{Kernel, Left, Packed};
@@ -280,6 +282,37 @@ pub(crate) fn right_tile_across(isa: Isa, kernel: &Kernel, rows: &[&[f32]], out:
         return unsafe { super::avx512::bf16_across(rows, groups.as_chunks_mut::<STRIP>().0) };
     }
     any_right_tile_across(isa, kernel, rows, out);
+}
+
+/// The same for many strips of whole rows at once, which looks at no strip anew and writes past the caches: each strip is its
+/// columns of the rows, and where its groups go. False, and nothing done, if there is no such way for this kernel.
+///
+/// # Safety
+/// Where each strip goes are as many bytes as the groups of the rows take, aligned to a cache line, which nobody else uses
+/// meanwhile.
+pub(crate) unsafe fn strips_across(
+    isa: Isa,
+    kernel: &Kernel,
+    rows: &[&[f32]],
+    strips: impl Iterator<Item = (Range<usize>, *mut u8)>,
+) -> bool {
+    #[cfg(target_arch = "x86_64")]
+    if kernel.strip == STRIP && kernel.group == 4 {
+        // SAFETY: the device's instruction set was found present when it was opened; the rest is the caller's promise.
+        match kernel.packed {
+            Packed::Bf16 if isa >= Isa::Avx512Bf16 => unsafe {
+                super::avx512::bf16_strips_across(rows, strips);
+                return true;
+            },
+            Packed::F32 if isa >= Isa::Avx512 => unsafe {
+                super::avx512::f32_strips_across(rows, strips);
+                return true;
+            },
+            _ => {}
+        }
+    }
+    let _ = (isa, kernel, rows, strips);
+    false
 }
 
 per_isa! {

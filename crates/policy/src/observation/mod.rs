@@ -95,13 +95,14 @@ impl Image {
 
     /// Decodes a PNG or JPEG. `key` is the camera, for errors. An alpha channel is dropped, grey is repeated.
     pub fn decode(key: &str, bytes: &[u8]) -> Result<Self> {
-        let mut reader = image::ImageReader::new(std::io::Cursor::new(bytes))
+        let bytes = with_png_end(bytes);
+        let mut reader = image::ImageReader::new(std::io::Cursor::new(&bytes))
             .with_guessed_format()
             .map_err(|error| Error::image(key, error))?;
         match reader.format() {
             None => return Err(Error::image(key, "neither PNG nor JPEG")),
             // The decoder would make up the rest, and the policy would plan on it; Pillow refuses too.
-            Some(image::ImageFormat::Jpeg) if !jpeg_is_whole(bytes) => {
+            Some(image::ImageFormat::Jpeg) if !jpeg_is_whole(&bytes) => {
                 return Err(Error::image(key, "the JPEG is cut off: its end marker is missing"));
             }
             Some(_) => {}
@@ -166,6 +167,25 @@ impl Image {
         }
         Ok(ImageView { pixels: &self.pixels, height, width, layout })
     }
+}
+
+/// The bytes, and the rest of a PNG's last chunk where only that was cut off: it holds nothing of the picture, and Pillow
+/// does without it. Every chunk before it is there with its checksum.
+fn with_png_end(bytes: &[u8]) -> Cow<'_, [u8]> {
+    const END: &[u8] = b"\0\0\0\0IEND\xae\x42\x60\x82";
+    let Some(mut rest) = bytes.strip_prefix(b"\x89PNG\r\n\x1a\n") else { return Cow::Borrowed(bytes) };
+    let (mut picture, mut ended) = (false, false);
+    // Length, type, as many bytes, checksum.
+    while let Some((&[a, b, c, d], behind)) = rest.split_first_chunk() {
+        let Some(next) = behind.get(8usize.saturating_add(u32::from_be_bytes([a, b, c, d]) as usize)..) else {
+            break;
+        };
+        picture |= behind.starts_with(b"IDAT");
+        ended |= behind.starts_with(b"IEND");
+        rest = next;
+    }
+    let cut = picture && !ended && rest.len() < END.len() && END.starts_with(rest);
+    if cut { Cow::Owned([bytes, &END[rest.len()..]].concat()) } else { Cow::Borrowed(bytes) }
 }
 
 /// Whether a JPEG comes to its end marker: walks from marker to marker, over segments and the data of scans.
