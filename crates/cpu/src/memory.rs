@@ -30,7 +30,7 @@ unsafe impl Sync for Block {}
 
 impl Block {
     pub(crate) fn new(bytes: usize) -> Self {
-        let align = if bytes >= 2 * HUGE { HUGE } else { LINE };
+        let align = if bytes >= HUGE { HUGE } else { LINE };
         let layout = Layout::from_size_align(bytes.max(LINE), align).expect("a block fits the address space");
         let Some(start) = Self::allocate(layout) else { handle_alloc_error(layout) };
         Self { start, layout }

@@ -203,6 +203,14 @@ impl<'a> Across<'a> {
     }
 }
 
+impl Across<'_> {
+    /// The strip's values of up to 64 inputs in f32, where they lie if memory allows.
+    fn floats(&self, span: Range<usize>, dtype: Dtype, then: impl FnOnce(&[&[f32]])) {
+        let mut rows: [&[u8]; 64] = [&[]; 64];
+        with_floats(self.rows(span, &mut rows), dtype, then);
+    }
+}
+
 /// Strips that are packed together where columns lie together: their values of one input fill whole cache lines.
 const TOGETHER: usize = 16;
 
@@ -350,29 +358,54 @@ fn pack_linear(
         let start = i / 2 * tiles * step + i % 2 * half;
         std::slice::from_raw_parts_mut(at_right.get().add(start + t * step), half)
     };
+    // SAFETY: strip `i` alone writes its columns, inside the vectors.
+    let columns = |i: usize| unsafe {
+        (
+            std::slice::from_raw_parts_mut(at_scales.get().add(i * scaled), scaled),
+            std::slice::from_raw_parts_mut(at_offsets.get().add(i * offset), offset),
+        )
+    };
     let one = |i: usize| {
-        // SAFETY: strip `i` alone writes its columns, inside the vectors.
-        let (scales, offsets) = unsafe {
-            (
-                std::slice::from_raw_parts_mut(at_scales.get().add(i * scaled), scaled),
-                std::slice::from_raw_parts_mut(at_offsets.get().add(i * offset), offset),
-            )
-        };
+        let (scales, offsets) = columns(i);
         pack_strip(isa, &origins[i], kernel, |t| tile(i, t), scales, offsets);
     };
-    let across: Option<Vec<Across<'_>>> = match kernel.packed {
-        Packed::Int8 => None,
-        Packed::F32 | Packed::Bf16 => origins.iter().map(Across::of).collect(),
-    };
+    let across: Option<Vec<Across<'_>>> = origins.iter().map(Across::of).collect();
     match across {
         Some(across) => threads.run(origins.len().div_ceil(TOGETHER), &|block| {
             let strips = block * TOGETHER..origins.len().min((block + 1) * TOGETHER);
-            for t in 0..tiles {
-                let span = t * kernel.depth()..inputs.min((t + 1) * kernel.depth());
-                for i in strips.clone() {
-                    let dtype = origins[i].part.weight.dtype;
-                    pack_across(isa, &across[i], dtype, kernel, span.clone(), tile(i, t));
+            let spans = (0..tiles).map(|t| (t, t * kernel.depth()..inputs.min((t + 1) * kernel.depth())));
+            if kernel.packed != Packed::Int8 {
+                for (t, span) in spans {
+                    for i in strips.clone() {
+                        let dtype = origins[i].part.weight.dtype;
+                        pack_across(isa, &across[i], dtype, kernel, span.clone(), tile(i, t));
+                    }
                 }
+                return;
+            }
+            // Scales first; what was read for them is still in a cache when it is read again.
+            let mut largest = [[0.0f32; 16]; TOGETHER];
+            for (_, span) in spans.clone() {
+                for (i, largest) in strips.clone().zip(&mut largest) {
+                    let dtype = origins[i].part.weight.dtype;
+                    across[i].floats(span.clone(), dtype, |rows| pack::largest_across(isa, rows, largest));
+                }
+            }
+            let inverse = largest.map(|strip| strip.map(inverse));
+            let mut sums = [[0i32; 16]; TOGETHER];
+            for (t, span) in spans {
+                for ((i, inverse), sums) in strips.clone().zip(&inverse).zip(&mut sums) {
+                    let (dtype, out) = (origins[i].part.weight.dtype, tile(i, t));
+                    across[i].floats(span.clone(), dtype, |rows| {
+                        pack::int8_across(isa, kernel, rows, inverse, out, sums);
+                    });
+                }
+            }
+            for ((i, largest), sums) in strips.zip(largest).zip(sums) {
+                let (scales, offsets) = columns(i);
+                let count = origins[i].strip.count;
+                scales[..count].iter_mut().zip(largest).for_each(|(scale, largest)| *scale = largest / 127.0);
+                offsets.iter_mut().zip(sums).take(count).for_each(|(offset, sum)| *offset = 128 * sum);
             }
         }),
         None => threads.run(origins.len(), &one),
@@ -413,7 +446,7 @@ fn pack_strip<'a>(
             }
         }
     }
-    let mut inverse = [0.0f32; 16];
+    let mut inverses = [0.0f32; 16];
     for (c, row) in values.chunks_exact_mut(inputs).enumerate() {
         if across.is_none() {
             origin.part.read_row(origin.row + c, row);
@@ -421,7 +454,7 @@ fn pack_strip<'a>(
         if kernel.packed == Packed::Int8 {
             let largest = row.iter().fold(0.0f32, |m, x| if x.abs() > m { x.abs() } else { m });
             scales[c] = largest / 127.0;
-            inverse[c] = if largest > 1e-30 { 127.0 / largest } else { 0.0 };
+            inverses[c] = inverse(largest);
         }
     }
     let rows: Vec<_> = values.chunks_exact(inputs).collect();
@@ -429,12 +462,17 @@ fn pack_strip<'a>(
         let span = t * depth..inputs.min((t + 1) * depth);
         let slices: Vec<_> = rows.iter().map(|r| &r[span.clone()]).collect();
         let out = tile(t);
-        pack::right_tile(isa, kernel, &slices, &inverse, out);
+        pack::right_tile(isa, kernel, &slices, &inverses, out);
         for (c, offset) in offsets.iter_mut().enumerate().take(count) {
             let column = (0..depth).map(|k| (k / 4 * kernel.strip + c) * 4 + k % 4);
             *offset += 128 * column.map(|at| i32::from(out[at] as i8)).sum::<i32>();
         }
     }
+}
+
+/// What values of a column are multiplied by to become integers, by their largest magnitude.
+fn inverse(largest: f32) -> f32 {
+    if largest > 1e-30 { 127.0 / largest } else { 0.0 }
 }
 
 /// One depth tile of a strip whose columns lie together; not for integers.
@@ -465,9 +503,13 @@ pub(crate) fn pack_rows(isa: Isa, kernel: &Kernel, dtype: Dtype, rows: &[&[u8]],
         pairs.iter_mut().zip(rows).for_each(|(pairs, row)| *pairs = row.as_chunks().0);
         return pack::copy_tile_across(isa, kernel, &pairs[..rows.len()], out);
     }
+    with_floats(rows, dtype, |rows| pack::right_tile_across(isa, kernel, rows, out));
+}
+
+/// A strip's values in f32, where they lie if memory allows.
+fn with_floats(rows: &[&[u8]], dtype: Dtype, then: impl FnOnce(&[&[f32]])) {
     let mut floats: [&[f32]; 64] = [&[]; 64];
     let mut values;
-    // Where memory allows, f32 is used where it lies.
     if !(dtype == Dtype::F32 && as_floats(rows, &mut floats)) {
         values = [[0.0f32; 16]; 64];
         for ((floats, values), row) in floats.iter_mut().zip(&mut values).zip(rows) {
@@ -475,7 +517,7 @@ pub(crate) fn pack_rows(isa: Isa, kernel: &Kernel, dtype: Dtype, rows: &[&[u8]],
             *floats = &values[..row.len() / dtype.size()];
         }
     }
-    pack::right_tile_across(isa, kernel, &floats[..rows.len()], out);
+    then(&floats[..rows.len()]);
 }
 
 #[cfg(test)]

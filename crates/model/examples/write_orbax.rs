@@ -1,6 +1,9 @@
 //! Writes a random π0 of any depth as openpi's JAX programs write theirs, to measure loading without a download.
 //!
-//!     cargo run --release -p pi0-model --example write_orbax -- DIR [LAYERS]     # 18 layers: 12 GB
+//!     cargo run --release -p pi0-model --example write_orbax -- DIR [LAYERS [RANK]]     # 18 layers: 12 GB
+//!
+//! With a rank, adapters (LoRA) lie beside the matrices of the language model and of the expert, as openpi's `…_lora`
+//! configurations train them.
 
 use std::path::PathBuf;
 
@@ -13,6 +16,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let dir = PathBuf::from(args.next().ok_or("wanted the directory to make")?);
     let mut c = Config::full();
     let layers: usize = args.next().map_or(Ok(c.gemma.depth), |n| n.parse())?;
+    let rank: Option<usize> = args.next().map(|n| n.parse()).transpose()?;
     c.vision.num_hidden_layers = c.vision.num_hidden_layers * layers / c.gemma.depth;
     (c.gemma.depth, c.expert.depth) = (layers, layers);
     let mut writer = Writer::create(&dir.join("params"), Options::default())?;
@@ -76,11 +80,23 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     for (g, s) in [(&c.gemma, ""), (&c.expert, "_1")] {
         let (l, w, f, h) = (g.depth, g.width, g.mlp_dim, g.head_dim);
         let layers = "PaliGemma/llm/layers";
-        put(format!("{layers}/attn/q_einsum{s}/w"), &[l, g.num_heads, w, h], w)?;
-        put(format!("{layers}/attn/kv_einsum{s}/w"), &[l, 2, g.num_kv_heads, w, h], w)?;
-        put(format!("{layers}/attn/attn_vec_einsum{s}/w"), &[l, g.num_heads, h, w], g.num_heads * h)?;
-        put(format!("{layers}/mlp{s}/gating_einsum"), &[l, 2, w, f], w)?;
-        put(format!("{layers}/mlp{s}/linear"), &[l, f, w], f)?;
+        let matrices: [(String, Vec<usize>, usize); 5] = [
+            (format!("attn/q_einsum{s}/w"), vec![l, g.num_heads, w, h], w),
+            (format!("attn/kv_einsum{s}/w"), vec![l, 2, g.num_kv_heads, w, h], w),
+            (format!("attn/attn_vec_einsum{s}/w"), vec![l, g.num_heads, h, w], g.num_heads * h),
+            (format!("mlp{s}/gating_einsum"), vec![l, 2, w, f], w),
+            (format!("mlp{s}/linear"), vec![l, f, w], f),
+        ];
+        for (name, shape, inputs) in matrices {
+            put(format!("{layers}/{name}"), &shape, inputs)?;
+            let Some(rank) = rank else { continue };
+            let module = name.strip_suffix('w').map_or(format!("{name}_"), str::to_owned);
+            for (leaf, axis, inputs) in [("a", shape.len() - 1, inputs), ("b", shape.len() - 2, 16 * rank)] {
+                let mut shape = shape.clone();
+                shape[axis] = rank;
+                put(format!("{layers}/{module}lora_{leaf}"), &shape, inputs)?;
+            }
+        }
         put(format!("{layers}/pre_attention_norm{s}/scale"), &[l, w], 0)?;
         put(format!("{layers}/pre_ffw_norm{s}/scale"), &[l, w], 0)?;
         put(format!("PaliGemma/llm/final_norm{s}/scale"), &[w], 0)?;

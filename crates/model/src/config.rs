@@ -1,6 +1,7 @@
 //! Sizes of the network, read from a checkpoint's `config.json` and, for shrunk models, `arch.json` beside it.
 
 use std::fs;
+use std::io::Read;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
@@ -384,7 +385,11 @@ impl Config {
 
     fn from_json(json: &Map<String, Value>, kind: Kind) -> Result<Self, String> {
         let variant = |key: &str, default: &str| {
-            let name = json.get(key).and_then(Value::as_str).unwrap_or(default);
+            let name = match json.get(key) {
+                None => default,
+                Some(Value::String(name)) => name,
+                Some(other) => return Err(format!("{key} is {other}, wanted a name such as {default:?}")),
+            };
             if let Some(base) = name.strip_suffix("_lora") {
                 return Err(format!(
                     "{key} is {name:?}: trained as adapters, which openpi's converter to PyTorch leaves behind, so \
@@ -396,14 +401,16 @@ impl Config {
                 .ok_or_else(|| format!("{key} is {name:?}; known are gemma_2b and gemma_300m"))
         };
         let number = |key: &str, default: usize| match json.get(key) {
-            None | Some(Value::Null) => Ok(default),
+            None => Ok(default),
+            Some(Value::Null) => Err(no_value(key, &default)),
             Some(v) => match v.as_u64() {
                 Some(n) if n <= 1 << 20 => Ok(n as usize),
                 _ => Err(format!("{key} is {v}, wanted a whole number")),
             },
         };
         let real = |key: &str, default: f64| match json.get(key) {
-            None | Some(Value::Null) => Ok(default),
+            None => Ok(default),
+            Some(Value::Null) => Err(no_value(key, &default)),
             Some(v) => v
                 .as_f64()
                 .filter(|x| *x > 0.0)
@@ -424,6 +431,10 @@ impl Config {
                 ));
             }
             None if json.contains_key("action_horizon") => {
+                if json.get("pi05").and_then(Value::as_bool).is_some_and(|pi05| pi05 != (kind == Kind::Pi05))
+                {
+                    return Err(contradiction(if kind == Kind::Pi05 { "pi0" } else { "pi05" }, kind));
+                }
                 let action_dim = number("action_dim", 32)?;
                 let answer = full
                     .answer
@@ -692,13 +703,21 @@ fn contradiction(declared: &str, kind: Kind) -> String {
     )
 }
 
+/// What is said of a number that is null or NaN, which lerobot reads no more than this.
+fn no_value(key: &str, default: &dyn std::fmt::Display) -> String {
+    format!("{key} is null or NaN: write the number, or take the line out for lerobot's default, {default}")
+}
+
 /// Reads a JSON file. Deep nesting and other damage come back as errors.
 pub(crate) fn read_json(path: &Path) -> Result<Value, ModelError> {
-    let text = fs::read_to_string(path).map_err(|e| ModelError::Read { path: path.into(), source: e })?;
-    if let Some(what) = pi0_orbax::placeholder(text.as_bytes()) {
+    let read = |e| ModelError::Read { path: path.into(), source: e };
+    let mut bytes = Vec::new();
+    pi0_orbax::open_file(path).and_then(|mut file| file.read_to_end(&mut bytes)).map_err(read)?;
+    if let Some(what) = pi0_orbax::placeholder(&bytes) {
         return Err(ModelError::config(path, format!("is {what}")));
     }
-    serde_json::from_str(&text).map_err(|e| ModelError::config(path, format!("is not valid JSON: {e}")))
+    let plain = crate::plain_json(&bytes).map_err(|what| ModelError::config(path, what))?;
+    serde_json::from_slice(&plain).map_err(|e| ModelError::config(path, format!("is not valid JSON: {e}")))
 }
 
 #[cfg(test)]

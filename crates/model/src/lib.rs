@@ -13,6 +13,7 @@ mod error;
 pub mod gemma;
 pub mod golden;
 mod inputs;
+mod json;
 pub mod layout;
 pub mod modulation;
 mod pi0;
@@ -27,6 +28,7 @@ pub use config::{AnswerConfig, BOS, Config, EOS, Family, GemmaConfig, Kind, Time
 pub use error::ModelError;
 pub use gemma::Extent;
 pub use inputs::{Inputs, SampleOptions};
+pub use json::plain_json;
 pub use pi0::{ActionModel, Pi0, PrefixCache, STEPS, Steps, patchify, time_embedding};
-pub use pi0_orbax::placeholder;
+pub use pi0_orbax::{open_file, placeholder};
 pub use rtc::{Clean, Guidance, GuidanceSchedule, Rtc};

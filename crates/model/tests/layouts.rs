@@ -165,6 +165,32 @@ fn the_one_policy_in_a_folder_is_taken_and_several_are_listed() {
     fs::create_dir(dir.path().join("refs")).unwrap();
     fs::write(dir.path().join("refs/main"), "def\n").unwrap();
     assert!(Checkpoint::open(dir.path()).unwrap().directory.ends_with("snapshots/def"));
+    // In a folder above as well.
+    let above = folder();
+    fs::rename(dir.path(), above.path().join("models--me--policy")).unwrap();
+    fs::create_dir(dir.path()).unwrap();
+    assert!(Checkpoint::open(above.path()).unwrap().directory.ends_with("snapshots/def"));
+}
+
+#[cfg(unix)]
+#[test]
+fn links_to_nothing_and_what_is_no_file_are_told() {
+    for name in ["config.json", "arch.json", "model.safetensors", "policy_preprocessor.json"] {
+        let dir = folder();
+        write_policy(dir.path());
+        let _ = fs::remove_file(dir.path().join(name));
+        std::os::unix::fs::symlink("../blobs/0f3", dir.path().join(name)).unwrap();
+        let e = error(dir.path());
+        assert!(e.contains(name) && e.contains("blobs/0f3") && e.contains("fetch the model again"), "{e}");
+    }
+    for name in ["config.json", "arch.json", "model.safetensors"] {
+        let dir = folder();
+        write_policy(dir.path());
+        fs::remove_file(dir.path().join(name)).unwrap();
+        let _open = std::os::unix::net::UnixListener::bind(dir.path().join(name)).unwrap();
+        let e = error(dir.path());
+        assert!(e.contains(name) && e.contains("wanted a file"), "{e}");
+    }
 }
 
 #[test]
@@ -306,10 +332,18 @@ fn peft_adapters_are_added_in_f32() {
         (json!({"alpha_pattern": {".*q_proj": 1.0}}), "alpha_pattern"),
         (json!({"lora_alpha": null}), "lora_alpha"),
         (json!({"lora_alpha": "x"}), "lora_alpha"),
+        (json!({"r": 4}), "factors of rank 2, adapter_config.json says r 4"),
     ] {
         write_adapter(dir.path(), &more);
         let e = error(dir.path());
         assert!(e.contains(word) || e.contains("invalid type"), "{word}: {e}");
+    }
+    // As PEFT reads them.
+    for more in
+        [json!({"rank_pattern": null, "alpha_pattern": null}), json!({"r": 4, "rank_pattern": {"q_proj": 2}})]
+    {
+        write_adapter(dir.path(), &more);
+        assert!(Checkpoint::open(dir.path()).is_ok(), "{more}");
     }
     write_adapter(dir.path(), &json!({}));
     let odd = |name: &str, shape: Vec<usize>| {
@@ -327,6 +361,7 @@ fn peft_adapters_are_added_in_f32() {
         ),
         (vec![odd(&format!("{Q}.lora_magnitude_vector"), vec![2])], "merge it with PEFT"),
         (vec![odd("state_proj.weight", vec![2, 2])], "state_proj.weight has shape"),
+        (vec![], "holds no factors"),
     ] {
         write_file(&dir.path().join("adapter_model.safetensors"), &tensors);
         assert!(error(dir.path()).contains(word), "{word}: {}", error(dir.path()));

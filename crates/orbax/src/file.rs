@@ -15,15 +15,24 @@ pub(crate) struct Source {
     length: u64,
 }
 
+/// Opens a file of a checkpoint. A pipe or a device among them would keep its reader waiting, so it is refused; whoever means
+/// one names it below `/dev`, as shells do.
+pub fn open_file(path: &Path) -> std::io::Result<File> {
+    let kind = std::fs::metadata(path)?.file_type();
+    let what = match kind {
+        _ if kind.is_file() || path.starts_with("/dev") => return File::open(path),
+        _ if kind.is_dir() => "it is a folder, wanted a file",
+        _ => "it is a pipe, a socket or a device, wanted a file",
+    };
+    Err(std::io::Error::new(std::io::ErrorKind::InvalidInput, what))
+}
+
 impl Source {
     pub fn open(path: &Path) -> Result<Self> {
         let read = |e| Error::read(path, e);
-        let file = File::open(path).map_err(read)?;
-        let data = file.metadata().map_err(read)?;
-        if !data.is_file() {
-            return Err(Error::damaged(path, "it is not a plain file"));
-        }
-        Ok(Self { path: path.into(), length: data.len(), file })
+        let file = open_file(path).map_err(read)?;
+        let length = file.metadata().map_err(read)?.len();
+        Ok(Self { path: path.into(), length, file })
     }
 
     pub fn length(&self) -> u64 {

@@ -28,5 +28,6 @@ mod zarr;
 
 pub use array::{Array, Dtype, Reader, Round};
 pub use error::{Error, Result};
+pub use file::open_file;
 pub use placeholder::placeholder;
 pub use tree::{Tree, is_params};

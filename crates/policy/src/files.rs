@@ -1,12 +1,11 @@
 //! Reading the small files of a checkpoint, believing nothing in them.
 
 use std::collections::BTreeMap;
-use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::marker::PhantomData;
 use std::path::{Component, Path, PathBuf};
 
-use pi0_model::placeholder;
+use pi0_model::{open_file, placeholder, plain_json};
 use safetensors::{Dtype, SafeTensors, tensor::TensorInfo};
 use serde::de::{Deserialize, DeserializeOwned, Deserializer, Error as _, MapAccess, Visitor};
 
@@ -21,7 +20,7 @@ const MAX_HEADER: u64 = 100_000_000;
 pub(crate) fn read_small(path: &Path) -> Result<Vec<u8>> {
     let read = |source| Error::Read { path: path.into(), source };
     let mut bytes = Vec::new();
-    File::open(path).map_err(read)?.take(MAX_SMALL_FILE + 1).read_to_end(&mut bytes).map_err(read)?;
+    open_file(path).map_err(read)?.take(MAX_SMALL_FILE + 1).read_to_end(&mut bytes).map_err(read)?;
     if bytes.len() as u64 > MAX_SMALL_FILE {
         return Err(Error::format(path, format!("larger than {} MiB", MAX_SMALL_FILE >> 20)));
     }
@@ -36,9 +35,10 @@ pub(crate) fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T> {
     parse_json(path, &read_small(path)?)
 }
 
-/// Reads JSON; `path` is for errors.
+/// Reads JSON, in which NaN is null; `path` is for errors.
 pub(crate) fn parse_json<T: DeserializeOwned>(path: &Path, bytes: &[u8]) -> Result<T> {
-    serde_json::from_slice(bytes).map_err(|error| Error::format(path, error))
+    let plain = plain_json(bytes).map_err(|what| Error::format(path, format!("it {what}")))?;
+    serde_json::from_slice(&plain).map_err(|error| Error::format(path, error))
 }
 
 /// `directory/name` for a name that comes from a file: it must stay inside.
@@ -108,7 +108,7 @@ pub(crate) fn parse_vectors(path: &Path, bytes: &[u8]) -> Result<Vectors> {
 /// The vectors whose names start with one of `prefixes`, out of a checkpoint of any size.
 pub(crate) fn read_vectors_of(path: &Path, prefixes: &[&str]) -> Result<Vectors> {
     let read = |source| Error::Read { path: path.into(), source };
-    let mut file = File::open(path).map_err(read)?;
+    let mut file = open_file(path).map_err(read)?;
     let mut length = [0; 8];
     file.read_exact(&mut length).map_err(read)?;
     let length = u64::from_le_bytes(length);

@@ -57,10 +57,7 @@ impl Statistics {
         if path.extension().is_some_and(|extension| extension == "safetensors") {
             return Ok(Self::processed(path, parse_vectors(path, bytes)?));
         }
-        if bytes.starts_with(b"\xff\xfe") || bytes.starts_with(b"\xfe\xff") {
-            return Err(Error::format(path, "it is written in UTF-16; save it as UTF-8"));
-        }
-        let root: Map<String, Value> = parse_json(path, &plain_json(bytes))?;
+        let root: Map<String, Value> = parse_json(path, bytes)?;
         if let Some(steps) = root.get("steps") {
             return Self::of_steps(path, steps);
         }
@@ -196,34 +193,6 @@ fn colour(value: &Value) -> Option<Vec<f64>> {
     value.as_array().filter(|channels| channels.len() == 3)?.iter().map(channel).collect()
 }
 
-/// Without a byte order mark, and with `null` for the `NaN` and `Infinity` that Python writes although JSON has none.
-fn plain_json(bytes: &[u8]) -> Vec<u8> {
-    let mut rest = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
-    let mut out = Vec::with_capacity(rest.len());
-    let mut quoted = false;
-    while let Some((&byte, tail)) = rest.split_first() {
-        if quoted && byte == b'\\' {
-            out.push(byte);
-            out.extend(tail.first());
-            rest = tail.get(1..).unwrap_or_default();
-            continue;
-        }
-        quoted ^= byte == b'"';
-        let word = [&b"NaN"[..], b"Infinity", b"-Infinity"].into_iter().find(|word| rest.starts_with(word));
-        match word.filter(|_| !quoted) {
-            Some(word) => {
-                out.extend(b"null");
-                rest = &rest[word.len()..];
-            }
-            None => {
-                out.push(byte);
-                rest = tail;
-            }
-        }
-    }
-    out
-}
-
 /// What a checkpoint does not say and nobody may guess. A policy with gaps can be inspected but does not run.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub(crate) struct Gaps {
@@ -323,13 +292,6 @@ mod tests {
             let error = parse(text).unwrap_err().to_string();
             assert!(error.contains(word), "{text}: {error}");
         }
-    }
-
-    #[test]
-    fn words_in_strings_stay() {
-        let text = r#"{"NaN \" NaN": NaN, "a": -Infinity, "b": "Infinity\\", "c": [Infinity]}"#;
-        let plain = String::from_utf8(plain_json(text.as_bytes())).unwrap();
-        assert_eq!(plain, r#"{"NaN \" NaN": null, "a": null, "b": "Infinity\\", "c": [null]}"#);
     }
 
     #[test]

@@ -239,6 +239,45 @@ fn statistics_that_are_named() {
     assert!(error(dir.load(FACTS, &nowhere)).contains("cannot read /nowhere"));
 }
 
+/// Without the step that normalizes nothing runs unless asked for, whatever statistics there are.
+#[test]
+fn a_step_that_was_taken_out_is_missed() {
+    for (file, name) in [(BEFORE, "normalizer_processor"), (AFTER, "unnormalizer_processor")] {
+        let dir = lerobot("no-step");
+        dir.edit(file, |file| file["steps"].as_array_mut().unwrap().retain(|s| s["registry_name"] != name));
+        let text = not_ready(&auto(&dir));
+        assert!(text.contains(&format!("has no step {name}")) && text.contains("--raw-units"), "{text}");
+        let raw = PolicyOptions { raw_units: true, ..Default::default() };
+        dir.load(FACTS, &raw).unwrap().ready().unwrap();
+    }
+}
+
+/// Numbers that are none are named, as lerobot refuses them; what Python and editors leave in JSON is read.
+#[test]
+fn configurations_as_people_have_them() {
+    for (key, value) in [
+        ("n_action_steps", json!(null)),
+        ("empty_cameras", json!(-1)),
+        ("n_obs_steps", json!(1.5)),
+        ("max_state_dim", json!("many")),
+    ] {
+        let dir = lerobot("numbers");
+        dir.edit("config.json", |config| config[key] = value.clone());
+        let text = error(dir.load(FACTS, &PolicyOptions::default()));
+        assert!(text.contains(&format!("{key} is {value}, wanted a whole number")), "{text}");
+    }
+    let dir = lerobot("bytes");
+    for file in ["config.json", BEFORE, AFTER] {
+        let text = std::fs::read_to_string(dir.0.join(file)).unwrap();
+        dir.write(file, format!("\u{feff}{}", text.replacen('{', "{\"lr\": NaN, ", 1)));
+    }
+    runs(&auto(&dir));
+    let utf16: Vec<u8> =
+        [0xff, 0xfe].into_iter().chain("{}".encode_utf16().flat_map(u16::to_le_bytes)).collect();
+    dir.write(BEFORE, utf16);
+    assert!(error(dir.load(FACTS, &PolicyOptions::default())).contains("UTF-16"));
+}
+
 /// A base model has no statistics and states only its padding: those of a data set say how many values count.
 #[test]
 fn a_base_model_takes_a_data_sets_statistics() {

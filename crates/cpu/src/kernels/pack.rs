@@ -298,21 +298,92 @@ pub(crate) unsafe fn strips_across(
 ) -> bool {
     #[cfg(target_arch = "x86_64")]
     if kernel.strip == STRIP && kernel.group == 4 {
-        // SAFETY: the device's instruction set was found present when it was opened; the rest is the caller's promise.
         match kernel.packed {
-            Packed::Bf16 if isa >= Isa::Avx512Bf16 => unsafe {
-                super::avx512::bf16_strips_across(rows, strips);
+            Packed::Bf16 if isa >= Isa::Avx512Bf16 => {
+                // SAFETY: the device's instruction set was found present when it was opened; the rest is the caller's
+                // promise.
+                unsafe { super::avx512::bf16_strips_across(rows, strips) };
                 return true;
-            },
-            Packed::F32 if isa >= Isa::Avx512 => unsafe {
-                super::avx512::f32_strips_across(rows, strips);
+            }
+            Packed::F32 if isa >= Isa::Avx512 => {
+                // SAFETY: as above.
+                unsafe { super::avx512::f32_strips_across(rows, strips) };
                 return true;
-            },
+            }
             _ => {}
         }
     }
     let _ = (isa, kernel, rows, strips);
     false
+}
+
+#[inline(always)]
+fn largest_across_body<const FMA: bool>(rows: &[&[f32]], largest: &mut [f32; STRIP]) {
+    for row in rows {
+        for (most, x) in largest.iter_mut().zip(whole(row)) {
+            *most = if x.abs() > *most { x.abs() } else { *most };
+        }
+    }
+}
+
+per_isa! {
+    /// The largest magnitudes of columns, of which each row holds a value; those of rows before are in `largest`.
+    pub(crate) fn largest_across(rows: &[&[f32]], largest: &mut [f32; STRIP]) = largest_across_body
+}
+
+/// Up to as many values as a strip has columns, and zeros.
+#[inline(always)]
+fn whole(row: &[f32]) -> [f32; STRIP] {
+    row.first_chunk().copied().unwrap_or_else(|| {
+        let mut values = [0.0; STRIP];
+        values[..row.len()].copy_from_slice(row);
+        values
+    })
+}
+
+#[inline(always)]
+fn int8_across_body<const FMA: bool>(
+    kernel: &Kernel,
+    rows: &[&[f32]],
+    inverse_scales: &[f32; STRIP],
+    out: &mut [u8],
+    sums: &mut [i32; STRIP],
+) {
+    match kernel.group {
+        8 => int8_groups::<2>(kernel, rows, inverse_scales, out, sums),
+        _ => int8_groups::<1>(kernel, rows, inverse_scales, out, sums),
+    }
+}
+
+#[inline(always)]
+fn int8_groups<const WORDS: usize>(
+    kernel: &Kernel,
+    rows: &[&[f32]],
+    inverse_scales: &[f32; STRIP],
+    out: &mut [u8],
+    sums: &mut [i32; STRIP],
+) {
+    let out: &mut [u32] = bytemuck::cast_slice_mut(out);
+    for (g, out) in out.as_chunks_mut::<WORDS>().0.chunks_exact_mut(kernel.strip).enumerate() {
+        for word in 0..WORDS {
+            let mut words = [0u32; STRIP];
+            for j in 0..4 {
+                let row = rows.get((g * WORDS + word) * 4 + j).copied().unwrap_or_default();
+                let values = whole(row);
+                for c in 0..STRIP {
+                    let value = quantize(values[c] * inverse_scales[c]) as i8;
+                    sums[c] += i32::from(value);
+                    words[c] |= u32::from(value as u8) << (8 * j);
+                }
+            }
+            out.iter_mut().zip(words).for_each(|(out, made)| out[word] = made);
+        }
+    }
+}
+
+per_isa! {
+    /// Like [`right_tile_across`], of integers `value * inverse_scale`, rounded, whose sums of each column are added to `sums`.
+    pub(crate) fn int8_across(kernel: &Kernel, rows: &[&[f32]], inverse_scales: &[f32; STRIP], out: &mut [u8], sums: &mut [i32; STRIP]) = int8_across_body
 }
 
 per_isa! {

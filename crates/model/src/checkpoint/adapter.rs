@@ -6,7 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use pi0_device::{Buffer, Bytes, Dtype, Lazy, MakeBytes, TensorSource};
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 
 use super::{names, stored};
@@ -24,7 +24,12 @@ struct AdapterConfig {
     peft_type: Option<String>,
     #[serde(default)]
     lora_alpha: Option<f64>,
+    /// Rank, where no pattern says otherwise.
     #[serde(default)]
+    r: Option<f64>,
+    #[serde(default)]
+    rank_pattern: Value,
+    #[serde(default, deserialize_with = "or_none")]
     alpha_pattern: BTreeMap<String, f64>,
     #[serde(default)]
     use_rslora: bool,
@@ -36,7 +41,18 @@ struct AdapterConfig {
     init_lora_weights: Value,
 }
 
+/// PEFT reads `null` as no pattern.
+fn or_none<'de, D: Deserializer<'de>>(from: D) -> Result<BTreeMap<String, f64>, D::Error> {
+    Ok(Option::deserialize(from)?.unwrap_or_default())
+}
+
 impl AdapterConfig {
+    /// The rank of every module, where one is said.
+    fn rank(&self) -> Option<f64> {
+        let patterns = self.rank_pattern.as_object().is_some_and(|patterns| !patterns.is_empty());
+        self.r.filter(|_| !patterns)
+    }
+
     /// What an adapter does that is not done here.
     fn unsupported(&self) -> Option<String> {
         let kind = self.peft_type.as_deref().unwrap_or("none");
@@ -156,6 +172,10 @@ pub(super) fn add(
             ));
             continue;
         }
+        if let Some(rank) = config.rank().filter(|rank| *rank != a.shape[0] as f64) {
+            faults.push(format!("{}: factors of rank {}, {CONFIG} says r {rank}", pair.module, a.shape[0]));
+            continue;
+        }
         let Some(scale) = config.scale(&pair.module, a.shape[0]) else {
             return Err(ModelError::config(&dir.join(CONFIG), "has no lora_alpha"));
         };
@@ -178,6 +198,10 @@ pub(super) fn add(
             None if names::unused(&name, kind) => {}
             None => faults.push(format!("{}: the network has no such tensor", source.name)),
         }
+    }
+    if faults.is_empty() && changed.is_empty() {
+        faults
+            .push("it holds no factors (lora_A, lora_B) and no modules that were trained as a whole".into());
     }
     if faults.is_empty() { Ok(changed) } else { Err(ModelError::Tensors { path, faults }) }
 }

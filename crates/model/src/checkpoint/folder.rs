@@ -61,18 +61,7 @@ pub(super) fn find(dir: &Path) -> Result<Found, ModelError> {
         let directory = dir.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new(".."));
         return Ok(Found { directory: directory.into(), weights: Weights::Orbax(dir.into()) });
     }
-    // What wrote the folder says which of several counts.
-    for last in ["checkpoints/last/pretrained_model", "last/pretrained_model"] {
-        if let Some(found) = here(&dir.join(last)) {
-            return Ok(found);
-        }
-    }
-    if let Ok(revision) = std::fs::read_to_string(dir.join("refs/main"))
-        && let revision = revision.trim()
-        && !revision.is_empty()
-        && revision.bytes().all(|b| b.is_ascii_alphanumeric())
-        && let Some(found) = here(&dir.join("snapshots").join(revision))
-    {
+    if let Some(found) = chosen(dir) {
         return Ok(found);
     }
     let mut below = below(dir)?;
@@ -86,6 +75,19 @@ pub(super) fn find(dir: &Path) -> Result<Found, ModelError> {
             Err(ModelError::config(dir, format!("holds several policies; give one of them:{shown}{more}")))
         }
     }
+}
+
+/// The one of several in `dir` that counts, where what wrote the folder says so.
+fn chosen(dir: &Path) -> Option<Found> {
+    let lasts = ["checkpoints/last/pretrained_model", "last/pretrained_model"];
+    lasts.iter().find_map(|last| here(&dir.join(last))).or_else(|| {
+        let refs = Some(dir.join("refs/main")).filter(|refs| refs.is_file())?;
+        let revision = std::fs::read_to_string(refs).ok()?;
+        // A commit's name, and nothing that leads elsewhere.
+        let revision = revision.trim();
+        let plain = !revision.is_empty() && revision.bytes().all(|b| b.is_ascii_alphanumeric());
+        plain.then(|| here(&dir.join("snapshots").join(revision)))?
+    })
 }
 
 /// All policies below `dir`, each once, in order.
@@ -122,7 +124,7 @@ fn below(dir: &Path) -> Result<Vec<Found>, ModelError> {
                 if !seen.insert(real) {
                     continue;
                 }
-                match here(&path) {
+                match here(&path).or_else(|| chosen(&path)) {
                     Some(policy) => found.push(policy),
                     None => next.push(path),
                 }
@@ -191,15 +193,36 @@ fn nothing(dir: &Path) -> String {
     )
 }
 
-/// A link to weights that are not there: what a download leaves that was cut, or of which a part was deleted.
+/// A link to weights that are not there.
 fn dangling(dir: &Path) -> Option<String> {
-    let link = [WHOLE, INDEX].iter().map(|name| dir.join(name)).find(|path| path.is_symlink())?;
+    dangling_of(dir, &|name| [WHOLE, INDEX].contains(&name))
+}
+
+/// A link to something that is not there, among the files of `dir` whose names are `wanted`: what a download leaves that was
+/// cut, or of which a part was deleted.
+fn dangling_of(dir: &Path, wanted: &dyn Fn(&str) -> bool) -> Option<String> {
+    let paths = dir.read_dir().into_iter().flatten().flatten().take(1000).map(|entry| entry.path());
+    let link = |path: &PathBuf| {
+        path.file_name().and_then(|name| name.to_str()).is_some_and(wanted)
+            && path.is_symlink()
+            && !path.exists()
+    };
+    let link = paths.filter(link).min()?;
     let (name, target) = (link.file_name()?.to_string_lossy().into_owned(), link.read_link().ok()?);
     Some(format!(
         "has {name}, which is a link to {}, and that is not there: the download was not finished or was deleted; fetch the \
          model again",
         target.display()
     ))
+}
+
+/// Fails where a description or the statistics of the policy in `dir` are links to something that is not there: the rest
+/// would be read as another layout.
+pub(super) fn check_links(dir: &Path) -> Result<(), ModelError> {
+    match dangling_of(dir, &|name| name.ends_with(".json") || name.ends_with(".safetensors")) {
+        Some(what) => Err(ModelError::config(dir, what)),
+        None => Ok(()),
+    }
 }
 
 /// Weights under another name than programs of the family give them.

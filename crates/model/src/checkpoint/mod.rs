@@ -96,6 +96,7 @@ impl Checkpoint {
     /// The same, with what the user says of it.
     pub fn open_with(dir: &Path, options: &OpenOptions) -> Result<Self, ModelError> {
         let Found { directory, weights } = folder::find(dir)?;
+        folder::check_links(&directory)?;
         let mut origin = Origin::default();
         if directory != dir {
             origin.notes.push(format!("the policy is {}", directory.display()));

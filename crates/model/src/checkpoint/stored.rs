@@ -32,7 +32,7 @@ pub(super) const INDEX: &str = "model.safetensors.index.json";
 /// The tensors of one file.
 pub(super) fn read_file(path: &Path) -> Result<Vec<Stored>, ModelError> {
     let read = |e| ModelError::Read { path: path.into(), source: e };
-    let file = MappedFile::open(path).map_err(read)?;
+    let file = pi0_orbax::open_file(path).and_then(|_| MappedFile::open(path)).map_err(read)?;
     let bytes = file.bytes();
     if let Some(what) = placeholder(bytes) {
         return Err(ModelError::config(path, format!("is {what}")));

@@ -4,11 +4,11 @@ use std::collections::HashMap;
 use std::path::Path;
 
 use serde::{Deserialize, Deserializer};
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use super::{ACTION, IMAGES, STATE, unsupported};
-use crate::Result;
-use crate::files::{Ordered, read_json};
+use crate::files::{Ordered, parse_json, read_small};
+use crate::{Error, Result};
 
 /// With lerobot's defaults.
 #[derive(Debug, Deserialize)]
@@ -51,6 +51,27 @@ pub(crate) struct Config {
     pub use_delta_joint_actions_aloha: bool,
     /// Up to 0.3: its presence tells the layout.
     pub resize_imgs_with_padding: Option<Value>,
+}
+
+/// Names a number that is none: of these lerobot reads neither `null` nor fractions.
+fn check_numbers(path: &Path, json: &Map<String, Value>) -> Result<()> {
+    const NUMBERS: [&str; 7] = [
+        "n_action_steps",
+        "max_action_dim",
+        "max_state_dim",
+        "tokenizer_max_length",
+        "empty_cameras",
+        "n_obs_steps",
+        "fast_skip_tokens",
+    ];
+    match NUMBERS.iter().find_map(|key| Some((key, json.get(*key).filter(|v| v.as_u64().is_none())?))) {
+        Some((key, value)) => {
+            let why =
+                format!("{key} is {value}, wanted a whole number; without the line lerobot's default counts");
+            Err(Error::format(path, why))
+        }
+        None => Ok(()),
+    }
 }
 
 /// `null` is as good as nothing.
@@ -106,7 +127,9 @@ const MAX_EMPTY: usize = 16;
 
 impl Config {
     pub fn open(path: &Path) -> Result<Self> {
-        let config: Self = read_json(path)?;
+        let bytes = read_small(path)?;
+        check_numbers(path, &parse_json(path, &bytes)?)?;
+        let config: Self = parse_json(path, &bytes)?;
         let trained = |what: &str| Err(unsupported(path, what, "the network here sees one moment"));
         if config.use_visual_memory {
             return trained("use_visual_memory");

@@ -144,6 +144,11 @@ pub(super) fn find(directory: &Path) -> Option<[PathBuf; 2]> {
     others.into_iter().find(|[before, _]| before.is_file() && is_ours(before))
 }
 
+/// lerobot writes the step always, for no normalization too (with the mode IDENTITY): somebody took it out.
+fn without(path: &Path, step: &str) -> String {
+    format!("{} has no step {step}_processor", path.display())
+}
+
 /// Reads the steps of a checkpoint.
 pub(crate) struct Reader<'a> {
     pub config: &'a Config,
@@ -209,6 +214,11 @@ impl<'a> Reader<'a> {
                 "normalizer_processor" => self.normalizer_step(path, step)?,
                 _ => return Err(step.refuse(path)),
             }
+        }
+        if !file.steps.iter().any(|step| step.name() == "normalizer_processor") {
+            self.normalize(STATE, Some(Err(without(path, "normalizer"))), InputStep::Normalize, |out| {
+                &mut out.before
+            });
         }
         let tokenizers =
             self.out.before.iter().filter(|step| matches!(step, InputStep::Tokenize(..))).count();
@@ -303,6 +313,10 @@ impl<'a> Reader<'a> {
                 }
                 _ => return Err(step.refuse(path)),
             }
+        }
+        if unnormalizer.is_none() {
+            let made = Some(Err(without(path, "unnormalizer")));
+            self.normalize(ACTION, made, OutputStep::Unnormalize, |out| &mut out.after);
         }
         self.out.statistics[1] = statistics;
         if self.relative.as_ref().is_some_and(|relative| relative.enabled) && !absolute {

@@ -3,10 +3,12 @@
 mod resize;
 
 use std::borrow::Cow;
+use std::io::Read;
 use std::path::Path;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use pi0_model::open_file;
 
 pub use resize::{Filter, Pad, Resize};
 
@@ -118,7 +120,9 @@ impl Image {
 
     /// Reads and decodes a PNG or JPEG file.
     pub fn open(key: &str, path: &Path) -> Result<Self> {
-        let bytes = std::fs::read(path).map_err(|source| Error::Read { path: path.into(), source })?;
+        let mut bytes = Vec::new();
+        let read = open_file(path).and_then(|mut file| file.read_to_end(&mut bytes));
+        read.map_err(|source| Error::Read { path: path.into(), source })?;
         Self::decode(key, &bytes).map_err(|error| match error {
             Error::Image { key, why } => Error::Image { key, why: format!("{}: {why}", path.display()) },
             other => other,
@@ -177,7 +181,8 @@ fn with_png_end(bytes: &[u8]) -> Cow<'_, [u8]> {
     let (mut picture, mut ended) = (false, false);
     // Length, type, as many bytes, checksum.
     while let Some((&[a, b, c, d], behind)) = rest.split_first_chunk() {
-        let Some(next) = behind.get(8usize.saturating_add(u32::from_be_bytes([a, b, c, d]) as usize)..) else {
+        let Some(next) = behind.get(8usize.saturating_add(u32::from_be_bytes([a, b, c, d]) as usize)..)
+        else {
             break;
         };
         picture |= behind.starts_with(b"IDAT");

@@ -3,6 +3,7 @@
 //! The text of a user is only ever text: whatever it spells, BOS, EOS and padding never come out of it.
 
 use std::borrow::Cow;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use super::sentencepiece::SentencePiece;
@@ -79,7 +80,9 @@ impl Tokenizer {
         } else {
             path.to_owned()
         };
-        let bytes = std::fs::read(&file).map_err(|source| Error::Read { path: file.clone(), source })?;
+        let mut bytes = Vec::new();
+        let read = pi0_model::open_file(&file).and_then(|mut file| file.read_to_end(&mut bytes));
+        read.map_err(|source| Error::Read { path: file.clone(), source })?;
         Self::parse(&file, &bytes)
     }
 
