@@ -12,6 +12,7 @@ use pi0_device::{Attention, KeyValue, Span};
 
 use crate::Isa;
 use crate::kernels::{Kernel, Operands, Panels, pack};
+use crate::math::per_isa;
 use crate::matmul::{Engine, with_scratch};
 use crate::memory::{Pooled, Shared, fetch_all};
 use crate::softmax::{BlockLayout, MOST_KEYS as BLOCK, Softmax, softmax_block};
@@ -303,7 +304,7 @@ impl<'a> Plan<'a> {
                 for ((panel, state), sums) in
                     panels.clone().zip(&states).zip(sums.chunks_exact(sizes[4] / together / 4))
                 {
-                    self.write(head, all, panel, state, sums, out);
+                    self.write(engine.isa, head, all, panel, state, sums, out);
                 }
             }
         });
@@ -351,32 +352,35 @@ impl<'a> Plan<'a> {
         let (columns, tile) = (kernel.columns(), kernel.tile() / size_of::<f32>());
         let lines = usize::from(!kernel.fetches);
         let count = (unit.keys - block).min(BLOCK);
+        let (dims, tail) = kernel.depth_of(self.spec.head_dim);
         for (i, scores) in scores.chunks_exact_mut(tile).enumerate().take(count.div_ceil(columns)) {
             let panel = (block / columns + i) * self.dim_tiles * kernel.right_tile();
             // SAFETY: the instruction set is present and entered; the panel of keys lies within the packed head;
             // queries and scores hold a panel and a tile.
             unsafe {
                 let keys = packed.add(panel);
-                let operands = Operands { left: queries.as_ptr(), right: keys, next: keys, lines };
-                (kernel.micro)(rows, self.dim_tiles, operands, scores.as_mut_ptr(), true);
+                let operands = Operands { left: queries.as_ptr(), right: keys, next: keys, lines, tail };
+                (kernel.micro)(rows, dims, operands, scores.as_mut_ptr(), true);
             }
         }
         let (tiles, chunk) = (kernel.tiles(count), kernel.left_chunk());
         let layout = BlockLayout { rows, padded, count, columns, tile, chunk, tiles, first: block == 0 };
         softmax_block(isa, kernel.left, layout, state, scores, weights, sums);
+        let (depth, tail) = kernel.depth_of(count);
         for (i, sums) in sums.chunks_exact_mut(tile).enumerate() {
             let t = i * unit.value_tiles + block / kernel.depth();
             // SAFETY: as above; the weights hold as many depth tiles of the rows.
             unsafe {
                 let values = packed.add(unit.key_bytes + t * kernel.right_tile());
-                let operands = Operands { left: weights.as_ptr(), right: values, next: values, lines };
-                (kernel.micro)(rows, tiles, operands, sums.as_mut_ptr(), block == 0);
+                let operands = Operands { left: weights.as_ptr(), right: values, next: values, lines, tail };
+                (kernel.micro)(rows, depth, operands, sums.as_mut_ptr(), block == 0);
             }
         }
     }
 
     fn write(
         &self,
+        isa: Isa,
         head: Head<'_>,
         panels: Panels,
         panel: usize,
@@ -392,13 +396,21 @@ impl<'a> Plan<'a> {
                 let at = row * self.q.cols() + column;
                 std::slice::from_raw_parts_mut(out.get().add(at), self.spec.head_dim)
             };
-            let inverse = 1.0 / state.sum[r];
-            for (out, sums) in out.chunks_mut(columns).zip(sums.chunks_exact(tile)) {
-                let sums = &sums[r * columns..];
-                out.iter_mut().zip(sums).for_each(|(o, s)| *o = s * inverse);
-            }
+            scaled_row(isa, &sums[r * columns..], [tile, columns], 1.0 / state.sum[r], out);
         }
     }
+}
+
+#[inline(always)]
+fn scaled_row_body<const FMA: bool>(sums: &[f32], [tile, columns]: [usize; 2], by: f32, out: &mut [f32]) {
+    for (out, sums) in out.chunks_mut(columns).zip(sums.chunks(tile)) {
+        out.iter_mut().zip(sums).for_each(|(o, s)| *o = s * by);
+    }
+}
+
+per_isa! {
+    /// A row of the result from its sums, of which each `tile` values hold as many columns, times a factor.
+    fn scaled_row(sums: &[f32], layout: [usize; 2], by: f32, out: &mut [f32]) = scaled_row_body
 }
 
 /// See [`pi0_device::Device::attention`]; the geometry is checked.

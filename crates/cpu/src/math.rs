@@ -48,9 +48,12 @@ pub(crate) fn fma<const FMA: bool>(a: f32, b: f32, c: f32) -> f32 {
     if FMA { a.mul_add(b, c) } else { a * b + c }
 }
 
+/// 1.5 * 2^23: adding it rounds to an integer that sits in the low bits.
+pub(crate) const MAGIC: f32 = 12_582_912.0;
+
 /// Highest first, the polynomial of this degree with `1` at 0 that is nearest to `e^x` for `x` within ± ln 2 / 2: to 9.2e-8
 /// relative.
-pub(crate) const EXP: [f32; 6] = [0.008_290_315, 0.041_897_93, 0.166_676_36, 0.499_991_5, 0.999_999_7, 1.0];
+const EXP: [f32; 6] = [0.008_290_315, 0.041_897_93, 0.166_676_36, 0.499_991_5, 0.999_999_7, 1.0];
 
 /// `e^x` to about 2e-7 relative, between `e^-87` and `e^88`, where it stays constant. NaN stays NaN.
 #[inline(always)]
@@ -58,8 +61,6 @@ pub(crate) fn exp<const FMA: bool>(x: f32) -> f32 {
     // Comparisons instead of `clamp`, whose assertions cost, and `max`, which would drop NaN.
     let x = if x < -87.0 { -87.0 } else { x };
     let x = if x > 88.0 { 88.0 } else { x };
-    // Adding 1.5 * 2^23 rounds to an integer that sits in the low bits.
-    const MAGIC: f32 = 12_582_912.0;
     let shifted = fma::<FMA>(x, std::f32::consts::LOG2_E, MAGIC);
     let n = shifted - MAGIC;
     // ln 2 in two pieces: the first has few bits, so its product with n is exact.
@@ -73,18 +74,40 @@ pub(crate) fn exp<const FMA: bool>(x: f32) -> f32 {
     p * f32::from_bits(exponent)
 }
 
+/// Highest first, the polynomial of this degree with 1 at 0 that is nearest to `2^x` for `x` within a half: to 9.2e-8
+/// relative.
+pub(crate) const EXP2: [f32; 6] =
+    [1.326_472_7e-3, 9.671_513e-3, 5.550_733_6e-2, 0.240_222_42, 0.693_147, 1.0];
+
+/// `x / (1 + 2^u)`, the power to about 2e-7 relative, between `2^-126` and `2^127`, where it stays constant.
+#[inline(always)]
+fn logistic<const FMA: bool>(x: f32, u: f32) -> f32 {
+    // Comparisons as in `exp`.
+    let u = if u < -126.0 { -126.0 } else { u };
+    let u = if u > 127.0 { 127.0 } else { u };
+    let shifted = u + MAGIC;
+    let r = u - (shifted - MAGIC);
+    let mut p = EXP2[0];
+    for &c in &EXP2[1..] {
+        p = fma::<FMA>(p, r, c);
+    }
+    // The whole number sits in the low bits, and the exponent takes it. What becomes of NaN does not matter: so is `x`.
+    x / (1.0 + f32::from_bits(p.to_bits().wrapping_add(shifted.to_bits() << 23)))
+}
+
+/// Of [`gelu`], in powers of two: -2 sqrt(2/π) log2(e), and 0.044715 times that.
+pub(crate) const GELU: [f32; 2] = [-2.302_208_2, -0.102_943_24];
+
 /// `0.5 x (1 + tanh(sqrt(2/π) (x + 0.044715 x³)))`, as `x` times a logistic function.
 #[inline(always)]
 pub(crate) fn gelu<const FMA: bool>(x: f32) -> f32 {
-    const A: f32 = -1.595_769; // -2 sqrt(2/π)
-    let u = x * fma::<FMA>(x * x, A * 0.044_715, A);
-    x / (1.0 + exp::<FMA>(u))
+    logistic::<FMA>(x, x * fma::<FMA>(x * x, GELU[1], GELU[0]))
 }
 
 /// `x / (1 + e^-x)`.
 #[inline(always)]
 pub(crate) fn silu<const FMA: bool>(x: f32) -> f32 {
-    x / (1.0 + exp::<FMA>(-x))
+    logistic::<FMA>(x, x * -std::f32::consts::LOG2_E)
 }
 
 /// Sums `f(x[i], i)` in 32 lanes, then pairwise: the order depends only on the length.

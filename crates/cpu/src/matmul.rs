@@ -241,7 +241,7 @@ impl Engine {
                                     _ => (1, 0),
                                 };
                                 let next = r.wrapping_offset(ahead);
-                                let operands = Operands { left: l, right: r, next, lines };
+                                let operands = Operands { left: l, right: r, next, lines, tail: 0 };
                                 let fresh = block == 0 && step == 0;
                                 (kernel.micro)(count, to - from, operands, sums.as_mut_ptr(), fresh);
                             }

@@ -33,6 +33,7 @@ impl Tensor {
     }
 
     /// Row `i`.
+    #[inline]
     pub fn row(&self, i: usize) -> &[f32] {
         assert!(i < self.rows, "row {i} of {}", self.rows);
         let at = self.start + i * self.stride;

@@ -6,7 +6,7 @@ use std::arch::x86_64::*;
 use pi0_device::Activation;
 
 use super::{Finish, Place};
-use crate::math::EXP;
+use crate::math::{EXP2, GELU, MAGIC};
 use crate::weight::Linear;
 
 /// Columns of a strip: one register.
@@ -41,44 +41,34 @@ fn load(values: &[f32]) -> __m512 {
     unsafe { _mm512_loadu_ps(values.as_ptr()) }
 }
 
-/// [`crate::math::exp`], to the bit.
-#[target_feature(enable = "avx512f")]
-fn exp(x: __m512) -> __m512 {
-    const MAGIC: f32 = 12_582_912.0;
-    let set = |x| _mm512_set1_ps(x);
-    // The second operand is what a comparison with NaN gives.
-    let x = _mm512_min_ps(set(88.0), _mm512_max_ps(set(-87.0), x));
-    let shifted = _mm512_fmadd_ps(x, set(std::f32::consts::LOG2_E), set(MAGIC));
-    let n = _mm512_sub_ps(shifted, set(MAGIC));
-    let r = _mm512_fmadd_ps(n, set(-0.693_359_4), x);
-    let r = _mm512_fmadd_ps(n, set(2.121_944_4e-4), r);
-    let mut p = set(EXP[0]);
-    for &c in &EXP[1..] {
-        p = _mm512_fmadd_ps(p, r, set(c));
-    }
-    let bias = _mm512_set1_epi32(127i32.wrapping_sub(MAGIC.to_bits().cast_signed()));
-    let power = _mm512_slli_epi32::<23>(_mm512_add_epi32(_mm512_castps_si512(shifted), bias));
-    _mm512_mul_ps(p, _mm512_castsi512_ps(power))
-}
-
-/// `x / (1 + e^u)`.
+/// `x / (1 + 2^u)` as [`crate::math`] has it, to the bit.
 #[target_feature(enable = "avx512f")]
 fn logistic(x: __m512, u: __m512) -> __m512 {
-    _mm512_div_ps(x, _mm512_add_ps(_mm512_set1_ps(1.0), exp(u)))
+    let set = |x| _mm512_set1_ps(x);
+    // The second operand is what a comparison with NaN gives.
+    let u = _mm512_min_ps(set(127.0), _mm512_max_ps(set(-126.0), u));
+    let shifted = _mm512_add_ps(u, set(MAGIC));
+    let r = _mm512_sub_ps(u, _mm512_sub_ps(shifted, set(MAGIC)));
+    let mut p = set(EXP2[0]);
+    for &c in &EXP2[1..] {
+        p = _mm512_fmadd_ps(p, r, set(c));
+    }
+    let whole = _mm512_slli_epi32::<23>(_mm512_castps_si512(shifted));
+    let power = _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(p), whole));
+    _mm512_div_ps(x, _mm512_add_ps(set(1.0), power))
 }
 
 /// [`crate::math::gelu`], to the bit.
 #[target_feature(enable = "avx512f")]
 fn gelu(x: __m512) -> __m512 {
-    const A: f32 = -1.595_769;
-    let (cubed, linear) = (_mm512_set1_ps(A * 0.044_715), _mm512_set1_ps(A));
+    let [linear, cubed] = GELU.map(|x| _mm512_set1_ps(x));
     logistic(x, _mm512_mul_ps(x, _mm512_fmadd_ps(_mm512_mul_ps(x, x), cubed, linear)))
 }
 
 /// [`crate::math::silu`], to the bit.
 #[target_feature(enable = "avx512f")]
 fn silu(x: __m512) -> __m512 {
-    logistic(x, _mm512_sub_ps(_mm512_set1_ps(-0.0), x))
+    logistic(x, _mm512_mul_ps(x, _mm512_set1_ps(-std::f32::consts::LOG2_E)))
 }
 
 impl Columns {

@@ -16,6 +16,7 @@ pub(super) static BF16: Kernel = Kernel {
     step: 8,
     resident: Some(Resident { percent: 58, deep_block: 16 }),
     fetches: false,
+    tails: false,
     micro: bf16_micro,
     enter,
     leave,
@@ -88,7 +89,7 @@ impl Drop for Tiles {
 macro_rules! micro {
     ($name:ident, $dot:literal) => {
         unsafe fn $name(rows: usize, tiles: usize, operands: Operands, sums: *mut f32, first: bool) {
-            let Operands { left, right, next, lines } = operands;
+            let Operands { left, right, next, lines, .. } = operands;
             if rows > 16 {
                 // SAFETY: the addresses touched are those of the operands as the caller promises them, and fetching
                 // is harmless at any address; tiles are configured (`enter`).

@@ -18,6 +18,7 @@ const KERNEL: Kernel = Kernel {
     step: 16,
     resident: None,
     fetches: false,
+    tails: false,
     micro: f32_micro,
     enter: nothing,
     leave: nothing,

@@ -23,6 +23,7 @@ const KERNEL: Kernel = Kernel {
     step: 64,
     resident: Some(Resident { percent: PERCENT, deep_block: 32 }),
     fetches: true,
+    tails: true,
     micro: f32_micro,
     enter: nothing,
     leave: nothing,
@@ -61,7 +62,7 @@ macro_rules! kernel {
         #[target_feature(enable = $features)]
         unsafe fn $name<const ROWS: usize>(
             tiles: usize,
-            Operands { mut left, mut right, mut next, lines }: Operands,
+            Operands { mut left, mut right, mut next, lines, tail }: Operands,
             sums: *mut f32,
             first: bool,
         ) {
@@ -118,6 +119,16 @@ macro_rules! kernel {
                     }
                     left = left.add(ROWS * $chunk);
                     right = right.add(2048);
+                }
+                for g in 0..tail {
+                    let r0 = _mm512_load_si512(right.add(g * 64).cast());
+                    let r1 = _mm512_load_si512(right.add(1024 + g * 64).cast());
+                    let (w0, w1) = ($prepare(r0), $prepare(r1));
+                    for (r, acc) in acc.iter_mut().enumerate() {
+                        let x = left.add(r * $chunk + g * ($chunk / GROUPS));
+                        acc[0] = $step(acc[0], x, w0);
+                        acc[1] = $step(acc[1], x, w1);
+                    }
                 }
                 for (r, acc) in acc.iter().enumerate() {
                     $store(sums.add(r * 32).cast(), acc[0]);

@@ -138,6 +138,10 @@ pub(crate) struct Operands {
     pub(crate) next: *const u8,
     #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
     pub(crate) lines: usize,
+    /// Groups of 4 bytes in depth that are multiplied of one more depth tile: none unless the kernel has
+    /// [`tails`](Kernel::tails).
+    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
+    pub(crate) tail: usize,
 }
 
 /// One way to multiply.
@@ -160,6 +164,8 @@ pub(crate) struct Kernel {
     /// Whether the loop asks by itself for what follows in the right operand, so that it needs telling only of another
     /// panel, and takes no line to fetch for an answer.
     pub(crate) fetches: bool,
+    /// Whether the loop can end within a depth tile.
+    pub(crate) tails: bool,
     pub(crate) micro: Micro,
     /// Prepares the calling thread, and undoes it.
     pub(crate) enter: fn(),
@@ -256,6 +262,15 @@ impl Kernel {
     fn place_in_strip(&self, column: usize, k: usize) -> usize {
         let byte = k * self.packed.size();
         (byte / self.group * self.strip + column) * self.group + byte % self.group
+    }
+
+    /// The depth tiles of a product of this depth and what is multiplied of one more: all of it, unless the kernel ends
+    /// within it.
+    pub(crate) fn depth_of(&self, inputs: usize) -> (usize, usize) {
+        match self.tails {
+            true => (inputs / self.depth(), (inputs % self.depth()).div_ceil(4 / self.packed.size())),
+            false => (self.tiles(inputs), 0),
+        }
     }
 
     /// How `rows` rows divide into panels.
@@ -357,6 +372,57 @@ mod tests {
     }
 
     #[test]
+    fn depth_may_end_within_a_tile() {
+        for (isa, packed) in Isa::available()
+            .iter()
+            .flat_map(|&isa| [Packed::F32, Packed::Bf16, Packed::Int8].map(|p| (isa, p)))
+        {
+            let kernel = Kernel::of(isa, packed);
+            for rows in [1, kernel.max_rows - 1, kernel.max_rows] {
+                let padded = rows.next_multiple_of(kernel.row_align);
+                let (chunk, half) = (kernel.left_chunk(), kernel.right_tile() / 2);
+                // Ones in the first values of the second tile, garbage behind them: small, so that all sums are exact.
+                let inputs = kernel.depth() + 2 * (4 / packed.size());
+                let (tiles, tail) = kernel.depth_of(inputs);
+                let depth = if kernel.tails { 2 * kernel.depth() } else { inputs };
+                let (mut left, mut right) =
+                    (Block::new(2 * padded * chunk), Block::new(2 * kernel.right_tile()));
+                let size = packed.size();
+                let format = [Left::Int8, Left::Bf16, Left::Bf16, Left::F32][size - 1];
+                for k in 0..depth {
+                    for r in 0..rows {
+                        let at = (k / kernel.depth() * padded + r) * chunk
+                            + kernel.left.place(k % kernel.depth()) * kernel.left.size();
+                        let bytes = left.values_mut::<u8>(2 * padded * chunk);
+                        write(1, kernel.left, &mut bytes[at..at + kernel.left.size()]);
+                    }
+                    for c in 0..kernel.columns() {
+                        let start = (2 * (k / kernel.depth()) + c / kernel.strip) * half;
+                        let at = start + kernel.place_in_strip(c % kernel.strip, k % kernel.depth());
+                        write(1, format, &mut right.values_mut::<u8>(2 * kernel.right_tile())[at..at + size]);
+                    }
+                }
+                let mut sums = Block::new(kernel.tile());
+                let (left, right) = (left.as_ptr().cast_const(), right.as_ptr().cast_const());
+                (kernel.enter)();
+                // SAFETY: the instruction set is present and entered; the operands hold two depth tiles of the kernel's
+                // layouts, the sums one tile, and blocks are aligned.
+                unsafe {
+                    let operands = Operands { left, right, next: right, lines: 1, tail };
+                    (kernel.micro)(rows, tiles, operands, sums.as_ptr().cast(), true);
+                }
+                (kernel.leave)();
+                let each = if kernel.left == Left::Uint8 { 129 } else { 1 };
+                for &sum in &sums.values_mut::<u32>(kernel.tile() / 4)[..rows * kernel.columns()] {
+                    let got =
+                        if packed == Packed::Int8 { sum as usize } else { f32::from_bits(sum) as usize };
+                    assert_eq!(got, inputs * each, "{isa} {packed:?}, {rows} rows");
+                }
+            }
+        }
+    }
+
+    #[test]
     fn every_kernel_sums_exactly_what_it_should() {
         for (isa, packed) in Isa::available()
             .iter()
@@ -396,7 +462,7 @@ mod tests {
                     unsafe {
                         let right = right.as_ptr().add(tile * kernel.right_tile()).cast_const();
                         let left = left.as_ptr().add(tile * padded * chunk).cast_const();
-                        let operands = Operands { left, right, next: right, lines: 1 };
+                        let operands = Operands { left, right, next: right, lines: 1, tail: 0 };
                         (kernel.micro)(rows, tiles, operands, sums.as_ptr().cast(), tile == 0);
                     }
                 }

@@ -19,6 +19,7 @@ const KERNEL: Kernel = Kernel {
     step: 64,
     resident: None,
     fetches: false,
+    tails: false,
     micro: f32_micro,
     enter: nothing,
     leave: nothing,
