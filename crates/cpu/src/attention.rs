@@ -304,7 +304,7 @@ impl<'a> Plan<'a> {
                 for ((panel, state), sums) in
                     panels.clone().zip(&states).zip(sums.chunks_exact(sizes[4] / together / 4))
                 {
-                    self.write(engine.isa, head, all, panel, state, sums, out);
+                    self.write(engine.isa, head, [all.start(panel), all.len(panel)], state, sums, out);
                 }
             }
         });
@@ -378,19 +378,19 @@ impl<'a> Plan<'a> {
         }
     }
 
+    /// Writes a panel of `count` rows, of which `first` is the first.
     fn write(
         &self,
         isa: Isa,
         head: Head<'_>,
-        panels: Panels,
-        panel: usize,
+        [first, count]: [usize; 2],
         state: &Softmax,
         sums: &[f32],
         out: Shared<f32>,
     ) {
         let (columns, tile) = (self.kernel.columns(), self.kernel.tile() / size_of::<f32>());
-        for r in 0..panels.len(panel) {
-            let (row, column) = self.place(head, panels.start(panel) + r);
+        for r in 0..count {
+            let (row, column) = self.place(head, first + r);
             // SAFETY: each pair of query row and head belongs to one task; inside the result's rows.
             let out = unsafe {
                 let at = row * self.q.cols() + column;
