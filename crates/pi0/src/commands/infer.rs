@@ -284,7 +284,7 @@ impl Answers {
             }
         };
         batch.iter_mut().for_each(|inputs| inputs.end = end);
-        args.policy.answer(checkpoint, &policy)?;
+        args.policy.answer(checkpoint, &policy, args.device.device)?;
         Ok(Self { policy: Some(policy) })
     }
 
