@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use pi0_cpu::{Cpu, CpuOptions, Format};
+use pi0_cpu::{Cpu, CpuOptions};
 use pi0_judge::dump::{self, Dump};
 use pi0_judge::report;
 use pi0_model::Checkpoint;
@@ -28,7 +28,7 @@ pub fn judge(
         let done = || -> anyhow::Result<_> {
             let checkpoint = Checkpoint::open(&model)?;
             let dump = Dump::read(&dump)?;
-            let device = Cpu::new(CpuOptions { format: Format::F32, ..CpuOptions::default() })?;
+            let device = Cpu::new(CpuOptions::exact())?;
             let verdict = dump::judge(device, &checkpoint, &dump, format, &pi0_judge::silent)?;
             Ok((serde_json::to_string(&verdict)?, verdict.text(), report::judgement(&verdict)))
         };

@@ -105,6 +105,11 @@ impl Isa {
         self == Isa::Portable
     }
 
+    /// Whether weights in bf16 are multiplied with activations in bf16.
+    pub fn multiplies_bf16(self) -> bool {
+        matches!(self, Isa::NeonBf16 | Isa::Avx512Bf16 | Isa::Amx)
+    }
+
     /// The name used on the command line.
     pub fn name(self) -> &'static str {
         match self {

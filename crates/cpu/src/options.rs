@@ -60,6 +60,15 @@ pub struct CpuOptions {
     pub format: Format,
 }
 
+impl CpuOptions {
+    /// For who is right: all arithmetic in f32. Weights stored in bf16 stay so, half the memory, on the fastest instruction set
+    /// that widens them exactly instead of rounding what they are multiplied with.
+    pub fn exact() -> Self {
+        let isa = Isa::available().into_iter().rev().find(|isa| !isa.multiplies_bf16());
+        Self { isa, ..Self::default() }
+    }
+}
+
 /// Why the device does not open.
 #[derive(Debug, thiserror::Error)]
 pub enum CpuError {

@@ -23,8 +23,10 @@ type Taps = BTreeMap<String, HostTensor>;
 const END: Rank = (STEPS, u32::MAX, u8::MAX);
 /// Most mistakes that are looked for in one dump.
 const MOST_CAUSES: usize = 6;
-/// Mistakes that explain a part of a difference and are tried together with each other one.
+/// Mistakes, and pairs of them, that explain a part of a difference and are tried together with each other one.
 const MOST_PAIRED: usize = 6;
+/// Mistakes that are looked for in one intermediate.
+const AT_ONCE: usize = 3;
 /// A mistake must take this much of the difference with it, where another difference remains behind it.
 const TAKES: f64 = 3.0;
 /// What remains of a difference may be the mistake's own doing, where this much of it is gone: a network that is not π0 any more
@@ -359,24 +361,26 @@ impl<D: Device> Search<'_, '_, D> {
                 return Ok(Some(at));
             }
             let (mut tried, mut halves) = (Vec::new(), Vec::new());
-            let mut list = hypotheses::common(self.checkpoint, self.court.dump)?;
-            let common = list.len();
-            list.extend(hypotheses::of_weights(self.checkpoint, passing, rank));
-            for (i, hypothesis) in list.into_iter().enumerate().filter(|(_, h)| h.from <= rank) {
-                // A mistake that cannot be made on this network explains nothing.
-                let Ok(now) = self.compare(&self.made.and(&hypothesis.variation), rank, self.rounds) else {
-                    continue;
-                };
-                let Some(here) = now.iter().find(|t| t.name == at) else { continue };
-                let (after, fixed) = (here.error(), here.passed() && first_is_later(&now, rank));
-                // One of two that show in the same place leaves what came before right. Single weights are too many for pairs.
-                let half = i < common && hypothesis.structural && after != before && earlier_pass(&now, rank);
-                let one = Tried { hypothesis, after, fixed };
-                if half && !fixed {
+            let list = hypotheses::common(self.checkpoint, self.court.dump)?;
+            for hypothesis in list.into_iter().filter(|h| h.from <= rank) {
+                let Some((one, earlier)) = self.attempt(hypothesis, &at, rank)? else { continue };
+                // One of several that show in the same place leaves what came before right.
+                if one.hypothesis.structural && one.after != before && earlier && !one.fixed {
                     halves.push(one.clone());
                 }
-                if fixed || after * TAKES < before {
+                if one.fixed || one.after * TAKES < before {
                     tried.push(one);
+                }
+            }
+            // Single weights are many, and too many for pairs: tried where no mistake of the list makes the difference all but
+            // vanish.
+            if !tried.iter().any(|t| t.fixed && t.after * GONE < before) {
+                let list = hypotheses::of_weights(self.checkpoint, passing, rank);
+                for hypothesis in list.into_iter().filter(|h| h.from <= rank) {
+                    let Some((one, _)) = self.attempt(hypothesis, &at, rank)? else { continue };
+                    if one.fixed || one.after * TAKES < before {
+                        tried.push(one);
+                    }
                 }
             }
             let (best, after_all) = match pick(tried) {
@@ -389,7 +393,7 @@ impl<D: Device> Search<'_, '_, D> {
             // What only makes a difference smaller must leave nothing behind, but for another mistake in the same place.
             let (best, after_all) = match best.first() {
                 Some(first) if first.fixed || after_all.is_none() => (best, after_all),
-                _ => match self.one_of_two(halves, before, &at, rank)? {
+                _ => match self.one_of_several(halves, before, &at, rank)? {
                     Some(one) => {
                         let after_all = self.rest(&one.hypothesis, rank)?;
                         (vec![one], after_all)
@@ -416,27 +420,69 @@ impl<D: Device> Search<'_, '_, D> {
         Ok(None)
     }
 
-    /// Of two mistakes with which together nothing differs at `at` any more, where neither does it alone: the one that
-    /// takes more of the difference with it. Of several pairs the one that leaves least.
-    fn one_of_two(&self, mut halves: Vec<Tried>, before: f64, at: &str, rank: Rank) -> Result<Option<Tried>> {
+    /// Makes a mistake beside those found: what it leaves at `at`, and whether what came before is right. Nothing of one that
+    /// cannot be made on this network, which explains nothing.
+    fn attempt(&self, hypothesis: Hypothesis, at: &str, rank: Rank) -> Result<Option<(Tried, bool)>> {
+        let Ok(now) = self.compare(&self.made.and(&hypothesis.variation), rank, self.rounds) else {
+            return Ok(None);
+        };
+        let Some(here) = now.iter().find(|t| t.name == at) else { return Ok(None) };
+        let (after, fixed) = (here.error(), here.passed() && first_is_later(&now, rank));
+        let earlier = earlier_pass(&now, rank);
+        Ok(Some((Tried { hypothesis, after, fixed }, earlier)))
+    }
+
+    /// Of two or three mistakes with which together nothing differs at `at` any more, where fewer do not do it: the one that
+    /// takes most of the difference with it. Of several such sets the one that leaves least. Threes begin with the pairs that
+    /// leave least.
+    fn one_of_several(
+        &self,
+        mut halves: Vec<Tried>,
+        before: f64,
+        at: &str,
+        rank: Rank,
+    ) -> Result<Option<Tried>> {
         halves.sort_by(|a, b| a.after.total_cmp(&b.after));
-        let mut best: Option<(f64, usize)> = None;
         let firsts = halves.iter().enumerate().take(MOST_PAIRED).filter(|(_, one)| one.after < before);
-        for (i, one) in firsts {
-            let made = self.made.and(&one.hypothesis.variation);
-            for other in &halves[i + 1..] {
-                let both = made.and(&other.hypothesis.variation);
-                let Ok(now) = self.compare(&both, rank, self.rounds) else { continue };
-                let Some(here) = now.iter().find(|t| t.name == at) else { continue };
-                if here.passed()
-                    && first_is_later(&now, rank)
-                    && best.is_none_or(|(least, _)| here.error() < least)
-                {
-                    best = Some((here.error(), i));
+        // Sets of mistakes by their places in `halves`, and what they leave.
+        let mut sets: Vec<(f64, Vec<usize>)> = firsts.map(|(i, one)| (one.after, vec![i])).collect();
+        for _ in 1..AT_ONCE {
+            let mut best: Option<(f64, usize)> = None;
+            let mut larger: Vec<(f64, Vec<usize>)> = Vec::new();
+            for (left, set) in &sets {
+                let made =
+                    set.iter().fold(self.made.clone(), |made, &i| made.and(&halves[i].hypothesis.variation));
+                for (j, other) in halves.iter().enumerate().filter(|(j, _)| !set.contains(j)) {
+                    let mut all = [&set[..], &[j]].concat();
+                    all.sort_unstable();
+                    if larger.iter().any(|(_, known)| *known == all) {
+                        continue;
+                    }
+                    let Ok(now) = self.compare(&made.and(&other.hypothesis.variation), rank, self.rounds)
+                    else {
+                        continue;
+                    };
+                    let Some(here) = now.iter().find(|t| t.name == at) else { continue };
+                    let error = here.error();
+                    if here.passed()
+                        && first_is_later(&now, rank)
+                        && best.is_none_or(|(least, _)| error < least)
+                    {
+                        best = Some((error, all[0]));
+                    }
+                    if error < *left && earlier_pass(&now, rank) {
+                        larger.push((error, all));
+                    }
                 }
             }
+            if let Some((_, i)) = best {
+                return Ok(Some(halves.swap_remove(i)));
+            }
+            larger.sort_by(|a, b| a.0.total_cmp(&b.0));
+            larger.truncate(MOST_PAIRED);
+            sets = larger;
         }
-        Ok(best.map(|(_, i)| halves.swap_remove(i)))
+        Ok(None)
     }
 
     /// Of candidates that explain a difference alike, the one with which the next difference comes latest; and those

@@ -130,7 +130,12 @@ impl Verdict {
             }
         }
         if let Some(rest) = &self.unexplained {
-            let _ = writeln!(out, "unexplained: {rest}; no known mistake makes this difference vanish");
+            let _ = writeln!(
+                out,
+                "unexplained: {rest}; no known mistake makes this difference vanish, alone or with up to two others: more may be \
+                 at work before it, or one that is not known here. Intermediates between the last one that agrees and this \
+                 one take them apart"
+            );
         }
         for note in &self.notes {
             let _ = writeln!(out, "note: {note}");

@@ -147,7 +147,7 @@ fn judge(args: &Args, model: &Path, path: &Path) -> Result<()> {
 
 /// The CPU device in f32.
 fn exact_cpu() -> Result<Cpu> {
-    Ok(Cpu::new(CpuOptions { format: pi0_cpu::Format::F32, ..CpuOptions::default() })?)
+    Ok(Cpu::new(CpuOptions::exact())?)
 }
 
 /// Does the checks.
