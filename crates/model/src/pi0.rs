@@ -5,7 +5,7 @@
 //!
 //! Shapes: B robots, R packed prefix rows, T horizon, A action_dim, W the expert's width, N steps.
 
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use pi0_device::{Dense, Device, HostTensor, MemoryMeter, Modulation, Norm, Scope, Span, dense};
 use rand_chacha::ChaCha12Rng;
@@ -68,9 +68,17 @@ enum Conditioning<D: Device> {
         /// The half that reads the time, with the bias: one row a step, for all actions.
         time_mlp_in: D::Weight,
         action_time_mlp_out: D::Weight,
+        /// The times of the last inference, embedded: they are the same from one to the next.
+        embedded: Mutex<Option<Embedded>>,
     },
     /// π0.5: the state stands in the prompt, and time drives the expert's norms.
     Norms(ModulationCache<D>),
+}
+
+/// Times, and [`time_embedding`] of them.
+struct Embedded {
+    times: Vec<f32>,
+    rows: Vec<f32>,
 }
 
 /// A network of the family on some device, where it no longer matters which: what a command or a server holds.
@@ -284,14 +292,19 @@ impl<D: Device> Pi0<D> {
     ) -> Result<Steps<D>, ModelError> {
         let (d, c) = (&self.device, self.config());
         let condition = match &self.expert()?.conditioning {
-            Conditioning::Rows { state_proj, time_mlp_in, .. } => {
+            Conditioning::Rows { state_proj, time_mlp_in, embedded, .. } => {
                 let _scope = Scope::new(d, format_args!("suffix"));
                 let states: Vec<f32> = batch.iter().flat_map(|i| i.state.iter().copied()).collect();
                 let states = d.linear(&d.upload(batch.len(), c.state_dim, &states)?, state_proj)?;
                 d.tap("state_emb", &states);
                 let width = c.expert.width;
-                let embedded = time_embedding(times, width, c.min_period, c.max_period);
-                let embedded = d.upload(times.len(), width, &embedded)?;
+                let mut kept = embedded.lock().unwrap_or_else(PoisonError::into_inner);
+                if kept.as_ref().is_none_or(|kept| kept.times != times) {
+                    let rows = time_embedding(times, width, c.min_period, c.max_period);
+                    *kept = Some(Embedded { times: times.to_vec(), rows });
+                }
+                let rows = &kept.as_ref().expect("made above").rows;
+                let embedded = d.upload(times.len(), width, rows)?;
                 d.tap("time_emb", &embedded);
                 Condition::Rows { times: d.linear(&embedded, time_mlp_in)?, states }
             }
@@ -500,6 +513,7 @@ impl<D: Device> Expert<D> {
                     action_mlp_in: mlp_in(false, 0..width)?,
                     time_mlp_in: mlp_in(true, width..2 * width)?,
                     action_time_mlp_out: w.linear_exact("action_time_mlp_out", true, None)?,
+                    embedded: Mutex::default(),
                 };
                 (Norms::Rms, rows)
             }
