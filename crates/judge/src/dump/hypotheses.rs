@@ -714,6 +714,9 @@ fn everywhere(checkpoint: &Checkpoint, list: &mut List) {
     }
 }
 
+/// Names of what [`of_weights`] lists.
+pub const OF_WEIGHTS: [&str; 2] = ["transposed", "no-bias"];
+
 /// Single weights that act after `after` and not after `until`: transposed, or without their bias.
 pub fn of_weights(checkpoint: &Checkpoint, after: Option<Rank>, until: Rank) -> Vec<Hypothesis> {
     let mut list = List(Vec::new());

@@ -373,8 +373,9 @@ impl<D: Device> Search<'_, '_, D> {
                 }
             }
             // Single weights are many, and too many for pairs: tried where no mistake of the list makes the difference all but
-            // vanish.
-            if !tried.iter().any(|t| t.fixed && t.after * GONE < before) {
+            // vanish, or only one that may as well be of a single weight as of all of a kind.
+            let is_other = |t: &&Tried| !hypotheses::OF_WEIGHTS.contains(&t.hypothesis.name.as_str());
+            if !tried.iter().filter(is_other).any(|t| t.fixed && t.after * GONE < before) {
                 let list = hypotheses::of_weights(self.checkpoint, passing, rank);
                 for hypothesis in list.into_iter().filter(|h| h.from <= rank) {
                     let Some((one, _)) = self.attempt(hypothesis, &at, rank)? else { continue };
