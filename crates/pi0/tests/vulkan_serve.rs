@@ -43,11 +43,17 @@ fn args(fault: Option<Fault>) -> DeviceArgs {
 
 /// The first submission after the model has been loaded: how many that takes depends on the driver's memory.
 fn first_inference(model: &Path) -> u64 {
-    let loads = |at: &u64| {
+    let loads = |at: u64| {
         let checkpoint = Checkpoint::open(model).unwrap();
-        device::load_silently(&args(Some(Fault::Lost(*at))), checkpoint, &|_| ()).is_ok()
+        device::load_silently(&args(Some(Fault::Lost(at))), checkpoint, &|_| ()).is_ok()
     };
-    (0..).find(loads).unwrap()
+    let (mut fails, mut works) = (0, 1 << 14);
+    assert!(!loads(fails) && loads(works));
+    while fails + 1 < works {
+        let at = (fails + works) / 2;
+        *(if loads(at) { &mut works } else { &mut fails }) = at;
+    }
+    works
 }
 
 fn array(dtype: Dtype, shape: &[usize], data: Vec<u8>) -> Value {
@@ -67,7 +73,7 @@ fn observation(seed: usize) -> Vec<u8> {
         ("state", Value::Array(NdArray::from_f64(vec![14], &[0.1; 14]).unwrap())),
         ("images", Value::Map(Map(images.collect()))),
         ("prompt", Value::Text("fold the towel".into())),
-        ("noise", array(Dtype::F32, &[HORIZON, 32], noise)),
+        ("pi0/noise", array(Dtype::F32, &[HORIZON, 32], noise)),
     ]));
     encode(&observation)
 }
