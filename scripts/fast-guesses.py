@@ -124,18 +124,18 @@ def propose(text, answers, most, enough):
     return best[1] if best else []
 
 
-def write(answer, answers, enough):
+def write(answer, answers, enough, most):
     """Passes, guesses, and guesses that are right, behind the first token."""
-    text, passes, guesses, right, trust = answer[:1], 0, 0, 0, 7
+    text, passes, guesses, right, trust = answer[:1], 0, 0, 0, most
     while len(text) < len(answer):
         # Without memory the opening alone is guessed.
         opening = answer[1:3] if len(text) == 1 else []
-        guess = opening if enough is None else propose(text, answers, min(7, trust), enough)
+        guess = opening if enough is None else propose(text, answers, min(most, trust), enough)
         rest = answer[len(text) :]
         agreed = next((i for i, (a, b) in enumerate(zip(guess, rest)) if a != b), min(len(guess), len(rest)))
         passes, guesses, right = passes + 1, guesses + len(guess), right + agreed
         text = answer[: len(text) + agreed + 1]
-        trust = min(7, 2 * (agreed + 1))
+        trust = min(most, 2 * (agreed + 1))
     return np.array([passes, guesses, right])
 
 
@@ -143,13 +143,18 @@ for horizon in (8, 16, 32):
     codes = codec(horizon)
     for every in (1, horizon // 2):
         answers, tokens, count = [], 0, 0
-        rules = {"the opening alone": None, "two tokens agree (pi0)": 2, "one token agrees": 1}
+        rules = {
+            "the opening alone": (None, 2),
+            "two tokens agree, up to 3 guesses (pi0)": (2, 3),
+            "two tokens agree, up to 7 guesses": (2, 7),
+            "one token agrees, up to 7 guesses": (1, 7),
+        }
         sums = {rule: np.zeros(3) for rule in rules}
         for chunk in (chunk for _ in range(25) for chunk in episode(horizon, every, 0.001)):
             answer = [-1, -2, -3, *codes(chunk), -4]  # `Action`, `:`, a space; `|`
             tokens, count = tokens + len(answer) - 1, count + 1
-            for rule, enough in rules.items():
-                sums[rule] += write(answer, answers, enough)
+            for rule, (enough, most) in rules.items():
+                sums[rule] += write(answer, answers, enough, most)
             answers = [answer, *(a for a in answers if a != answer)][:REMEMBERED]
         print(f"{horizon} actions, a new chunk each {every}: {count} answers of {tokens / count + 1:.0f} tokens")
         for rule, (passes, guesses, right) in sums.items():

@@ -19,9 +19,8 @@ use crate::{AnswerConfig, Config, EOS, Inputs, ModelError, Pi0, SampleOptions};
 /// Lengths of an answer that make sense.
 const LENGTHS: std::ops::RangeInclusive<usize> = 1..=4096;
 
-/// Rows of a pass at most, tokens of all robots and proposals together, where there are proposals: so many take hardly longer
-/// than one.
-pub(crate) const PASS_ROWS: usize = 8;
+/// Rows of a pass at most, tokens of all robots and guesses together, where there are guesses.
+const PASS_ROWS: usize = 8;
 
 /// What of the network only answers need.
 pub(crate) struct Answer<D: Device> {
@@ -112,7 +111,8 @@ impl<D: Device> Pi0<D> {
         for pass in 0.. {
             let _scope = Scope::new(d, format_args!("step{pass}"));
             if pass > 0 {
-                let share = (PASS_ROWS / writing.len()).saturating_sub(1);
+                // Robots share the rows of one that is alone.
+                let share = ((most + 1) / writing.len()).saturating_sub(1);
                 let proposals =
                     |w: &Writer| propose(&w.text, &before, w.trust.min(share).min(limit - w.text.len() - 1));
                 proposed = writing.iter().map(proposals).collect();

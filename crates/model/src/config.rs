@@ -63,9 +63,9 @@ pub struct AnswerConfig {
     /// The only tokens to choose from, in ascending order; none for all. What is written instead of another token that
     /// would have been likelier is no answer that the references give.
     pub only: Option<Vec<u32>>,
-    /// Tokens at most that are guessed from earlier answers and read in one pass with the last one; 0 for none. Of an answer
-    /// that takes the likeliest tokens nothing changes but the time, on devices where a row's result does not depend on the
-    /// rows beside it.
+    /// Tokens at most, seven or fewer, that are guessed from earlier answers and read in one pass with the last one; 0 for
+    /// none. Several robots share them. Of an answer that takes the likeliest tokens nothing changes but the time, on devices
+    /// where a row's result does not depend on the rows beside it.
     pub speculate: usize,
     /// Whether chunk and action have their true sizes here; openpi's checkpoints do not say them.
     pub sizes_known: bool,

@@ -55,7 +55,7 @@ pub struct PolicyArgs {
     #[arg(long)]
     pub answer_tokens: bool,
     /// π0-FAST: guess up to N tokens from earlier answers and read them in one pass with the last; the answer is the same,
-    /// and often earlier. 0 for none [default: 7 on the CPU, where results do not depend on what is computed beside them,
+    /// and often earlier. 0 for none [default: 3 on the CPU, where results do not depend on what is computed beside them,
     /// else 0]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(0..=7))]
     pub speculate: Option<u8>,
@@ -155,7 +155,8 @@ impl PolicyArgs {
                 )
             }
             Some(n) => usize::from(n),
-            None if device == DeviceKind::Cpu => 7,
+            // Four rows still take hardly longer than one: docs/fast.md.
+            None if device == DeviceKind::Cpu => 3,
             None => 0,
         };
         if self.answer_tokens {
