@@ -153,8 +153,8 @@ fn a_robot_gets_the_error_and_all_go_on() {
             let error = Client::connect(address).ask(&observations[0]).unwrap_err();
             assert!(error.contains(word) && error.contains("opened again"), "{error}");
             let answers: Vec<Vec<f64>> = std::thread::scope(|scope| {
-                let ask = |(robot, o)| scope.spawn(move || Client::ask(robot, o));
-                let asked: Vec<_> = others.iter_mut().zip(&observations[1..]).map(ask).collect();
+                let each = others.iter_mut().zip(&observations[1..]);
+                let asked: Vec<_> = each.map(|(robot, o)| scope.spawn(move || robot.ask(o))).collect();
                 asked.into_iter().map(|robot| robot.join().unwrap().expect("a whole device")).collect()
             });
             assert_eq!(answers, want[1..], "{fault:?}");
