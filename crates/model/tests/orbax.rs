@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex};
 
 use pi0_device::{
-    Bytes, Device, Dtype, HostTensor, Preferred, Reference, ReferenceWeight, Result, Sink, TensorSource,
-    WeightSource, forward,
+    Bytes, Device, Dtype, HostTensor, Order, Preferred, Reference, ReferenceWeight, Result, Sink,
+    TensorSource, WeightSource, forward,
 };
 use pi0_model::golden::{read_inputs, read_tensors};
 use pi0_model::{Checkpoint, Extent, Kind, ModelError, NamedConfig, OpenOptions, Pi0, SampleOptions};
@@ -141,13 +141,20 @@ impl Device for Pieces {
     }
 
     fn preferred(&self) -> Preferred {
-        Preferred { columns: true, pieces: true, ..Preferred::default() }
+        Preferred { columns: true, pieces: self.unit > 0, ..Preferred::default() }
     }
 
     fn prepare(&self, source: &WeightSource) -> Result<ReferenceWeight> {
         let mut source = source.clone();
         if let WeightSource::Linear { parts, .. } = &mut source {
-            for weight in parts.iter_mut().map(|part| &mut part.weight).filter(|weight| weight.pours()) {
+            for weight in parts.iter_mut().map(|part| &mut part.weight) {
+                if !weight.pours() {
+                    if weight.order() != Order::Rows {
+                        weight.fetch()?;
+                        self.taken.lock().unwrap().insert(weight.name.clone(), weight.to_f32());
+                    }
+                    continue;
+                }
                 let state = Mutex::new((vec![0; weight.byte_count()], None));
                 let unit = self.unit * weight.rows() * weight.dtype.size();
                 let gathered = Arc::new(Gathered { unit, state, ended: Condvar::new() });
@@ -168,11 +175,11 @@ impl Device for Pieces {
     gelu silu geglu add add_scaled gated_add concat_rows slice_rows slice_cols }
 }
 
-/// In pieces of any size, adapters added, every matrix is what it is as a whole.
+/// In pieces of any size, or (0) in JAX's order of axes at once, adapters added, every matrix is what it is in C order.
 #[test]
 fn pieces_are_the_tensors_they_are_of() {
     for (name, least) in [("pi0_base", 40), ("pi05_base", 30), ("pi0_lora", 40)] {
-        for unit in [1, 2, 7, 1000] {
+        for unit in [0, 1, 2, 7, 1000] {
             let checkpoint = Checkpoint::open(&golden().join(name)).unwrap();
             let whole: BTreeMap<_, _> =
                 checkpoint.tensors().map(|t| (t.name.clone(), t.unfetched())).collect();

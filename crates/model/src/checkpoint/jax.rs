@@ -438,8 +438,9 @@ impl Tensors for Parts {
             Order::Columns { .. } if part.layer() && preferred.columns && preferred.pieces => {
                 (Form { columns: true, pieces: true, ..Form::default() }, *order)
             }
-            Order::Columns { .. } if part.layer() && preferred.columns && part.adapters.is_none() => {
-                let round = preferred.layers.filter(|_| f32);
+            Order::Columns { .. } if part.layer() && preferred.columns => {
+                // Adapters are added first.
+                let round = preferred.layers.filter(|_| f32 && part.adapters.is_none());
                 (Form { columns: true, round, ..Form::default() }, *order)
             }
             _ => rows,
@@ -451,10 +452,13 @@ impl Tensors for Parts {
         if form.columns || form.round.is_some() {
             let as_stored = part.as_stored.as_ref().ok_or("this form was not offered")?;
             if part.adapters.is_some() {
-                // Asked for as a whole where pieces were offered: seldom, and the pieces are the same.
-                let whole = Whole(Mutex::new(into));
+                // In pieces of whole rows, each of which gets what is added to it while it is in a cache.
+                const PIECE: usize = 1 << 18;
+                let width = self.reader(part, 0).array().chunk().last().copied().unwrap_or(1);
+                let row = (width * part.dtype()?.size()).max(1);
+                let whole = Whole { unit: (PIECE / row).max(1) * row, memory: Mutex::new(into) };
                 (0..as_stored.chunks()).try_for_each(|chunk| self.pour(index, chunk, &whole))?;
-                return Ok(whole.0.into_inner().unwrap_or_else(PoisonError::into_inner));
+                return Ok(whole.memory.into_inner().unwrap_or_else(PoisonError::into_inner));
             }
             self.read_chunks(part, as_stored, form, &mut into).map_err(|e| e.to_string())?;
             return Ok(into);
@@ -496,15 +500,19 @@ impl Tensors for Parts {
 
 /// Memory for all pieces of a tensor.
 #[derive(Debug)]
-struct Whole(Mutex<Buffer>);
+struct Whole {
+    unit: usize,
+    memory: Mutex<Buffer>,
+}
 
 impl Sink for Whole {
     fn unit(&self) -> usize {
-        1 << 18
+        self.unit
     }
 
     fn take(&self, at: usize, bytes: &[u8]) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)[at..at + bytes.len()].copy_from_slice(bytes);
+        self.memory.lock().unwrap_or_else(PoisonError::into_inner)[at..at + bytes.len()]
+            .copy_from_slice(bytes);
     }
 
     fn end(&self, _: Result<(), String>) {}
