@@ -35,6 +35,18 @@ impl Bound {
     pub fn holds(&self, a: &Agreement) -> bool {
         a.count > 0 && a.pcc >= self.pcc && a.relative_l2 <= self.relative_l2 && a.max_abs <= self.max_abs
     }
+
+    /// Each measure that is out of its bound, in words.
+    pub fn missed(&self, a: &Agreement) -> Vec<String> {
+        // A comparison with NaN holds nothing.
+        let held = [a.pcc >= self.pcc, a.relative_l2 <= self.relative_l2, a.max_abs <= self.max_abs];
+        let words = [
+            format!("PCC {:.8}, at least {:.8}", a.pcc, self.pcc),
+            format!("relative L2 {:.2e}, at most {:.2e}", a.relative_l2, self.relative_l2),
+            format!("max abs {:.2e}, at most {:.2e}", a.max_abs, self.max_abs),
+        ];
+        words.into_iter().zip(held).filter(|(_, held)| !held).map(|(words, _)| words).collect()
+    }
 }
 
 impl fmt::Display for Agreement {

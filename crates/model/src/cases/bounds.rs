@@ -5,7 +5,9 @@
 //! draw `d` of the error, a right device's error `e` another one, and the variance of `e` is at most that of `d`, in
 //! whatever order the device sums. With `ν` directions in which either may go, each alike, `|e|² / |d|²` has an
 //! F-distribution of `ν` and `ν` degrees of freedom, or is smaller. That it is above `SAFETY²` has a probability of 4e-4
-//! for `ν = 8`, 3e-7 for 16 and 6e-13 for 32. Results of fewer than [`VALUES`] values are drawn several times.
+//! for `ν = 8`, 3e-7 for 16 and 6e-13 for 32. Results of fewer than [`VALUES`] values are drawn several times, and so are those
+//! whose values move in groups ([`bounds_of_groups`]): else the largest difference, which one group may have alone, would be
+//! held against a single draw of that group.
 //!
 //! [`Rounded`]: super::Rounded
 
@@ -77,7 +79,7 @@ impl FromStr for Format {
 /// How many times as large as a draw an error may be.
 pub const SAFETY: f64 = 4.0;
 
-/// Values that the draws of one result should have together.
+/// Values that the draws of one result should have together; where they move in groups, groups.
 pub const VALUES: usize = 256;
 
 /// Draws of one result at most.
@@ -93,6 +95,23 @@ const MOST: usize = 16;
 /// If `draw` makes other results than `want`: both come of the same operations.
 pub fn bounds<E>(
     want: &[(String, HostTensor)],
+    draw: impl FnMut(u64) -> Result<Outputs, E>,
+) -> Result<Vec<Bound>, E> {
+    bounds_of_groups(want, 1, draw)
+}
+
+/// The same where one rounding may move up to `together` values alike, so that only as many times fewer directions are
+/// left: attention, where one key may have nearly all the weight of a query and head, and the rounding of that weight is
+/// the whole error of the head's values.
+///
+/// # Errors
+/// Those of `draw`.
+///
+/// # Panics
+/// As [`bounds`].
+pub fn bounds_of_groups<E>(
+    want: &[(String, HostTensor)],
+    together: usize,
     mut draw: impl FnMut(u64) -> Result<Outputs, E>,
 ) -> Result<Vec<Bound>, E> {
     let mut draws: Vec<Vec<Agreement>> = vec![vec![]; want.len()];
@@ -107,7 +126,7 @@ pub fn bounds<E>(
             assert_eq!(drawn.shape, want.shape, "{name}");
             let agreement = compare(&drawn.data, &want.data);
             if agreement.max_abs > 0.0 {
-                wanted = wanted.max(VALUES.div_ceil(agreement.count));
+                wanted = wanted.max((VALUES * together).div_ceil(agreement.count));
             }
             draws.push(agreement);
         }
@@ -124,4 +143,33 @@ pub fn bound(draws: &[Agreement]) -> Bound {
     // vary around their mean; sums of squares in f64 leave 1e-12.
     let lost = (SAFETY * SAFETY * most(|a| 1.0 - a.pcc)).max(relative_l2 * relative_l2).max(1e-12);
     Bound { pcc: 1.0 - lost, relative_l2, max_abs: SAFETY * most(|a| a.max_abs) }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::convert::Infallible;
+
+    use super::*;
+
+    /// A query's head whose one key has all the weight: a rounding moves its 256 values alike, and nothing else does.
+    #[test]
+    fn values_that_move_together_are_drawn_as_often_as_they_are_groups() {
+        let values: Vec<f32> = (0..2 * 256).map(|i| 1.0 + i as f32 / 512.0).collect();
+        let named = |values: Vec<f32>| vec![(String::new(), HostTensor::new([2, 256], values))];
+        let want = named(values.clone());
+        // Both groups were nearly lucky in the first draw, and not in others.
+        let off = |seed: u64| if seed == 1 { 1e-5 } else { 1e-3 };
+        let draw = |seed| Ok::<_, Infallible>(named(values.iter().map(|x| x * (1.0 + off(seed))).collect()));
+        let mut drawn = 0;
+        let mut count = |seed| {
+            drawn += 1;
+            draw(seed)
+        };
+        let Ok(single) = bounds_of_groups(&want, 1, &mut count);
+        let Ok(groups) = bounds_of_groups(&want, 256, &mut count);
+        assert_eq!(drawn, 1 + MOST, "one draw of 512 values; of two groups as many as there may be");
+        let usual = compare(&draw(7).unwrap_or_else(|e| match e {})[0].1.data, &values);
+        assert!(!single[0].holds(&usual) && groups[0].holds(&usual), "{single:?} {groups:?}");
+        assert_eq!(single[0].missed(&usual).len(), 2, "{:?}", single[0].missed(&usual));
+    }
 }

@@ -19,7 +19,7 @@ mod whole;
 
 use pi0_device::{Device, HostTensor};
 
-pub use bounds::{Format, SAFETY, VALUES, bound, bounds};
+pub use bounds::{Format, SAFETY, VALUES, bound, bounds, bounds_of_groups};
 pub use inputs::{LayerChoice, Setup, random_inputs};
 pub use rounded::{Rounded, RoundedWeight};
 

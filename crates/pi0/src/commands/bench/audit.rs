@@ -16,7 +16,7 @@ use pi0_device::{
     Agreement, Attention, Bound, Dense, Device, HostTensor, KeyValue, Modulation, Norm, OpKind, Qkv,
     Reference, Result, Span, WeightSource, compare, dense, forward, qkv,
 };
-use pi0_model::cases::{Format, Rounded, bounds};
+use pi0_model::cases::{Format, Rounded, bounds_of_groups};
 
 /// Runs on `D`, and while told to, checks what it runs.
 pub struct Audited<D> {
@@ -108,14 +108,15 @@ impl<D: Device> Audited<D> {
         y: &D::Tensor,
         want: impl Fn(&Judge<'_>, &[usize]) -> Result<Rows>,
     ) -> Result<()> {
-        self.check_all(op, std::slice::from_ref(y), |judge, rows| Ok(vec![want(judge, rows)?]))
+        self.check_all(op, std::slice::from_ref(y), 1, |judge, rows| Ok(vec![want(judge, rows)?]))
     }
 
-    /// The same for an operation of several results.
+    /// The same for an operation of several results, of whose values one rounding may move `together` alike.
     fn check_all(
         &self,
         op: OpKind,
         results: &[D::Tensor],
+        together: usize,
         want: impl Fn(&Judge<'_>, &[usize]) -> Result<Vec<Rows>>,
     ) -> Result<()> {
         let Some((rows, format)) = self.sample(self.inner.shape(&results[0])[0]) else { return Ok(()) };
@@ -126,7 +127,8 @@ impl<D: Device> Audited<D> {
             Ok(results.into_iter().map(|y| (String::new(), HostTensor::clone(&y))).collect())
         };
         let want = judged(Rounded::exact(Reference))?;
-        let bounds = bounds(&want, |seed| judged(Rounded::new(Reference, format, seed)))?;
+        let draw = |seed| judged(Rounded::new(Reference, format, seed));
+        let bounds = bounds_of_groups(&want, together, draw)?;
         for ((y, (_, want)), bound) in results.iter().zip(&want).zip(bounds) {
             self.record(op, &*self.pick(y, &rows)?, want, bound);
         }
@@ -261,7 +263,7 @@ impl<D: Device> Device for Audited<D> {
         spec: &Attention<'_>,
     ) -> Result<D::Tensor> {
         let y = self.inner.attention(q, kv, spec)?;
-        self.check(OpKind::Attention, &y, |judge, rows| {
+        self.check_all(OpKind::Attention, std::slice::from_ref(&y), spec.head_dim, |judge, rows| {
             let keys = |row: usize| spec.spans.iter().find(|s| s.queries.contains(&row)).map(|s| &s.keys);
             let spans: Vec<_> = rows
                 .iter()
@@ -271,7 +273,8 @@ impl<D: Device> Device for Audited<D> {
             let down = |x| self.inner.download(x).map(Arc::new);
             let kv: Vec<_> = kv.iter().map(|p| Ok((down(p.k)?, down(p.v)?))).collect::<Result<_>>()?;
             let kv: Vec<_> = kv.iter().map(|(k, v)| KeyValue { k, v }).collect();
-            judge.device.attention(&self.pick(q, rows)?, &kv, &Attention { spans: &spans, ..*spec })
+            let spec = Attention { spans: &spans, ..*spec };
+            Ok(vec![judge.device.attention(&self.pick(q, rows)?, &kv, &spec)?])
         })?;
         Ok(y)
     }
@@ -359,7 +362,7 @@ impl<D: Device> Device for Audited<D> {
 
     fn qkv(&self, call: &Qkv<'_, D::Tensor, Self::Weight>) -> Result<[D::Tensor; 3]> {
         let y = self.inner.qkv(&call.with_inner(|w| Ok(&w.packed))?)?;
-        self.check_all(OpKind::Qkv, &y, |judge, rows| {
+        self.check_all(OpKind::Qkv, &y, 1, |judge, rows| {
             let norm = SampledNorm::new(self, judge, Some(call.norm), rows)?;
             let positions = call.positions.map(|p| picked_positions(p, rows));
             let weight = judge.weight(&call.weight.source)?;

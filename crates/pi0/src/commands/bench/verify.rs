@@ -61,6 +61,9 @@ pub struct Compared {
     pub bound: f64,
     /// Whether every measure is within its bound.
     pub passed: bool,
+    /// What is out of its bound, in words.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub missed: Vec<String>,
     /// Module of the worst operation.
     pub module: Option<String>,
 }
@@ -75,6 +78,7 @@ impl Compared {
             max_abs: a.max_abs,
             bound: bound.relative_l2,
             passed: bound.holds(a),
+            missed: bound.missed(a),
             module,
         }
     }
@@ -113,8 +117,7 @@ pub fn verify<D: Device>(model: &Model<D>, subject: &Subject<'_>) -> Result<Verd
     };
     if let Some(c) = compared.iter().find(|c| !c.passed) {
         let place = c.module.as_ref().map_or(String::new(), |m| format!(" in {m}"));
-        let (got, most) = (c.relative_l2, c.bound);
-        bail!("wrong {}{place}: relative L2 {got:.2e}, bound {most:.2e}; nothing was timed", c.what);
+        bail!("wrong {}{place}: {}; nothing was timed", c.what, c.missed.join("; "));
     }
     Ok(Verdict { method, compared, seconds: start.elapsed().as_secs_f64() })
 }
