@@ -157,7 +157,15 @@ fn a_robot_gets_the_error_and_all_go_on() {
                 let asked: Vec<_> = each.map(|(robot, o)| scope.spawn(move || robot.ask(o))).collect();
                 asked.into_iter().map(|robot| robot.join().unwrap().expect("a whole device")).collect()
             });
-            assert_eq!(answers, want[1..], "{fault:?}");
+            // They shared a batch, whose roundings in f16 are not those of a robot alone.
+            for (got, want) in answers.iter().zip(&want[1..]) {
+                let off: f64 = got.iter().zip(want).map(|(a, b)| (a - b).powi(2)).sum();
+                let size: f64 = want.iter().map(|b| b * b).sum();
+                assert!((off / size).sqrt() < 5e-3, "{fault:?}: {off} of {size}");
+            }
+            for (robot, (o, want)) in others.iter_mut().zip(observations.iter().zip(&want).skip(1)) {
+                assert_eq!(&robot.ask(o).unwrap(), want, "{fault:?}");
+            }
             // The one that got the error asks again, on a connection of its own.
             assert_eq!(Client::connect(address).ask(&observations[0]).unwrap(), want[0], "{fault:?}");
         });
