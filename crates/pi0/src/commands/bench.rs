@@ -23,7 +23,7 @@ use rand_chacha::rand_core::{Rng, SeedableRng};
 
 use audit::Audited;
 use limits::Limits;
-use measure::{Timed, tables};
+use measure::{Timed, fastest_read, tables};
 use process::MemoryWatch;
 use report::{Answer, Report, Shape};
 use verify::{Model, Subject, flat, same, verify};
@@ -234,8 +234,8 @@ impl Visitor for Bench<'_> {
         let mut tables = tables(&runs, weight_bytes(format));
         // Clocks and neighbours change meanwhile: the machine can do what it did at any time, and what any operation did.
         let after = Limits::measure(&args.device)?;
-        let limits =
-            before.zip(after).map(|(before, after)| before.or_more(&after, format, tables.fastest()));
+        let did = (tables.fastest(), fastest_read(&runs, weight_bytes(format)));
+        let limits = before.zip(after).map(|(before, after)| before.or_more(&after, format, did));
         tables.measure_by(limits.as_ref().and_then(|l| l.of(format)));
         let memory = limits.as_ref().map(|l| l.memory);
         let answer = Answer::of(&checkpoint.config, &actions, &runs, weight_bytes(format), memory);

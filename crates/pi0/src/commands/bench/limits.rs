@@ -43,9 +43,9 @@ impl Limits {
         }))
     }
 
-    /// The larger of each limit here and in `other`, measured at another time; and of products in `format` at least
-    /// `gflops`, what an operation did.
-    pub fn or_more(self, other: &Self, format: Format, gflops: f64) -> Self {
+    /// The larger of each limit here and in `other`, measured at another time; and at least what operations did: GFLOP/s of
+    /// products in `format`, and GB/s.
+    pub fn or_more(self, other: &Self, format: Format, (gflops, gbs): (f64, f64)) -> Self {
         let more = |a: Option<f64>, b: Option<f64>| a.zip(b).map(|(a, b)| a.max(b)).or(a).or(b);
         let mut limits = Self {
             f32: more(self.f32, other.f32),
@@ -53,7 +53,7 @@ impl Limits {
             bf16_dot: more(self.bf16_dot, other.bf16_dot),
             int8: more(self.int8, other.int8),
             int8_dot: more(self.int8_dot, other.int8_dot),
-            memory: self.memory.max(other.memory),
+            memory: self.memory.max(other.memory).max(gbs),
         };
         let limit = match format {
             Format::F32 => &mut limits.f32,

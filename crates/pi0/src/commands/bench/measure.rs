@@ -233,6 +233,18 @@ pub fn bytes(r: &Record, weight_bytes: usize) -> u64 {
     r.bytes - 4 * weight + weight_bytes as u64 * weight
 }
 
+/// Bytes of an operation that no cache holds: its weight comes from memory.
+const FROM_MEMORY: u64 = 64 << 20;
+
+/// GB/s of the fastest product whose weight no cache holds, 0 where there is none.
+pub fn fastest_read(runs: &[Timed], weight_bytes: usize) -> f64 {
+    let products = |r: &&Record| r.flop() > 0 && Key::of(r).weight.is_some();
+    let records = runs.iter().flat_map(|run| &run.records).filter(products);
+    let read = records.map(|r| (bytes(r, weight_bytes), r.time.as_secs_f64()));
+    let large = read.filter(|&(bytes, seconds)| bytes >= FROM_MEMORY && seconds > 0.0);
+    large.map(|(bytes, seconds)| bytes as f64 / seconds / 1e9).fold(0.0, f64::max)
+}
+
 #[cfg(test)]
 mod tests {
     use pi0_device::{Device, Fallback, Reference, Traced};
@@ -260,6 +272,7 @@ mod tests {
             Timed { wall: Duration::from_secs(1), records: d.take() }
         };
         let mut t = tables(&[run(), run()], 2);
+        assert_eq!(fastest_read(&[run()], 2), 0.0, "what no weight is read for says nothing of memory");
         t.measure_by(Some(t.fastest()));
         let shares: Vec<f64> = t.operations.iter().filter_map(|o| o.share).collect();
         assert_eq!(shares.iter().copied().fold(0.0, f64::max), 1.0, "{shares:?}");
