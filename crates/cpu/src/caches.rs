@@ -16,7 +16,7 @@ pub(crate) fn second_level() -> usize {
     least.unwrap_or(UNKNOWN).clamp(BELIEVED[0], BELIEVED[1])
 }
 
-/// Bytes of the cache behind it, which cores share: the least that one of the cores that this process may use sees. None
+/// Bytes of the cache behind it, which cores share: the least that one of the cores that this process may use sees; 0
 /// where the system does not tell.
 pub(crate) fn third_level() -> usize {
     let least = allowed().into_iter().filter_map(|cpu| level_of(cpu, 3)).map(|(size, _)| size).min();
